@@ -1,0 +1,35 @@
+"""SSF: scale and shift every operation's output (Lian et al., arXiv:2210.08823, eq. 2)."""
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.backbones.base import LINEAR_ROLES, Backbone
+from toolkit.peft.base import PeftMethod, insertion, setting
+from toolkit.registry import PEFT
+
+
+@PEFT.register("ssf", paper="arXiv:2210.08823")
+class ScaleShift(PeftMethod):
+    """SSF: y = gamma * x + beta after each linear and each layer norm of every block."""
+
+    init_std: float = setting(
+        0.0, "spread of the initial gamma around 1 and beta around 0 (paper: 0.02)", minimum=0
+    )
+
+    def insert(self, backbone: Backbone) -> None:
+        """One affine map behind every projection and every norm."""
+        for site in backbone.sites(*LINEAR_ROLES, "norm.mhsa", "norm.ffn"):
+            insertion.after(site, "ssf", Affine(site.out_dim, self.init_std))
+
+
+class Affine(nn.Module):
+    """`gamma * x + beta`, elementwise over the width d; an identity if `std` is 0."""
+
+    def __init__(self, dim: int, std: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(1 + std * torch.randn(dim))
+        self.beta = nn.Parameter(std * torch.randn(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., d] -> [..., d]."""
+        return torch.addcmul(self.beta, self.gamma, x)

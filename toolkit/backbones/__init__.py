@@ -1,0 +1,61 @@
+"""Pretrained encoders behind one interface: roles, features and tokens."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import BackboneError
+from toolkit.registry import BACKBONES
+
+
+def create(config: Mapping[str, Any]) -> Any:
+    """The backbone source that a configuration names.
+
+    Args:
+        config: `{"name": ..., ...}`, the name being a registered one, a folder written by
+            `save_pretrained`, or a hub id (`owner/model`).
+
+    Raises:
+        UnknownName, ConfigError, BackboneError: no such backbone, or of no registered family.
+    """
+    name = config["name"]
+    if name not in BACKBONES.names() and ("/" in name or Path(name).is_dir()):
+        return BACKBONES.create({**config, "name": _family(name), "source": name}, "backbone")
+    return BACKBONES.create(config, "backbone")
+
+
+def _family(source: str) -> str:
+    """The registered family that reads a checkpoint, by the model type in its config.json."""
+    model_type = _model_type(source)
+    families = {BACKBONES.peek(name).metadata.get("model_type"): name for name in BACKBONES.names()}
+    if model_type not in families:
+        known = ", ".join(sorted(filter(None, families)))
+        raise BackboneError(
+            f"{source} is a {model_type!r}; there is no backbone for that (known: {known})"
+        )
+    return families[model_type]
+
+
+def _model_type(source: str) -> str | None:
+    if Path(source).is_dir():
+        try:
+            config = json.loads((Path(source) / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise BackboneError(
+                f"{source} holds no config.json that can be read; name a folder written by "
+                "save_pretrained"
+            ) from None
+        return config.get("model_type")
+    from transformers import AutoConfig
+
+    from toolkit.backbones.hub import hub_is_reachable
+
+    try:
+        config = AutoConfig.from_pretrained(source, local_files_only=not hub_is_reachable())
+    except (OSError, ValueError) as error:
+        raise BackboneError(
+            f"'{source}' is neither a folder nor a model that can be fetched from the hub now; "
+            "without internet use `--backbone ast_tiny` (embedded) or `--backbone PATH`"
+        ) from error
+    return config.model_type

@@ -1,0 +1,181 @@
+"""The Audio Spectrogram Transformer (Gong et al., arXiv:2104.01778), in transformers' own class."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
+
+from toolkit.backbones.base import Backbone, BackboneSource, FeatureSpec
+from toolkit.backbones.hub import hub_is_reachable
+from toolkit.errors import BackboneError, ConfigError
+from toolkit.registry import BACKBONES
+from toolkit.settings import setting
+
+HUB_ID = "MIT/ast-finetuned-audioset-10-10-0.4593"
+TINY = Path(__file__).with_name("ast_tiny")
+TINY_SEED = 20240202
+ROLES = {
+    "attn.q": "attention.q_proj",
+    "attn.k": "attention.k_proj",
+    "attn.v": "attention.v_proj",
+    "attn.o": "attention.o_proj",
+    "ffn.up": "mlp.fc1",
+    "ffn.down": "mlp.fc2",
+    "mhsa": "attention",
+    "ffn": "mlp",
+    "norm.mhsa": "layernorm_before",
+    "norm.ffn": "layernorm_after",
+}
+
+
+class ASTBackbone(Backbone):
+    """AST behind roles; tokens are CLS, distillation, then patches in frequency-major order."""
+
+    def encode(self, features: Tensor) -> Tensor:
+        """Normalised log-mel frames [B, T, F] -> tokens [B, 2 + patches, d]."""
+        return self.model(input_values=features).last_hidden_state
+
+
+@BACKBONES.register("ast", paper="arXiv:2104.01778", model_type="audio-spectrogram-transformer")
+class AST(BackboneSource):
+    """Audio Spectrogram Transformer, from the hub or from a local folder."""
+
+    source: str = setting(HUB_ID, "hub id, or a folder written by save_pretrained")
+    stride: int | None = setting(None, "patch stride; none keeps the checkpoint's own", minimum=1)
+
+    def load(self, max_length: int) -> ASTBackbone:
+        """See `BackboneSource.load`."""
+        model, info = self._from_pretrained(ASTModel, output_loading_info=True)
+        lost = [*info["missing_keys"], *(m[0] for m in info["mismatched_keys"])]
+        extra = [k for k in info["unexpected_keys"] if not k.startswith("classifier.")]
+        if lost or extra:
+            raise BackboneError(
+                f"the checkpoint {self.source} is not a whole AST: "
+                f"without a place: {', '.join(sorted(extra)) or 'none'}; "
+                f"missing or of another shape: {', '.join(sorted(lost)) or 'none'}"
+            )
+        try:
+            extractor = self._from_pretrained(ASTFeatureExtractor)
+        except BackboneError:  # a folder without it: the class's defaults, AudioSet's statistics
+            extractor = ASTFeatureExtractor()
+        return self._wrap(model, extractor, max_length)
+
+    def architecture(self, max_length: int) -> ASTBackbone:
+        """See `BackboneSource.architecture`; a hub id stands for AST-base."""
+        config = ASTConfig()
+        if Path(self.source).is_dir():
+            config = ASTConfig.from_pretrained(self.source)
+        with torch.device("meta"):
+            return self._wrap(ASTModel(config), ASTFeatureExtractor(), max_length)
+
+    def _from_pretrained(self, stock: type, **options: object) -> object:
+        try:
+            return stock.from_pretrained(
+                self.source, local_files_only=not hub_is_reachable(), **options
+            )
+        except (OSError, ValueError) as error:
+            raise BackboneError(
+                f"{stock.__name__} cannot be had from '{self.source}' ({_first_line(error)}): "
+                "without internet use `--backbone ast_tiny` (embedded) or `--backbone PATH` "
+                "(a folder that holds the checkpoint)"
+            ) from error
+
+    def _wrap(
+        self, model: ASTModel, extractor: ASTFeatureExtractor, max_length: int
+    ) -> ASTBackbone:
+        set_geometry(model, max_length, self.stride)
+        return ASTBackbone(
+            model.eval(),
+            name=self.registered_name,
+            features=FeatureSpec(
+                kind="fbank",
+                sample_rate=extractor.sampling_rate,
+                mel_bins=model.config.num_mel_bins,
+                max_length=max_length,
+                mean=extractor.mean,
+                std=extractor.std,
+            ),
+            dim=model.config.hidden_size,
+            blocks="layers",
+            roles=ROLES,
+            norm="layernorm",
+            prefix_tokens=2,
+        )
+
+
+@BACKBONES.register("ast_tiny", paper="this toolkit")
+class ASTTiny(AST):
+    """The small AST embedded in the package (d 192, 6 layers, patches of 16 x 16)."""
+
+    source: str = setting(str(TINY), "the package's own folder")
+
+    def load(self, max_length: int) -> ASTBackbone:
+        """See `BackboneSource.load`."""
+        config = ASTConfig.from_pretrained(self.source)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(TINY_SEED)
+            model = ASTModel(config)
+            nn.init.trunc_normal_(model.embeddings.position_embeddings, std=0.02)
+        return self._wrap(model, ASTFeatureExtractor(), max_length)
+
+    def note(self) -> str:
+        """See `BackboneSource.note`."""
+        return (
+            "ast_tiny has random weights: its accuracies say nothing about transfer from "
+            "pretraining"
+        )
+
+
+def set_geometry(model: ASTModel, max_length: int, stride: int | None = None) -> None:
+    """Make a stock AST read `max_length` frames, at another patch stride if one is given.
+
+    The position table is fitted as the original authors do (`resample_positions`).
+
+    Raises:
+        ConfigError: fewer frames than one patch.
+    """
+    config, embeddings = model.config, model.embeddings
+    if max_length < config.patch_size:
+        raise ConfigError(
+            f"max_length {max_length} is shorter than one patch of {config.patch_size} frames"
+        )
+    old = embeddings.get_shape(config)
+    config.max_length = max_length
+    if stride is not None:
+        config.frequency_stride = config.time_stride = stride
+        embeddings.patch_embeddings.projection.stride = (stride, stride)
+    new = embeddings.get_shape(config)
+    if new != old:
+        table = resample_positions(embeddings.position_embeddings.detach(), old, new)
+        embeddings.position_embeddings = nn.Parameter(table)
+
+
+def resample_positions(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Fit AST's position table to another patch grid, as the original implementation does.
+
+    Along each axis the centre is cut out where fewer positions are needed, and the table is
+    interpolated bilinearly where more are needed; the rows of CLS and distillation stay.
+
+    Args:
+        table: [1, 2 + f t, d], patches in frequency-major order.
+        old, new: patch grids (f, t).
+
+    Returns:
+        [1, 2 + f' t', d].
+    """
+    special, patches = table[:, :2], table[:, 2:]
+    grid = patches.unflatten(1, old).permute(0, 3, 1, 2)  # [1, d, f, t]
+    for axis, size in ((3, new[1]), (2, new[0])):
+        have = grid.shape[axis]
+        if size <= have:
+            grid = grid.narrow(axis, have // 2 - size // 2, size)
+        else:
+            shape = (size, grid.shape[3]) if axis == 2 else (grid.shape[2], size)
+            grid = functional.interpolate(grid, size=shape, mode="bilinear")
+    return torch.cat([special, grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

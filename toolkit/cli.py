@@ -1,0 +1,175 @@
+"""The command `toolkit`: list, describe, new-plugin, predict.
+
+Modules that need torch are imported by the commands that use them, so that a listing is quick.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from toolkit import __version__, plugins
+from toolkit.errors import ToolkitError, UnknownName, did_you_mean
+from toolkit.registry import REGISTRIES, Registry
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command; an error that is the user's to mend is one message, exit status 2."""
+    options = _parser().parse_args(arguments)
+    try:
+        broken = plugins.report(plugins.load(options.plugins))
+        if broken:
+            print(broken, file=sys.stderr)
+        options.run(options)
+    except ToolkitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.exit(0)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="toolkit", description=__doc__.split("\n")[0])
+    parser.add_argument("--version", action="version", version=__version__)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--plugins", action="append", default=[], metavar="DIR", help="a folder of plugins"
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    listing = commands.add_parser("list", parents=[common], help="what is registered")
+    listing.add_argument("kind", nargs="?", help=f"one of {', '.join(REGISTRIES)}; all if left out")
+    listing.add_argument("pattern", nargs="?", default="*", help="names, such as 'soft*'")
+    listing.set_defaults(run=list_registered)
+
+    about = commands.add_parser("describe", parents=[common], help="settings and source of one")
+    about.add_argument("kind", help=f"one of {', '.join(REGISTRIES)}")
+    about.add_argument("name")
+    about.set_defaults(run=describe)
+
+    new = commands.add_parser("new-plugin", parents=[common], help="files of a new PEFT method")
+    new.add_argument("name")
+    new.add_argument("--folder", type=Path, default=Path("plugins"), help="default: plugins")
+    new.set_defaults(run=make_plugin)
+
+    guess = commands.add_parser("predict", parents=[common], help="classify files with a bundle")
+    guess.add_argument("bundle", help="the folder 'bundle' of a run")
+    guess.add_argument("files", nargs="+", metavar="FILE")
+    guess.add_argument("--top", type=int, default=3, help="classes a file (default: 3)")
+    guess.add_argument("--windows", action="store_true", help="one row a window of long files")
+    guess.add_argument("--json", action="store_true", help="all probabilities as JSON")
+    guess.add_argument("--backbone", help="where the bundle's backbone is now")
+    guess.add_argument("--device", default="cpu")
+    guess.set_defaults(run=predict)
+    return parser
+
+
+def _registry(kind: str) -> Registry:
+    plurals = {"backbones": "backbone", "corpora": "corpus", "pipelines": "pipeline"}
+    kind = plurals.get(kind, kind)
+    if kind not in REGISTRIES:
+        known = ", ".join(REGISTRIES)
+        raise UnknownName(
+            f"there is no registry '{kind}'{did_you_mean(kind, REGISTRIES)} (known: {known})"
+        )
+    return REGISTRIES[kind]
+
+
+def list_registered(options: argparse.Namespace) -> None:
+    """`toolkit list [KIND [PATTERN]]`."""
+    registries = [_registry(options.kind)] if options.kind else list(REGISTRIES.values())
+    for registry in registries:
+        names = registry.names(options.pattern)
+        if options.kind and not names:
+            raise UnknownName(f"no {registry.kind} matches '{options.pattern}'")
+        kind = next(key for key, value in REGISTRIES.items() if value is registry)
+        print(kind)
+        for name in names:
+            entry = registry.peek(name)
+            paper = entry.metadata.get("paper", "")
+            print(f"  {name:<18} {entry.description}{f'  [{paper}]' if paper else ''}")
+
+
+def describe(options: argparse.Namespace) -> None:
+    """`toolkit describe KIND NAME`."""
+    import dataclasses
+    import typing
+
+    from toolkit.settings import type_name
+
+    registry = _registry(options.kind)
+    entry = registry.entry(options.name)
+    print(f"{entry.name}: {entry.description}")
+    print(f"source: {entry.metadata.get('paper', 'not given')}; defined at {entry.origin}")
+    if registry is REGISTRIES["peft"]:
+        print(f"trains: {_trained_on_ast_base(options.name)}")
+    fields = dataclasses.fields(entry.target)
+    hints = typing.get_type_hints(entry.target)
+    print("settings:" if fields else "settings: none")
+    for field in fields:
+        factory = field.default_factory
+        default = field.default if factory is dataclasses.MISSING else factory()
+        print(f"  {field.name} = {default!r}  ({type_name(hints[field.name])})")
+        if field.metadata.get("doc"):
+            print(f"      {field.metadata['doc']}")
+
+
+def _trained_on_ast_base(name: str) -> str:
+    import torch
+
+    from toolkit.backbones.ast import AST
+    from toolkit.model import AudioClassifier
+    from toolkit.registry import PEFT
+
+    backbone = AST().architecture(max_length=500)
+    with torch.device("meta"):
+        count = AudioClassifier(backbone, PEFT.create(name, "peft"), 50, "all").count()
+    share = 100 * count.method / (count.total - count.head)
+    return (
+        f"{count.method:,} parameters on AST-base ({share:.2f} %) with the settings below, and "
+        f"the head ({count.head:,} for 50 classes)"
+    )
+
+
+def make_plugin(options: argparse.Namespace) -> None:
+    """`toolkit new-plugin NAME`."""
+    from toolkit.scaffold import new_plugin
+
+    files = new_plugin(options.name, options.folder)
+    for file in files:
+        print(f"wrote {file}")
+    print(f"try:  python recipes/ESC50/train.py {files[1]} --debug")
+    print(f"test: python -m pytest {files[2]}")
+
+
+def predict(options: argparse.Namespace) -> None:
+    """`toolkit predict BUNDLE FILE...`."""
+    from transformers.utils import logging
+
+    from toolkit.bundle import load_bundle
+    from toolkit.inference import predict as predictions
+
+    logging.disable_progress_bar()
+    bundle = load_bundle(options.bundle, options.backbone)
+    for prediction in predictions(bundle, options.files, options.device):
+        if options.json:
+            print(json.dumps(_as_json(prediction, bundle.classes)))
+            continue
+        rows = [("", prediction.probabilities)]
+        if options.windows:
+            rows = [(f"  window {i + 1}", p) for i, p in enumerate(prediction.windows)]
+        for label, probabilities in rows:
+            best = prediction.top(bundle.classes, options.top, probabilities)
+            text = "   ".join(f"{name} {100 * share:.1f} %" for name, share in best)
+            print(f"{prediction.path}{label}   {text}")
+
+
+def _as_json(prediction: object, classes: list[str]) -> dict[str, object]:
+    best, _ = prediction.top(classes, 1)[0]
+    return {
+        "file": prediction.path,
+        "prediction": best,
+        "probabilities": dict(zip(classes, prediction.probabilities.tolist(), strict=True)),
+        "windows": prediction.windows.tolist(),
+    }

@@ -1,0 +1,1 @@
+"""From files to batches: corpora, audio, features, the cache, augmentation."""

@@ -1,0 +1,74 @@
+"""Augmentation on the fly, on batches of normalised features and one-hot targets."""
+
+from typing import Protocol
+
+import torch
+from torch import Generator, Tensor
+
+
+class Augmentation(Protocol):
+    """Changes a batch while training."""
+
+    def __call__(
+        self, features: Tensor, targets: Tensor, generator: Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Features [B, T, F] and targets [B, C] (probabilities) -> the same, changed."""
+
+
+class SpecAugment:
+    """Mask one band of mel bins and one span of frames in every clip (arXiv:1904.08779).
+
+    Widths and starts are drawn as torchaudio's masks draw them: width uniform in [0, param),
+    start uniform in [0, size - width).
+
+    Args:
+        freq_mask: largest width in mel bins; 0 masks none.
+        time_mask: largest width in frames; 0 masks none.
+        value: what replaces the masked features (0 after normalisation in the papers' code).
+    """
+
+    def __init__(self, freq_mask: int = 24, time_mask: int = 80, value: float = 0.0) -> None:
+        self.freq_mask, self.time_mask, self.value = freq_mask, time_mask, value
+
+    def __call__(
+        self, features: Tensor, targets: Tensor, generator: Generator
+    ) -> tuple[Tensor, Tensor]:
+        """See `Augmentation`."""
+        batch, frames, bins = features.shape
+        masked = _spans(batch, bins, self.freq_mask, generator)[:, None, :]
+        masked = masked | _spans(batch, frames, self.time_mask, generator)[:, :, None]
+        return features.masked_fill(masked.to(features.device), self.value), targets
+
+
+class Mixup:
+    """Mix each clip with another of the batch (arXiv:1710.09412).
+
+    Args:
+        alpha: the weight of the first is drawn from Beta(alpha, alpha).
+        probability: share of the batches that are mixed.
+    """
+
+    def __init__(self, alpha: float = 0.5, probability: float = 1.0) -> None:
+        self.alpha, self.probability = alpha, probability
+
+    def __call__(
+        self, features: Tensor, targets: Tensor, generator: Generator
+    ) -> tuple[Tensor, Tensor]:
+        """See `Augmentation`."""
+        if torch.rand((), generator=generator) >= self.probability:
+            return features, targets
+        partner = torch.randperm(len(features), generator=generator).to(features.device)
+        shape = torch.full((2, len(features)), self.alpha)
+        first, second = torch._standard_gamma(shape, generator=generator)
+        weight = (first / (first + second)).to(features)
+        mixed = torch.lerp(features[partner], features, weight[:, None, None])
+        return mixed, torch.lerp(targets[partner], targets, weight[:, None])
+
+
+def _spans(batch: int, size: int, limit: int, generator: Generator) -> Tensor:
+    """[batch, size] bool: one random span of fewer than `limit` places in each row."""
+    limit = min(limit, size)
+    width = (torch.rand(batch, 1, generator=generator) * limit).floor()
+    start = (torch.rand(batch, 1, generator=generator) * (size - width)).floor()
+    places = torch.arange(size)
+    return (places >= start) & (places < start + width)

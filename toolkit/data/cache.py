@@ -1,0 +1,270 @@
+"""Features on disk: computed once, memory-mapped, shared by folds, methods, seeds and ranks.
+
+A cache is a folder `features/<key>/` with `rows.f32`, the feature frames of every clip one after
+another, and `index.json`. The key is a hash of the settings and of the content of every clip, so
+that another path or order of the same audio finds the same cache, and changed audio does not.
+A cache is written under another name and renamed when it is whole; a checksum for every clip
+tells a damaged one, which is made anew.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import mmap
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from toolkit.errors import DataError, listing
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+CHUNK = 256  # clips computed before they are written; bounds the memory
+RELEASE_BYTES = 256 << 20  # mapped memory that reading may hold
+
+
+class Segment(NamedTuple):
+    """A clip: a file, or the part of it from `start` to `stop` seconds."""
+
+    path: str
+    start: float | None = None
+    stop: float | None = None
+
+
+Compute = Callable[[Segment], np.ndarray]
+"""Features [T, F] of one clip; raises `DataError`."""
+
+
+def default_cache_folder() -> Path:
+    """`$TOOLKIT_CACHE`, else `toolkit` in the user's cache folder (`$XDG_CACHE_HOME`)."""
+    base = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    return Path(os.environ.get("TOOLKIT_CACHE", base / "toolkit"))
+
+
+class FeatureCache:
+    """Memory-mapped features of a sequence of clips; `cache[i]` is [T_i, F], read-only float32."""
+
+    def __init__(self, folder: Path, width: int, keys: Sequence[str]) -> None:
+        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        self.folder = folder
+        self._rows = np.memmap(folder / "rows.f32", dtype=np.float32, mode="r").reshape(-1, width)
+        places = {entry["key"]: (entry["offset"], entry["frames"]) for entry in index["clips"]}
+        self._places = np.array([places[key] for key in keys], dtype=np.int64).reshape(-1, 2)
+        self._read = 0
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        offset, frames = self._places[index]
+        rows = self._rows[offset : offset + frames]
+        self._read += rows.nbytes
+        if self._read > RELEASE_BYTES:  # pages stay in the system's cache, not in this process
+            self._rows._mmap.madvise(mmap.MADV_DONTNEED)
+            self._read = 0
+        return rows
+
+
+def feature_cache(
+    root: Path,
+    segments: Sequence[Segment],
+    settings: dict[str, Any],
+    width: int,
+    compute: Compute,
+    *,
+    build: bool = True,
+) -> FeatureCache:
+    """The features of some clips, computed now if no whole cache of them exists.
+
+    Args:
+        root: folder of all caches.
+        segments: the clips.
+        settings: everything that `compute` depends on besides the audio.
+        width: F.
+        compute: features of one clip; called from threads.
+        build: verify the cache and make it if needed; without, it must exist (ranks above 0).
+
+    Raises:
+        DataError: some clips cannot be read (all of them are listed), or the disk is full.
+    """
+    keys = _clip_keys(root, segments)
+    digest = hashlib.blake2b(digest_size=12)
+    digest.update(json.dumps([FORMAT, settings, sorted(set(keys))], sort_keys=True).encode())
+    folder = root / "features" / digest.hexdigest()
+    if build:
+        with _disk_errors(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with _lock(folder.with_suffix(".lock")):
+                if not _is_whole(folder, width):
+                    _build(folder, dict(zip(keys, segments, strict=True)), settings, compute)
+    return FeatureCache(folder, width, keys)
+
+
+def _clip_keys(root: Path, segments: Sequence[Segment]) -> list[str]:
+    """What identifies each clip: the hash of its file's content, and its part."""
+    contents = _content_hashes(root, sorted({segment.path for segment in segments}))
+    return [f"{contents[s.path]}:{s.start}:{s.stop}" for s in segments]
+
+
+def _content_hashes(root: Path, paths: list[str]) -> dict[str, str]:
+    """Hash of each file's content; a file unchanged in size and time is not read again."""
+    remembered = root / "hashes" / f"{_hash_text(os.path.commonpath(paths or ['.']))}.json"
+    try:
+        known = json.loads(remembered.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    stats = {path: _stat(path) for path in paths}
+    stale = [p for p in paths if known.get(p, [None])[:2] != stats[p]]
+    if stale:
+        with ThreadPoolExecutor() as pool:
+            for path, digest in zip(stale, pool.map(_hash_file, stale), strict=True):
+                known[path] = [*stats[path], digest]
+        with _disk_errors(remembered):
+            remembered.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(remembered, json.dumps(known))
+    return {path: known[path][2] for path in paths}
+
+
+def _stat(path: str) -> list[int]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return [-1, -1]
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _hash_file(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    except OSError:
+        return f"unreadable {path}"  # computing its features says what is wrong
+
+
+def _hash_text(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _is_whole(folder: Path, width: int) -> bool:
+    """Whether a cache exists and every clip's checksum is right."""
+    if not folder.is_dir():
+        return False
+    try:
+        clips = json.loads((folder / "index.json").read_text(encoding="utf-8"))["clips"]
+        rows = np.memmap(folder / "rows.f32", dtype=np.float32, mode="r").reshape(-1, width)
+        whole = len(rows) == sum(clip["frames"] for clip in clips)
+        with ThreadPoolExecutor() as pool:
+            for begin in range(0, len(clips) if whole else 0, CHUNK):
+                whole = all(pool.map(lambda c: _is_intact(rows, c), clips[begin : begin + CHUNK]))
+                rows._mmap.madvise(mmap.MADV_DONTNEED)
+                if not whole:
+                    break
+    except (OSError, ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        logger.warning("the feature cache %s is damaged; it is made anew", folder)
+    return whole
+
+
+def _is_intact(rows: np.ndarray, clip: dict[str, Any]) -> bool:
+    return zlib.crc32(rows[clip["offset"] : clip["offset"] + clip["frames"]]) == clip["crc32"]
+
+
+def _build(
+    folder: Path, clips: dict[str, Segment], settings: dict[str, Any], compute: Compute
+) -> None:
+    """Compute the features of distinct clips with all cores, and rename the finished cache."""
+    partial = folder.with_suffix(".partial")
+    for old in (partial, folder):
+        shutil.rmtree(old, ignore_errors=True)
+    partial.mkdir()
+    index: list[dict[str, Any]] = []
+    problems: list[str] = []
+    offset = 0
+    try:
+        with (
+            open(partial / "rows.f32", "wb") as file,
+            tqdm(total=len(clips), desc="features", unit="clip", disable=None) as bar,
+        ):
+            for key, result in _computed(clips, compute):
+                bar.update()
+                if isinstance(result, DataError):
+                    problems.append(str(result))
+                    continue
+                rows = np.ascontiguousarray(result, dtype=np.float32)
+                file.write(rows)
+                checksum = zlib.crc32(rows)
+                index.append({"key": key, "offset": offset, "frames": len(rows), "crc32": checksum})
+                offset += len(rows)
+        if problems:
+            raise DataError(
+                f"{len(problems)} of {len(clips)} clips cannot be used:\n{listing(problems)}"
+            )
+        write_atomically(partial / "index.json", json.dumps({"settings": settings, "clips": index}))
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _computed(
+    clips: dict[str, Segment], compute: Compute
+) -> Iterator[tuple[str, np.ndarray | DataError]]:
+    """Features, or what went wrong, in order; computed by one thread a core."""
+
+    def attempt(segment: Segment) -> np.ndarray | DataError:
+        try:
+            return compute(segment)
+        except DataError as error:
+            return error
+
+    keys = list(clips)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            for begin in range(0, len(keys), CHUNK):
+                chunk = keys[begin : begin + CHUNK]
+                yield from zip(chunk, pool.map(attempt, map(clips.get, chunk)), strict=True)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that readers see the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Hold a file lock: of several processes that want the same cache, one makes it."""
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+            raise
+        raise DataError(
+            f"the cache {path} cannot be written ({error.strerror}): free some space, or choose "
+            "another place with `--cache_folder`"
+        ) from error

@@ -1,0 +1,77 @@
+"""Kaldi-compatible log-mel features in torch, a batch at a time and on any device.
+
+The settings are those of AST's feature extractor: 25 ms Hann windows every 10 ms, first-order
+pre-emphasis, no dither, power spectrum, natural logarithm; waveforms in [-1, 1], not scaled.
+"""
+
+import functools
+import warnings
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torchaudio.compliance import kaldi
+
+WINDOW_SECONDS, SHIFT_SECONDS = 0.025, 0.010
+PREEMPHASIS, LOW_HZ = 0.97, 20.0
+EPSILON = torch.finfo(torch.float32).eps
+
+
+def num_frames(samples: int, sample_rate: int) -> int:
+    """Frames of a waveform; one shorter than a window is padded to one frame."""
+    window, shift = _sizes(sample_rate)
+    return 1 + max(0, samples - window) // shift
+
+
+def log_mel(waveforms: Tensor, sample_rate: int, mel_bins: int) -> Tensor:
+    """Log-mel frames of waveforms of equal length.
+
+    Args:
+        waveforms: [B, samples] float32 in [-1, 1]; shorter than 25 ms is padded with zeros.
+        sample_rate: Hz.
+        mel_bins: F.
+
+    Returns:
+        [B, T, F], T = `num_frames`; silence gives log(float32 epsilon), -15.94.
+    """
+    window, shift = _sizes(sample_rate)
+    if waveforms.shape[-1] < window:
+        waveforms = functional.pad(waveforms, (0, window - waveforms.shape[-1]))
+    frames = waveforms.unfold(-1, window, shift)  # [B, T, window]
+    frames = frames - frames.mean(dim=-1, keepdim=True)
+    hann, mel = _tables(sample_rate, mel_bins, waveforms.device)
+    spectrum = torch.fft.rfft(_emphasise(frames) * hann, n=_fft_size(window))
+    power = spectrum.real.square() + spectrum.imag.square()
+    return torch.matmul(power, mel).clamp_(min=EPSILON).log_()
+
+
+def _emphasise(frames: Tensor) -> Tensor:
+    """`x[n] - 0.97 x[n - 1]` within each frame, its first sample standing before itself.
+
+    Product and difference are rounded one after the other, as Kaldi does: the logarithm of an
+    almost empty band shows it.
+    """
+    out = torch.empty_like(frames)
+    torch.mul(frames[..., :-1], -PREEMPHASIS, out=out[..., 1:])
+    torch.mul(frames[..., :1], -PREEMPHASIS, out=out[..., :1])
+    return out.add_(frames)
+
+
+def _sizes(sample_rate: int) -> tuple[int, int]:
+    return int(sample_rate * WINDOW_SECONDS), int(sample_rate * SHIFT_SECONDS)
+
+
+def _fft_size(window: int) -> int:
+    return 1 << (window - 1).bit_length()
+
+
+@functools.lru_cache(maxsize=8)
+def _tables(sample_rate: int, mel_bins: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The window [window] and the mel filters [fft / 2 + 1, F]."""
+    window, _ = _sizes(sample_rate)
+    size = _fft_size(window)
+    with warnings.catch_warnings():  # an empty lowest filter is part of AST's features
+        warnings.simplefilter("ignore")
+        mel, _ = kaldi.get_mel_banks(mel_bins, size, sample_rate, LOW_HZ, 0.0, 100.0, -500.0, 1.0)
+    mel = functional.pad(mel, (0, 1)).T.contiguous()  # the Nyquist bin has no weight
+    return torch.hann_window(window, periodic=False, device=device), mel.to(device)

@@ -1,0 +1,54 @@
+"""The errors a user can meet. Each message says what is wrong and names the remedy."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class ToolkitError(Exception):
+    """Base of every error that is the user's to solve; printed without a traceback."""
+
+
+class UnknownName(ToolkitError):
+    """A registry has no entry of that name."""
+
+
+class DuplicateName(ToolkitError):
+    """Two places register the same name."""
+
+
+class PluginError(ToolkitError):
+    """A plugin could not be imported."""
+
+
+class ConfigError(ToolkitError):
+    """A configuration that is misspelt, of the wrong type, or that cannot work."""
+
+
+class DataError(ToolkitError):
+    """Audio or metadata that is missing, unreadable or inconsistent."""
+
+
+class BackboneError(ToolkitError):
+    """Backbone weights that cannot be had, or that do not fit."""
+
+
+class BundleError(ToolkitError):
+    """A bundle that is damaged or was made for another backbone."""
+
+
+class RunError(ToolkitError):
+    """A run that cannot start, go on, or be trusted."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'slots'?"`, or `""` when nothing is near."""
+    near = difflib.get_close_matches(str(word), [str(k) for k in known], n=3, cutoff=0.5)
+    return "; did you mean " + " or ".join(repr(n) for n in near) + "?" if near else ""
+
+
+def listing(problems: Sequence[str], limit: int = 20) -> str:
+    """The first `limit` problems, one a line, and how many more there are."""
+    lines = [f"  - {problem}" for problem in problems[:limit]]
+    if len(problems) > limit:
+        lines.append(f"  ... and {len(problems) - limit} more")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Mixture mathematics on tensors: gates and batched experts; knows nothing of audio."""

@@ -1,0 +1,97 @@
+"""Soft mixture routing: every slot is a weighted mean of tokens, every token one of slots.
+
+Puigcerver et al., From Sparse to Soft Mixtures of Experts (arXiv:2308.00951), section 2;
+adapters as experts: Cappellazzo et al. (arXiv:2402.00828).
+
+Shapes: B clips, T tokens, d width, E experts, S slots an expert.
+"""
+
+import dataclasses
+import math
+
+import torch
+from einops import einsum, rearrange
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclasses.dataclass(frozen=True)
+class SoftRouting:
+    """Both sets of weights of one routing.
+
+    Attributes:
+        dispatch: [B, T, E, S], sums to 1 over tokens.
+        combine: [B, T, E, S], sums to 1 over all E S slots.
+    """
+
+    dispatch: Tensor
+    combine: Tensor
+
+    def slots(self, x: Tensor) -> Tensor:
+        """Slot inputs: tokens [B, T, d] -> [B, E, S, d]."""
+        return einsum(self.dispatch, x, "b t e s, b t d -> b e s d")
+
+    def tokens(self, y: Tensor) -> Tensor:
+        """Mix slot outputs [B, E, S, d] back to tokens [B, T, d]."""
+        return einsum(self.combine, y, "b t e s, b e s d -> b t d")
+
+
+def route(
+    x: Tensor,
+    phi: Tensor,
+    *,
+    scale: Tensor | None = None,
+    mask: Tensor | None = None,
+    noise_std: float = 0.0,
+) -> SoftRouting:
+    """Dispatch and combine weights from the logits x phi.
+
+    Args:
+        x: tokens [B, T, d].
+        phi: slot embeddings [d, E, S].
+        scale: if given, tokens and slot embeddings are scaled to unit length along d and the
+            logits multiplied by this scalar (2308.00951, section 2.3). Only the logits see the
+            normalised tokens; slot inputs are made of the tokens themselves.
+        mask: [B, T], True where a token is real; padding is left out of every slot.
+        noise_std: standard deviation of Gaussian noise added to the logits.
+    """
+    routed = x
+    if scale is not None:
+        routed = functional.normalize(x, dim=-1)
+        phi = scale * functional.normalize(phi, dim=0)
+    logits = einsum(routed, phi, "b t d, d e s -> b t e s")
+    if noise_std > 0:
+        logits = logits + noise_std * torch.randn_like(logits)
+    combine = rearrange(logits, "b t e s -> b t (e s)").softmax(dim=-1).view_as(logits)
+    if mask is not None:
+        logits = logits.masked_fill(~rearrange(mask, "b t -> b t 1 1"), -math.inf)
+    return SoftRouting(dispatch=logits.softmax(dim=1), combine=combine)
+
+
+def metrics(routing: SoftRouting) -> dict[str, Tensor]:
+    """What a routing does, averaged over clips and tokens; detached.
+
+    Returns:
+        load: [E], share of the output that each expert makes; sums to 1.
+        combine_entropy, dispatch_entropy: of a token's slots and of a slot's tokens, each divided
+            by its maximum: 1 is uniform, 0 is one-hot.
+        slot_similarity: mean cosine between the dispatch weights of two different slots of a
+            clip: 1 means that all slots read the same (collapse). 0 with a single slot.
+    """
+    dispatch = rearrange(routing.dispatch.detach(), "b t e s -> b t (e s)")
+    combine = rearrange(routing.combine.detach(), "b t e s -> b t (e s)")
+    slots = combine.shape[-1]
+    columns = functional.normalize(dispatch, dim=1)
+    cosine = einsum(columns, columns, "b t i, b t j -> b i j")
+    others = cosine.sum(dim=(1, 2)) - slots
+    return {
+        "load": routing.combine.detach().sum(dim=-1).mean(dim=(0, 1)),
+        "combine_entropy": _entropy(combine, dim=-1).mean(),
+        "dispatch_entropy": _entropy(dispatch, dim=1).mean(),
+        "slot_similarity": (others / max(slots * (slots - 1), 1)).mean(),
+    }
+
+
+def _entropy(p: Tensor, dim: int) -> Tensor:
+    """Entropy along `dim`, divided by its maximum."""
+    return torch.special.entr(p).sum(dim=dim) / math.log(max(p.shape[dim], 2))

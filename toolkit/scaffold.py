@@ -1,0 +1,117 @@
+"""`toolkit new-plugin`: the files of a new PEFT method, which work as they stand."""
+
+import keyword
+import os
+from pathlib import Path
+
+from toolkit.errors import ConfigError, PluginError
+from toolkit.registry import PEFT
+
+METHOD = '''"""{title}: one sentence that says what it does (authors, arXiv id, equation)."""
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.backbones.base import Backbone
+from toolkit.peft.base import PeftMethod, Placement, insertion, setting
+from toolkit.registry import PEFT
+
+
+@PEFT.register("{name}", paper="your paper")
+class {title}(PeftMethod):
+    """{title}: y = gamma * x behind each sublayer (replace this with your method)."""
+
+    placement: Placement = setting("both", "which sublayers: mhsa, ffn or both")
+
+    def insert(self, backbone: Backbone) -> None:
+        """One module a site. Other places: insertion.parallel; other roles: backbones/base.py."""
+        for site in backbone.sites(self.placement):
+            insertion.after(site, "{name}", Scale(site.out_dim))
+
+
+class Scale(nn.Module):
+    """`gamma * x`; an identity at the start, so that training begins at the frozen backbone."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., d] -> [..., d]."""
+        return self.gamma * x
+'''
+
+CONFIG = """# {title}: python recipes/ESC50/train.py {folder}/{name}.yaml
+extends: {base}
+lr: 0.005
+peft: {{name: {name}, placement: both}}
+"""
+
+TEST = '''"""The plugin keeps the contract of every PEFT method, and does what its paper says."""
+
+from pathlib import Path
+
+import torch
+
+from toolkit import plugins
+from toolkit.testing import check_method, tiny_backbone
+
+plugins.load([Path(__file__).parent])
+
+
+def test_contract() -> None:
+    check_method("{name}")
+
+
+def test_parameter_count() -> None:
+    from toolkit.registry import PEFT
+
+    backbone = tiny_backbone()
+    PEFT.create({{"name": "{name}", "final_norm": False}}, "peft").apply(backbone)
+    trained = sum(p.numel() for p in backbone.parameters() if p.requires_grad)
+    assert trained == backbone.depth * 2 * backbone.dim
+
+
+def test_scale_by_hand() -> None:
+    from toolkit_plugins.{name}.{name} import Scale
+
+    module = Scale(3)
+    with torch.no_grad():
+        module.gamma.copy_(torch.tensor([1.0, 2.0, 3.0]))
+    assert module(torch.tensor([[1.0, 1.0, 2.0]])).tolist() == [[1.0, 2.0, 6.0]]
+'''
+
+
+def new_plugin(name: str, place: Path) -> list[Path]:
+    """Write a plugin's method, configuration and test.
+
+    Args:
+        name: the method's name, a Python identifier in lower case.
+        place: the directory of plugins; a folder `name` is made in it.
+
+    Returns:
+        the files written.
+
+    Raises:
+        ConfigError: not a name, or one that is taken.
+        PluginError: the folder is already there.
+    """
+    if not name.isidentifier() or name != name.lower() or keyword.iskeyword(name):
+        raise ConfigError(f"{name!r} cannot name a plugin; use lower-case letters, digits and _")
+    if name in PEFT.names():
+        raise ConfigError(f"there is already a PEFT method '{name}' at {PEFT.peek(name).origin}")
+    folder = place / name
+    if folder.exists():
+        raise PluginError(f"{folder} is already there; choose another name or delete it")
+    base = Path(__file__).parent.parent / "recipes" / "ESC50" / "hparams" / "base.yaml"
+    values = {
+        "name": name,
+        "title": "".join(part.capitalize() for part in name.split("_")),
+        "folder": place / name,
+        "base": os.path.relpath(base, folder.resolve()),
+    }
+    folder.mkdir(parents=True)
+    files = {f"{name}.py": METHOD, f"{name}.yaml": CONFIG, f"test_{name}.py": TEST}
+    for file, template in files.items():
+        (folder / file).write_text(template.format(**values), encoding="utf-8")
+    return [folder / file for file in files]

@@ -1,0 +1,135 @@
+"""Checked settings: what every registered thing (method, backbone, corpus, pipeline) is made of.
+
+Separate from the registry because a setting's type, range and description are of use wherever
+a value comes from: YAML, the command line, a bundle or a Python caller.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, Union, dataclass_transform
+
+from toolkit.errors import ConfigError, did_you_mean
+
+
+def setting(
+    default: Any, doc: str, *, minimum: float | None = None, maximum: float | None = None
+) -> Any:
+    """A field with a description and a range, for use in a `Settings` class.
+
+    Args:
+        default: the value where the configuration says nothing.
+        doc: one line, shown by `toolkit describe`.
+        minimum, maximum: inclusive bounds of a number.
+    """
+    metadata = {"doc": doc, "minimum": minimum, "maximum": maximum}
+    if isinstance(default, list | dict):
+        return dataclasses.field(default_factory=lambda: default.copy(), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass_transform(kw_only_default=True, field_specifiers=(setting,))
+class Settings:
+    """Base of settings classes: subclasses are dataclasses, checked when they are made.
+
+    Raises:
+        ConfigError: a value of the wrong type or out of its range; subclasses raise it in
+            `check` for combinations that cannot work.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        dataclasses.dataclass(kw_only=True, eq=False, repr=False)(cls)
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            _check_type(field.name, value, hints[field.name])
+            _check_range(field.name, value, field.metadata)
+        self.check()
+
+    def check(self) -> None:
+        """Refuse combinations of values that cannot work (raise `ConfigError`)."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings as plain values, fit for JSON."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{k}={v!r}" for k, v in self.as_dict().items())
+        return f"{type(self).__name__}({values})"
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], where: str) -> typing.Self:
+        """Make the settings from a mapping, refusing keys that are not settings.
+
+        Args:
+            values: setting name -> value.
+            where: what the mapping is called in the configuration, for the error message.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for key in values:
+            if key not in known:
+                raise ConfigError(
+                    f"unknown setting '{where}.{key}'{did_you_mean(key, known)} "
+                    f"(known: {', '.join(known) or 'none'})"
+                )
+        try:
+            return cls(**values)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+
+
+def _matches(value: Any, hint: Any) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (Union, types.UnionType):
+        return any(_matches(value, option) for option in arguments)
+    if origin is Literal:
+        return any(value == option and type(value) is type(option) for option in arguments)
+    if origin in (list, tuple):
+        items = arguments[:1]
+        return isinstance(value, list | tuple) and all(_matches(v, i) for v in value for i in items)
+    if origin is dict:
+        return isinstance(value, Mapping)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def type_name(hint: Any) -> str:
+    """A type hint as a user reads it: `"'mhsa' | 'ffn' | 'both'"`, `"int"`, `"str or none"`."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return " | ".join(repr(a) for a in arguments)
+    if origin in (Union, types.UnionType):
+        return " or ".join(type_name(a) for a in arguments)
+    if origin in (list, tuple):
+        return f"list of {type_name(arguments[0])}" if arguments else "list"
+    if hint is type(None):
+        return "none"
+    return getattr(hint, "__name__", str(hint))
+
+
+def _check_type(name: str, value: Any, hint: Any) -> None:
+    if _matches(value, hint):
+        return
+    hint_text = ""
+    if typing.get_origin(hint) is Literal:
+        hint_text = did_you_mean(value, typing.get_args(hint))
+    raise ConfigError(f"'{name}' must be {type_name(hint)}, not {value!r}{hint_text}")
+
+
+def _check_range(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
+    low, high = metadata.get("minimum"), metadata.get("maximum")
+    if value is None or isinstance(value, str | list | tuple | bool):
+        return
+    if low is not None and value < low:
+        raise ConfigError(f"'{name}' must be at least {low}, not {value}")
+    if high is not None and value > high:
+        raise ConfigError(f"'{name}' must be at most {high}, not {value}")

@@ -1,0 +1,371 @@
+"""ClassificationBrain: how one fold is trained and evaluated, on one process or many."""
+
+import dataclasses
+import json
+import logging
+import math
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import speechbrain as sb
+import torch
+from safetensors.torch import load_file
+from speechbrain.utils.checkpoints import (
+    mark_as_loader,
+    mark_as_saver,
+    register_checkpoint_hooks,
+)
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+
+from toolkit.data.augment import Augmentation
+from toolkit.data.pipelines import Batch
+from toolkit.errors import RunError
+from toolkit.model import AudioClassifier
+from toolkit.training.checkpoints import AtomicCheckpointer, validation_score
+from toolkit.training.metrics import accuracy
+from toolkit.training.progress import Progress
+from toolkit.training.sampling import TrainingBatches, derive_seed
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingPlan:
+    """How to train, as the configuration says.
+
+    Attributes:
+        epochs: passes over the training clips.
+        lr: peak learning rate.
+        optimizer: makes an optimiser of parameter groups.
+        warmup_epochs: linear rise of the learning rate before its cosine to 0.
+        label_smoothing: of the cross-entropy.
+        augment: applied in order to training batches.
+        seed: of this fold.
+    """
+
+    epochs: int
+    lr: float
+    optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+    warmup_epochs: float
+    label_smoothing: float
+    augment: list[Augmentation]
+    seed: int
+
+
+@register_checkpoint_hooks
+class History:
+    """One record an epoch, kept in every checkpoint so that a resumed run has all of them."""
+
+    def __init__(self) -> None:
+        self.epochs: list[dict[str, Any]] = []
+
+    @mark_as_saver
+    def save(self, path: Path) -> None:
+        """Write the records as JSON."""
+        Path(path).write_text(json.dumps(self.epochs), encoding="utf-8")
+
+    @mark_as_loader
+    def load(self, path: Path, end_of_epoch: bool) -> None:
+        """Read them back."""
+        self.epochs = json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+class ClassificationBrain(sb.Brain):
+    """Trains a classifier and evaluates it, every clip counted once whatever the process count.
+
+    All that is random in a step is drawn from (seed, epoch, step, rank), and the learning rate
+    is a function of the step: so a run that was interrupted continues exactly.
+
+    Args:
+        model: the classifier.
+        plan: how to train.
+        run_opts: SpeechBrain's run options (device, precision, accumulation, ...).
+        checkpointer: where to keep checkpoints; None keeps none.
+        progress: shows where the job is.
+        loggers: called with every epoch's record, also with those of an earlier, interrupted run.
+        title: what the progress calls this training.
+    """
+
+    def __init__(
+        self,
+        model: AudioClassifier,
+        plan: TrainingPlan,
+        run_opts: dict[str, Any],
+        checkpointer: AtomicCheckpointer | None,
+        progress: Progress,
+        loggers: list[Callable[[dict[str, Any]], None]],
+        title: str,
+    ) -> None:
+        super().__init__({"model": model}, run_opts=run_opts, checkpointer=checkpointer)
+        self.model, self.plan = model, plan
+        self.progress, self.loggers, self.title = progress, loggers, title
+        distributed = self.distributed_launch
+        self.rank = torch.distributed.get_rank() if distributed else 0
+        self.world_size = torch.distributed.get_world_size() if distributed else 1
+        self.history = History()
+        self.epoch_counter = sb.utils.epoch_loop.EpochCounter(plan.epochs)
+        self.epoch = 0
+        self.stage_start = 0.0
+        self.train_seconds = 0.0
+        self.batches: TrainingBatches | None = None
+        self.rows: list[dict[str, Any]] = []
+        self.predictions = pd.DataFrame()
+        if checkpointer is not None:
+            checkpointer.add_model(model)
+            checkpointer.add_recoverable("history", self.history)
+            checkpointer.add_recoverable("epoch", self.epoch_counter)
+
+    # Forward and loss
+
+    def compute_forward(self, batch: Batch, stage: sb.Stage) -> tuple[Tensor, Tensor]:
+        """Logits [B, C] and targets [B, C] (probabilities)."""
+        batch = batch.to(self.device)
+        features = self.model.backbone.features.normalise(batch.features)
+        classes = self.model.head.out_features
+        targets = functional.one_hot(batch.labels, classes).float()
+        if stage == sb.Stage.TRAIN:
+            for augmentation in self.plan.augment:
+                features, targets = augmentation(features, targets, self.generator)
+        return self.modules.model(features), targets
+
+    def compute_objectives(
+        self, predictions: tuple[Tensor, Tensor], batch: Batch, stage: sb.Stage
+    ) -> Tensor:
+        """Mean cross-entropy; in training with label smoothing and the method's own losses."""
+        logits, targets = predictions
+        logits = logits.float()
+        if stage != sb.Stage.TRAIN:
+            losses = functional.cross_entropy(logits, targets, reduction="none")
+            self._remember(batch, logits.softmax(dim=-1), losses)
+            return losses.mean()
+        loss = functional.cross_entropy(logits, targets, label_smoothing=self.plan.label_smoothing)
+        auxiliary = self.model.method.auxiliary_losses(self.model.backbone)
+        for name, value in auxiliary.items():
+            self.auxiliary[name] = self.auxiliary.get(name, 0.0) + float(value.detach())
+            loss = loss + value
+        return loss
+
+    def _remember(self, batch: Batch, probabilities: Tensor, losses: Tensor) -> None:
+        rows = zip(
+            batch.ids, batch.labels.tolist(), probabilities.tolist(), losses.tolist(), strict=True
+        )
+        self.rows += [
+            {"id": name, "truth": truth, "probabilities": p, "loss": loss}
+            for name, truth, p, loss in rows
+        ]
+
+    # Training
+
+    def train_on(self, loader: Any, batches: TrainingBatches, valid_loader: Any) -> None:
+        """Train for the planned epochs, from the latest checkpoint if there is one.
+
+        Args:
+            loader: yields this process's share of each of `batches`.
+            batches: the training batches.
+            valid_loader: this process's share of the validation clips.
+        """
+        self.batches = self.train_sampler = batches
+        if self.checkpointer is not None:
+            self.checkpointer.add_recoverable("dataloader-TRAIN", loader)
+        self.fit(self.epoch_counter, loader, valid_loader, progressbar=False)
+
+    def _compile(self) -> None:
+        if self.compile:
+            self.model.compile()
+
+    def _wrap_distributed(self) -> None:
+        if self.distributed_launch:
+            on_gpu = self.device_type == "cuda"
+            model = self.model
+            if on_gpu:
+                model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            self.modules["model"] = DistributedDataParallel(
+                model,
+                device_ids=[torch.device(self.device)] if on_gpu else None,
+                find_unused_parameters=self.find_unused_parameters,
+            )
+
+    def init_optimizers(self) -> None:
+        """One optimiser over the method's parameter groups."""
+        groups = self.model.method.parameter_groups(self.model.trainable(), self.plan.lr)
+        self.optimizer = self.plan.optimizer(groups)
+        for group in self.optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+        self.optimizers_dict = {"optimizer": self.optimizer}
+        if self.checkpointer is not None:
+            self.checkpointer.add_recoverable("optimizer", self.optimizer)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps an epoch; the last accumulates what is left."""
+        return math.ceil(len(self.batches) / self.grad_accumulation_factor)
+
+    def lr_factor(self, step: int) -> float:
+        """Factor of the peak learning rate at optimiser step `step` (from 0)."""
+        total = self.plan.epochs * self.steps_per_epoch
+        warmup = self.plan.warmup_epochs * self.steps_per_epoch
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
+
+    def fit_batch(self, batch: Batch) -> Tensor:
+        """Forward and backward; an optimiser step when a group of batches is complete."""
+        factor = self.grad_accumulation_factor
+        group = (self.step - 1) // factor
+        should_step = self.step % factor == 0 or self.step == len(self.batches)
+        if (self.step - 1) % factor == 0:
+            self.model.method.on_step(
+                self.model.backbone, self.optimizer_step, self.plan.epochs * self.steps_per_epoch
+            )
+        seed = derive_seed(self.plan.seed, self.epoch, self.step, self.rank)
+        torch.manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(seed)
+        with self.no_sync(not should_step):
+            with self.training_ctx:
+                outputs = self.compute_forward(batch, sb.Stage.TRAIN)
+                loss = self.compute_objectives(outputs, batch, sb.Stage.TRAIN)
+            self._refuse_nonfinite(loss, batch)
+            # DDP averages over processes; the group's clips shall all weigh the same.
+            clips = sum(self.batches.sizes[group * factor : (group + 1) * factor])
+            weight = len(batch) * self.world_size / clips
+            self.scaler.scale(loss * weight).backward()
+        if should_step:
+            self.optimizers_step()
+        self.progress.update(f"loss {self.avg_train_loss:.3f}")
+        return loss.detach().cpu()
+
+    def _refuse_nonfinite(self, loss: Tensor, batch: Batch) -> None:
+        if not torch.isfinite(loss):
+            raise RunError(
+                f"the loss became {loss.item()} in epoch {self.epoch}, batch {self.step} (clips "
+                f"{', '.join(batch.ids[:3])}, ...): lower the learning rate with `--lr`, clip "
+                "gradients with `--max_grad_norm 1`, or use `--precision fp32`"
+            )
+
+    def optimizers_step(self) -> None:
+        """Unscale, clip over all parameters, step."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * self.lr_factor(self.optimizer_step)
+        self.scaler.unscale_(self.optimizer)
+        if self.max_grad_norm > 0:
+            parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer_step += 1
+
+    def _should_save_intra_epoch_ckpt(self, last_ckpt_time: float, steps_since_ckpt: int) -> bool:
+        between_steps = self.step % self.grad_accumulation_factor == 0
+        # Every process must ask, since the decision is rank 0's.
+        due = super()._should_save_intra_epoch_ckpt(last_ckpt_time, steps_since_ckpt)
+        return due and between_steps
+
+    def on_fit_start(self) -> None:
+        """Recover the latest checkpoint; show and log the epochs that it holds."""
+        super().on_fit_start()
+        for record in self.history.epochs:
+            self._log(record)
+        if self.history.epochs or self.step:
+            done = f"after epoch {len(self.history.epochs)}, batch {self.step}"
+            self.progress.line(f"{self.title}: continuing {done}")
+
+    def _log(self, record: dict[str, Any]) -> None:
+        for log in self.loggers:
+            log(record)
+
+    # Stages
+
+    def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
+        """Start the clock, and recording where clips are evaluated."""
+        self.stage_start = time.perf_counter()
+        self.rows = []
+        if stage == sb.Stage.TRAIN:
+            self.epoch, self.auxiliary = epoch, {}
+            self.progress.describe(f"{self.title}, epoch {epoch}/{self.plan.epochs}")
+        if stage == sb.Stage.VALID:
+            self.model.method.record(self.model.backbone, on=True)
+
+    def evaluate_batch(self, batch: Batch, stage: sb.Stage) -> Tensor:
+        """See `Brain.evaluate_batch`."""
+        loss = super().evaluate_batch(batch, stage)
+        self.progress.update()
+        return loss
+
+    def on_stage_end(self, stage: sb.Stage, stage_loss: float, epoch: int | None = None) -> None:
+        """After training: remember its loss. After evaluation: gather, and keep the epoch."""
+        seconds = time.perf_counter() - self.stage_start
+        if stage == sb.Stage.TRAIN:
+            self.train_seconds, self.train_loss = seconds, stage_loss
+            self.model.method.on_epoch(self.model.backbone, epoch)
+            return
+        self.predictions = self._gather()
+        if stage == sb.Stage.VALID:
+            self._end_epoch(epoch, seconds)
+
+    def _gather(self) -> pd.DataFrame:
+        """The predictions of all processes: id, truth, prediction, probabilities, loss."""
+        rows = self.rows
+        if self.distributed_launch:
+            shares: list[Any] = [None] * self.world_size
+            torch.distributed.all_gather_object(shares, self.rows)
+            rows = [row for share in shares for row in share]
+        table = pd.DataFrame(rows).sort_values("id", ignore_index=True)
+        table["prediction"] = [max(range(len(p)), key=p.__getitem__) for p in table.probabilities]
+        return table
+
+    def _end_epoch(self, epoch: int, valid_seconds: float) -> None:
+        method, backbone = self.model.method, self.model.backbone
+        record = {
+            "epoch": epoch,
+            "lr": max(group["lr"] for group in self.optimizer.param_groups),
+            "train_loss": self.train_loss,
+            "valid_loss": float(self.predictions["loss"].mean()),
+            "valid_accuracy": accuracy(self.predictions),
+            "train_seconds": self.train_seconds,
+            "valid_seconds": valid_seconds,
+            "auxiliary": {k: v / len(self.batches) for k, v in self.auxiliary.items()},
+            "statistics": method.statistics(backbone),
+        }
+        method.record(backbone, on=False)
+        self.history.epochs.append(record)
+        self._log(record)
+        self.progress.line(
+            f"{self.title}  epoch {epoch:>2}/{self.plan.epochs}  "
+            f"loss {record['train_loss']:.3f}  valid loss {record['valid_loss']:.3f}  "
+            f"valid accuracy {100 * record['valid_accuracy']:5.1f} %  "
+            f"{record['train_seconds']:.1f} s"
+        )
+        if self.checkpointer is not None:
+            self.checkpointer.save_and_keep_only(
+                meta={key: record[key] for key in ("valid_accuracy", "valid_loss", "epoch")},
+                importance_keys=[validation_score],
+                verbosity=logging.DEBUG,
+            )
+
+    def on_evaluate_start(self, max_key: str | None = None, min_key: str | None = None) -> None:
+        """Load the weights of the best validation epoch."""
+        best = self.checkpointer.best() if self.checkpointer is not None else None
+        if best is None:
+            raise RunError(
+                "there is no trained checkpoint to evaluate: train first (without `--test_only`)"
+            )
+        self.model.load_state(load_file(best.paramfiles["model"]))
+        self.best_epoch = int(best.meta["epoch"])
+
+    def predict(self, loader: Any) -> pd.DataFrame:
+        """Predictions of the best epoch's weights: id, truth, prediction, probabilities, loss."""
+        self.evaluate(loader, progressbar=False)
+        return self.predictions
+
+    def peak_memory(self) -> int:
+        """Largest memory so far, bytes: of the GPU, or resident memory of this process."""
+        if self.device_type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,73 @@
+"""SpeechBrain's Checkpointer, made safe against being killed, and small.
+
+SpeechBrain writes a checkpoint's meta file first, so that one cut short looks whole. Here a
+checkpoint is written under a name that the Checkpointer does not list, and renamed at the end.
+Of the model only what training changes is kept.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from speechbrain.utils.checkpoints import Checkpoint, Checkpointer
+from speechbrain.utils.distributed import ddp_barrier, if_main_process, main_process_only
+
+from toolkit.model import AudioClassifier
+
+UNFINISHED = "unfinished"
+
+
+class AtomicCheckpointer(Checkpointer):
+    """Checkpoints that exist whole or not at all.
+
+    Args:
+        folder: where they lie; left-overs of a killed run are removed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        if if_main_process():
+            for left_over in folder.glob(f"{UNFINISHED}*"):
+                shutil.rmtree(left_over)
+        ddp_barrier()
+
+    def add_model(self, model: AudioClassifier) -> None:
+        """Save and restore what training changes in a model."""
+        self.add_recoverable("model", model, _load_model, main_process_only(_save_model))
+
+    def save_checkpoint(self, *args: Any, **kwargs: Any) -> Checkpoint | None:
+        """See `Checkpointer.save_checkpoint`."""
+        saved = super().save_checkpoint(*args, **kwargs)
+        ddp_barrier()
+        if saved is not None:
+            final = saved.path.with_name(saved.path.name.removeprefix(UNFINISHED))
+            saved.path.rename(final)
+            saved = saved._replace(path=final)
+        ddp_barrier()
+        return saved
+
+    def best(self) -> Checkpoint | None:
+        """The checkpoint of the epoch that validation prefers."""
+        return self.find_checkpoint(
+            importance_key=validation_score,
+            ckpt_predicate=lambda checkpoint: "valid_accuracy" in checkpoint.meta,
+        )
+
+    def _new_checkpoint_dirpath(self) -> Path:
+        path = super()._new_checkpoint_dirpath()
+        return path.with_name(UNFINISHED + path.name)
+
+
+def validation_score(checkpoint: Checkpoint) -> tuple[float, float]:
+    """What the best epoch is chosen by: validation accuracy, then the lower validation loss."""
+    meta = checkpoint.meta
+    return meta.get("valid_accuracy", -1.0), -meta.get("valid_loss", float("inf"))
+
+
+def _save_model(model: AudioClassifier, path: Path) -> None:
+    save_file({name: t.contiguous() for name, t in model.state().items()}, path)
+
+
+def _load_model(model: AudioClassifier, path: Path, end_of_epoch: bool) -> None:
+    model.load_state(load_file(path))

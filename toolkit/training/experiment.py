@@ -1,0 +1,275 @@
+"""An experiment: the objects that a configuration describes, checked before any data is read."""
+
+import dataclasses
+import functools
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import speechbrain as sb
+import torch
+from speechbrain.utils.distributed import ddp_barrier, if_main_process
+
+from toolkit import backbones, config, plugins
+from toolkit.backbones.base import BackboneSource, FeatureSpec
+from toolkit.config import Configuration
+from toolkit.data.cache import FeatureCache, default_cache_folder
+from toolkit.data.manifest import Corpus, Manifest
+from toolkit.data.pipelines import Pipeline
+from toolkit.errors import ConfigError, ToolkitError, did_you_mean
+from toolkit.model import AudioClassifier, Pooling
+from toolkit.peft.base import PeftMethod
+from toolkit.registry import CORPORA, PEFT, PIPELINES
+from toolkit.settings import Settings, setting
+from toolkit.training.brain import TrainingPlan
+
+EMBEDDED = "hparams/embedded.yaml"
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What a recipe runs.
+
+    Attributes:
+        configuration: as loaded; its keys are described in the recipe's `hparams/base.yaml`.
+        options: the keys that are plain values, checked.
+        command: the recipe's train.py and its hparams file as typed, for messages.
+        method, source, corpus, pipeline: the registered things that it composes.
+    """
+
+    configuration: Configuration
+    options: "Options"
+    command: str
+    method: PeftMethod
+    source: BackboneSource
+    corpus: Corpus
+    pipeline: Pipeline
+
+    @classmethod
+    def from_command_line(cls, recipe_file: str, arguments: Sequence[str]) -> "Experiment":
+        """Read a recipe's command line, and join the other processes of the job if there are any.
+
+        Args:
+            recipe_file: the recipe's train.py.
+            arguments: what follows it on the command line.
+
+        Raises:
+            ConfigError, UnknownName: anything wrong with the configuration.
+        """
+        recipe = Path(recipe_file).resolve().parent
+        command = config.parse_command_line(arguments)
+        broken = plugins.report(plugins.load(command.plugins))
+        if broken and if_main_process():
+            print(broken, file=sys.stderr)
+        loaded = config.load(command, recipe)
+        if loaded.values["data_folder"] is None:
+            loaded = config.load(command, recipe, layers=[EMBEDDED])
+        values = loaded.values
+        experiment = cls(
+            configuration=loaded,
+            options=Options.of(values),
+            command=f"{os.path.relpath(recipe_file)} {command.hparams}",
+            method=PEFT.create(values["peft"], "peft"),
+            source=backbones.create(values["backbone"]),
+            corpus=CORPORA.create(values["corpus"], "corpus"),
+            pipeline=PIPELINES.create(values["pipeline"], "pipeline"),
+        )
+        _join_processes(experiment.device)
+        return experiment
+
+    @property
+    def embedded(self) -> bool:
+        """Whether this is the demonstration without a data folder."""
+        return self.options.data_folder is None
+
+    @property
+    def output_folder(self) -> Path:
+        """Where the run's files go; a debug run has a folder of its own."""
+        return Path(f"{self.options.output_folder}{'-debug' if self.options.debug else ''}")
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the training clips."""
+        return 1 if self.options.debug else self.options.epochs
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where features, and the synthetic corpus, are kept."""
+        return Path(self.options.cache_folder or default_cache_folder())
+
+    @functools.cached_property
+    def device(self) -> str:
+        """The torch device of this process."""
+        return self.options.device or sb.utils.distributed.infer_device()
+
+    def model(self, num_classes: int) -> AudioClassifier:
+        """A fresh classifier: the backbone loaded anew, the method applied to it.
+
+        Raises:
+            BackboneError, ConfigError: it cannot be had, or the method cannot work on it.
+        """
+        backbone = self.source.load(self.options.max_length)
+        return AudioClassifier(backbone, self.method, num_classes, self.options.pooling)
+
+    def introduce(self) -> None:
+        """Say what will run, having built the model once to see that it can.
+
+        Raises:
+            BackboneError, ConfigError: see `model`.
+        """
+        model = self.model(num_classes=2)
+        count = model.count()
+        share = 100 * count.method / (count.total - count.head)
+        say(
+            f"{self.configuration.name}: {self.method.registered_name} on "
+            f"{self.source.registered_name}, {count.method:,} of "
+            f"{count.total - count.head:,} parameters trained ({share:.2f} %), and the head"
+        )
+        if self.source.note():
+            say(f"Note: {self.source.note()}.")
+        if self.embedded:
+            say(
+                "This is the embedded demonstration (hparams/embedded.yaml): sounds that the "
+                "program makes itself, a small backbone, few epochs.\n"
+                f"The real one: python {self.command} --data_folder PATH_TO_ESC50"
+            )
+
+    def manifest(self) -> Manifest:
+        """The corpus's table; rank 0 fetches or makes the corpus first if it shall.
+
+        Raises:
+            DataError: the corpus is not there or not right.
+        """
+        folder = Path(self.options.data_folder or self.cache_folder / self.corpus.registered_name)
+        if if_main_process():
+            if self.options.download:
+                self.corpus.download(folder)
+            manifest = self.corpus.manifest(folder)
+        ddp_barrier()
+        return manifest if if_main_process() else self.corpus.manifest(folder)
+
+    @functools.cached_property
+    def spec(self) -> FeatureSpec:
+        """The features that the backbone reads."""
+        return self.source.load(self.options.max_length).features
+
+    def features(self, clips: pd.DataFrame) -> FeatureCache:
+        """Features of the clips, computed by rank 0 where they are not on disk."""
+        if if_main_process():
+            self.pipeline.cache(clips, self.spec, self.cache_folder)
+        ddp_barrier()
+        return self.pipeline.cache(clips, self.spec, self.cache_folder, build=False)
+
+    def plan(self, seed: int) -> TrainingPlan:
+        """How to train with a fold's seed."""
+        values = self.configuration.values
+        return TrainingPlan(
+            epochs=self.epochs,
+            lr=self.options.lr,
+            optimizer=values["optimizer"],
+            warmup_epochs=self.options.warmup_epochs,
+            label_smoothing=self.options.label_smoothing,
+            augment=values["augment"] or [],
+            seed=seed,
+        )
+
+    def run_opts(self) -> dict[str, Any]:
+        """SpeechBrain's run options."""
+        names = (
+            "precision", "eval_precision", "compile", "grad_accumulation_factor",
+            "max_grad_norm", "ckpt_interval_minutes",
+        )  # fmt: skip
+        return {name: getattr(self.options, name) for name in names} | {"device": self.device}
+
+
+class Options(Settings):
+    """The plain values of a configuration, as a recipe's `hparams/base.yaml` describes them."""
+
+    recipe: str = setting("", "name of the recipe")
+    seed: int = setting(0, "of initialisation, order, dropout and augmentation", minimum=0)
+    output_folder: str = setting("results", "where the run's files go")
+    data_folder: str | None = setting(None, "the corpus; none: the embedded demonstration")
+    download: bool = setting(False, "fetch the corpus into data_folder")
+    folds: str | int | list[int] = setting("all", "folds to run: all, or 1,3")
+    cache_folder: str | None = setting(None, "where features are kept")
+    max_length: int = setting(1024, "frames of 10 ms", minimum=1)
+    pooling: Pooling = setting("all", "mean, cls or all")
+    epochs: int = setting(1, "passes over the training clips", minimum=1)
+    batch_size: int = setting(32, "clips an update", minimum=1)
+    lr: float = setting(0.001, "peak learning rate", minimum=0)
+    warmup_epochs: float = setting(0, "linear rise of the learning rate", minimum=0)
+    label_smoothing: float = setting(0.0, "of the cross-entropy", minimum=0, maximum=1)
+    device: str | None = setting(None, "cpu, cuda, cuda:1; none: a GPU if there is one")
+    precision: str = setting("fp32", "fp32, bf16 or fp16 (GPU only)")
+    eval_precision: str = setting("fp32", "the same in evaluation")
+    compile: bool = setting(False, "torch.compile")
+    num_workers: int = setting(0, "loader processes", minimum=0)
+    grad_accumulation_factor: int = setting(1, "batches an update", minimum=1)
+    max_grad_norm: float = setting(0.0, "clip gradients to this norm; 0: do not", minimum=0)
+    ckpt_interval_minutes: float = setting(10, "between checkpoints within an epoch", minimum=0)
+    noprogressbar: bool = setting(False, "show no progress bar")
+    debug: bool = setting(False, "two batches, one fold, one epoch")
+    test_only: bool = setting(False, "evaluate the best checkpoints again")
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> "Options":
+        """The options among a configuration's values.
+
+        Raises:
+            ConfigError: one of them has the wrong type or range, or is missing.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        for name in names:
+            if name not in values:
+                raise ConfigError(f"the configuration lacks the key '{name}'")
+        return cls(**{name: values[name] for name in names})
+
+    def check(self) -> None:
+        """Refuse devices and precisions that are not there."""
+        for name in ("precision", "eval_precision"):
+            value, known = getattr(self, name), ("fp32", "bf16", "fp16")
+            if value not in known:
+                raise ConfigError(f"'{name}' must be one of {known}{did_you_mean(value, known)}")
+            if value == "fp16" and self._is_cpu():
+                raise ConfigError(f"'{name}' fp16 needs a GPU; on the CPU use bf16 or fp32")
+        if self.device is not None:
+            try:
+                torch.empty(0, device=self.device)
+            except (RuntimeError, AssertionError) as error:
+                reason = str(error).strip().split("\n")[0]
+                raise ConfigError(
+                    f"the device '{self.device}' cannot be used ({reason}); use `--device cpu`"
+                ) from None
+
+    def _is_cpu(self) -> bool:
+        return (self.device or sb.utils.distributed.infer_device()) == "cpu"
+
+
+def say(text: str) -> None:
+    """Print to the user, once however many processes there are."""
+    if if_main_process():
+        print(text, flush=True)
+
+
+def main(run: Callable[[Sequence[str]], object]) -> None:
+    """Run a recipe; an error that is the user's to mend is one message without a traceback."""
+    try:
+        run(sys.argv[1:])
+    except ToolkitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command continues where this stopped", file=sys.stderr)
+        sys.exit(130)
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def _join_processes(device: str) -> None:
+    """Join the process group if torchrun started this process: nccl on GPUs, gloo on CPUs."""
+    backend = "gloo" if device == "cpu" else "nccl"
+    sb.utils.distributed.ddp_init_group({"distributed_backend": backend})

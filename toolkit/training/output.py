@@ -1,0 +1,222 @@
+"""A run's output folder: who may write there, what the run was, and what it found.
+
+results/<recipe>/<method>/<seed>/
+    hyperparams.yaml  env.log  log.txt  train_log.txt  tensorboard/fold-<k>/
+    fold-<k>/  checkpoints/  predictions.csv  bundle/  fold.json
+    predictions.csv  confusion.png  bundle/
+    result.json       written last: it is there when, and only when, the run is done
+"""
+
+import fcntl
+import json
+import logging.config
+import platform
+import shutil
+import subprocess
+import sys
+from importlib.metadata import distributions, version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from speechbrain.utils.distributed import ddp_barrier, if_main_process
+from speechbrain.utils.train_logger import FileTrainLogger, TensorboardLogger
+
+from toolkit import __version__
+from toolkit.config import Configuration, flatten
+from toolkit.data.cache import write_atomically
+from toolkit.errors import RunError, listing
+
+VOLATILE = (
+    "output_folder", "cache_folder", "device", "noprogressbar", "num_workers", "download",
+    "debug", "test_only", "folds", "ckpt_interval_minutes",
+)  # fmt: skip
+"""Keys that may differ when a run is continued: they do not change what it computes."""
+
+
+class OutputFolder:
+    """The folder of one run.
+
+    Args:
+        path: the folder; made if it is not there.
+        configuration: of the run.
+        fresh: delete what is there first (debug runs).
+
+    Raises:
+        RunError: it holds a run of another configuration, or another process writes there.
+    """
+
+    def __init__(self, path: Path, configuration: Configuration, fresh: bool = False) -> None:
+        self.path = path
+        if if_main_process():
+            if fresh:
+                shutil.rmtree(path, ignore_errors=True)
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock()
+            self._refuse_other(configuration)
+            write_atomically(path / "hyperparams.yaml", configuration.text)
+            write_atomically(path / "env.log", _environment())
+            (path / "train_log.txt").unlink(missing_ok=True)
+        ddp_barrier()
+        _log_to(path / "log.txt" if if_main_process() else None)
+
+    def fold(self, number: int) -> Path:
+        """The folder of one fold."""
+        return self.path / f"fold-{number}"
+
+    def finished_fold(self, number: int) -> dict[str, Any] | None:
+        """What a finished fold found, or None."""
+        return _read_json(self.fold(number) / "fold.json")
+
+    def result(self) -> dict[str, Any] | None:
+        """The result of a finished run, or None."""
+        return _read_json(self.path / "result.json")
+
+    def loggers(self, fold: int) -> list["EpochLog"]:
+        """Where a fold's epochs are logged."""
+        if not if_main_process():
+            return []
+        return [EpochLog(self.path, fold)]
+
+    def _lock(self) -> None:
+        self._lock_file = open(self.path / ".lock", "w")  # noqa: SIM115 (held until we exit)
+        try:
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(
+                f"another process is writing to {self.path}; wait for it, or choose another "
+                "folder with `--output_folder`"
+            ) from None
+
+    def _refuse_other(self, configuration: Configuration) -> None:
+        there = self.path / "hyperparams.yaml"
+        if not there.is_file():
+            return
+        old, new = flatten(there.read_text(encoding="utf-8")), configuration.flat
+        changed = [
+            f"{key}: {old.get(key, 'not set')} there, {new.get(key, 'not set')} now"
+            for key in sorted(old.keys() | new)
+            if key.split(".")[0] not in VOLATILE and old.get(key) != new.get(key)
+        ]
+        if changed:
+            raise RunError(
+                f"{self.path} holds a run of another configuration:\n{listing(changed)}\n"
+                "choose another folder with `--output_folder`, or delete that one"
+            )
+
+
+class EpochLog:
+    """Logs a fold's epochs to train_log.txt and to TensorBoard."""
+
+    def __init__(self, path: Path, fold: int) -> None:
+        self.fold = fold
+        self.text = FileTrainLogger(path / "train_log.txt", precision=4)
+        events = path / "tensorboard" / f"fold-{fold}"
+        for old in events.glob("events.*"):  # a resumed run logs its earlier epochs again
+            old.unlink()
+        self.board = TensorboardLogger(str(events))
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        """Log one epoch's record."""
+        meta = {"fold": self.fold, "epoch": record["epoch"], "lr": record["lr"]}
+        auxiliary = {f"loss_{name}": value for name, value in record["auxiliary"].items()}
+        train = {"loss": record["train_loss"], **auxiliary}
+        valid = {"loss": record["valid_loss"], "accuracy": record["valid_accuracy"]}
+        self.text.log_stats(meta, train, valid, verbose=False)
+        self.board.log_stats(meta, train, {**valid, **_scalars(record["statistics"])})
+        self.board.writer.flush()
+
+
+def _scalars(statistics: dict[str, float | list[float]]) -> dict[str, float]:
+    """Statistics with a list, such as load by expert, as one scalar each."""
+    flat: dict[str, float] = {}
+    for name, value in statistics.items():
+        if isinstance(value, list):
+            flat.update({f"{name}_{i}": item for i, item in enumerate(value)})
+        else:
+            flat[name] = value
+    return flat
+
+
+def description() -> dict[str, Any]:
+    """Versions and commit, for `result.json`."""
+    packages = ("torch", "torchaudio", "transformers", "speechbrain", "einops", "numpy")
+    return {
+        "toolkit": __version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in packages},
+    }
+
+
+def write_table(path: Path, predictions: pd.DataFrame, classes: list[str]) -> None:
+    """predictions.csv: id, fold, truth, prediction (class names), a probability for each class."""
+    probabilities = pd.DataFrame(
+        predictions["probabilities"].tolist(), columns=[f"p_{name}" for name in classes]
+    )
+    table = predictions[["id", "fold"]].assign(
+        truth=[classes[i] for i in predictions["truth"]],
+        prediction=[classes[i] for i in predictions["prediction"]],
+    )
+    text = pd.concat([table, probabilities], axis=1).to_csv(index=False)
+    write_atomically(path, text)
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+def _log_to(file: Path | None) -> None:
+    """Warnings go to the console; everything goes to the run's log.txt."""
+    handlers: dict[str, Any] = {
+        "console": {
+            "class": "speechbrain.utils.logger.TqdmCompatibleStreamHandler",
+            "level": "WARNING",
+            "formatter": "short",
+        }
+    }
+    if file is not None:
+        handlers["file"] = {
+            "class": "logging.FileHandler", "filename": str(file), "formatter": "long",
+            "encoding": "utf-8",
+        }  # fmt: skip
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {
+                "short": {"format": "%(levelname)s: %(message)s"},
+                "long": {"format": "%(asctime)s %(name)s %(levelname)s %(message)s"},
+            },
+            "handlers": handlers,
+            "root": {"level": "INFO", "handlers": list(handlers)},
+        }
+    )
+
+
+def _environment() -> str:
+    installed = sorted({f"{d.metadata['Name']}=={d.version}" for d in distributions()})
+    lines = [
+        f"command: {' '.join(sys.argv)}",
+        f"python: {sys.version}",
+        f"platform: {platform.platform()}",
+        f"commit: {_commit()}",
+        "packages:",
+        *installed,
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _commit() -> str | None:
+    """The commit of this checkout, `-dirty` if files differ; None outside a git checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        run = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return run.stdout.strip() or None

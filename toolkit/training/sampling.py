@@ -1,0 +1,64 @@
+"""Which clips make which batch, the same for any number of processes."""
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import Sampler
+
+
+class TrainingBatches(Sampler[list[int]]):
+    """Shuffled batches of the whole job, of which this process takes its share.
+
+    The batches of an epoch depend on the seed and the epoch alone. Every process takes every
+    W-th clip of each, so that W processes make the same updates as one. A last batch with fewer
+    clips than processes joins the one before.
+
+    Args:
+        clips: number of clips.
+        batch_size: clips a batch, over all processes.
+        seed: of the order.
+        rank, world_size: this process, and how many there are.
+    """
+
+    def __init__(
+        self, clips: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        bounds = list(range(0, clips, batch_size))
+        if len(bounds) > 1 and clips - bounds[-1] < world_size:
+            bounds.pop()
+        self.bounds = list(zip(bounds, [*bounds[1:], clips], strict=True))
+        self.sizes = [end - begin for begin, end in self.bounds]
+        self.clips, self.seed, self.epoch = clips, seed, 0
+        self.rank, self.world_size = rank, world_size
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch's order."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.bounds)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
+        order = torch.randperm(self.clips, generator=generator).tolist()
+        for begin, end in self.bounds:
+            yield order[begin:end][self.rank :: self.world_size]
+
+
+def evaluation_batches(
+    clips: int, batch_size: int, rank: int = 0, world_size: int = 1
+) -> list[list[int]]:
+    """This process's share of an evaluation: every clip in exactly one batch of one process."""
+    own = list(range(rank, clips, world_size))
+    return [own[i : i + batch_size] for i in range(0, len(own), batch_size)]
+
+
+def derive_seed(*parts: int) -> int:
+    """A seed that depends on all parts, such as (seed, fold, epoch, step)."""
+    value = 0
+    for part in parts:  # splitmix64: neighbouring parts give unrelated seeds
+        value = (value + int(part) + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        value ^= value >> 31
+    return value >> 1
