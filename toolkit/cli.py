@@ -145,12 +145,9 @@ def make_plugin(options: argparse.Namespace) -> None:
 
 def predict(options: argparse.Namespace) -> None:
     """`toolkit predict BUNDLE FILE...`."""
-    from transformers.utils import logging
-
     from toolkit.bundle import load_bundle
     from toolkit.inference import predict as predictions
 
-    logging.disable_progress_bar()
     bundle = load_bundle(options.bundle, options.backbone)
     for prediction in predictions(bundle, options.files, options.device):
         if options.json:

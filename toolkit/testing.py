@@ -20,13 +20,13 @@ from toolkit.registry import PEFT
 
 CLASSES = 5
 TINY = {
-    "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96,
+    "hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 192,
     "num_mel_bins": 32, "max_length": 64, "frequency_stride": 10, "time_stride": 10,
 }  # fmt: skip
 
 
 def tiny_backbone(seed: int = 0) -> ASTBackbone:
-    """A random AST of width 48 with two blocks that reads 64 frames of 32 mel bins."""
+    """A random AST of width 96 with two blocks that reads 64 frames of 32 mel bins."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = ASTModel(ASTConfig(**TINY))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
+from transformers.utils import logging
 
 from toolkit.backbones.base import Backbone, BackboneSource, FeatureSpec
 from toolkit.backbones.hub import hub_is_reachable
@@ -71,6 +72,7 @@ class AST(BackboneSource):
             return self._wrap(ASTModel(config), ASTFeatureExtractor(), max_length)
 
     def _from_pretrained(self, stock: type, **options: object) -> object:
+        logging.disable_progress_bar()  # of the weights' loading; a download keeps its own
         try:
             return stock.from_pretrained(
                 self.source, local_files_only=not hub_is_reachable(), **options

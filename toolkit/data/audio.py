@@ -8,6 +8,9 @@ import soxr
 
 from toolkit.errors import DataError
 
+UNREADABLE = (soundfile.SoundFileError, OSError, TypeError)
+"""What soundfile raises on a file that it cannot read (TypeError: headerless `.raw`)."""
+
 
 def read_audio(path: str | Path, sample_rate: int) -> np.ndarray:
     """Decode a file, mix its channels down, resample.
@@ -23,13 +26,23 @@ def read_audio(path: str | Path, sample_rate: int) -> np.ndarray:
         DataError: the file is missing, unreadable, empty, or has samples that are not finite.
     """
     try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError) as error:
+        with soundfile.SoundFile(path) as file:
+            samples, rate = _decode(file), file.samplerate
+    except UNREADABLE as error:
         reason = "there is no such file" if not Path(path).is_file() else str(error)
         raise DataError(f"{path}: {reason}") from None
     if len(samples) == 0:
         raise DataError(f"{path}: holds no samples")
     mono = samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0]
+    if rate != sample_rate:
+        mono = soxr.resample(mono, rate, sample_rate, quality="HQ")
     if not np.isfinite(mono).all():
         raise DataError(f"{path}: holds samples that are not finite numbers")
-    return mono if rate == sample_rate else soxr.resample(mono, rate, sample_rate, quality="HQ")
+    return mono
+
+
+def _decode(file: soundfile.SoundFile) -> np.ndarray:
+    """Samples [frames, channels], float32 in [-1, 1]."""
+    if file.subtype == "PCM_16":  # numpy's conversion gives the same three times as fast
+        return np.multiply(file.read(dtype="int16", always_2d=True), 2.0**-15, dtype=np.float32)
+    return file.read(dtype="float32", always_2d=True)

@@ -16,7 +16,7 @@ import mmap
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 CHUNK = 256  # clips computed before they are written; bounds the memory
 RELEASE_BYTES = 256 << 20  # mapped memory that reading may hold
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR}
 
 
 class Segment(NamedTuple):
@@ -100,15 +101,18 @@ def feature_cache(
         DataError: some clips cannot be read (all of them are listed), or the disk is full.
     """
     keys = _clip_keys(root, segments)
+    clips: dict[str, list[Segment]] = {}
+    for key, segment in zip(keys, segments, strict=True):
+        clips.setdefault(key, []).append(segment)
     digest = hashlib.blake2b(digest_size=12)
-    digest.update(json.dumps([FORMAT, settings, sorted(set(keys))], sort_keys=True).encode())
+    digest.update(json.dumps([FORMAT, settings, sorted(clips)], sort_keys=True).encode())
     folder = root / "features" / digest.hexdigest()
     if build:
         with _disk_errors(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
             with _lock(folder.with_suffix(".lock")):
-                if not _is_whole(folder, width):
-                    _build(folder, dict(zip(keys, segments, strict=True)), settings, compute)
+                if not _is_whole(folder, width, clips.keys()):
+                    _build(folder, clips, settings, compute)
     return FeatureCache(folder, width, keys)
 
 
@@ -120,51 +124,66 @@ def _clip_keys(root: Path, segments: Sequence[Segment]) -> list[str]:
 
 def _content_hashes(root: Path, paths: list[str]) -> dict[str, str]:
     """Hash of each file's content; a file unchanged in size and time is not read again."""
-    remembered = root / "hashes" / f"{_hash_text(os.path.commonpath(paths or ['.']))}.json"
+    places = {path: os.path.abspath(path) for path in paths}
+    folder = os.path.commonpath(places.values()) if places else "."
+    remembered = root / "hashes" / f"{_hash_text(folder)}.json"
     try:
-        known = json.loads(remembered.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        known = dict(json.loads(remembered.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         known = {}
-    stats = {path: _stat(path) for path in paths}
-    stale = [p for p in paths if known.get(p, [None])[:2] != stats[p]]
+    stats = {place: _stat(place) for place in places.values()}
+    stale = [place for place, stat in stats.items() if known.get(place, [None])[:-1] != stat]
     if stale:
         with ThreadPoolExecutor() as pool:
-            for path, digest in zip(stale, pool.map(_hash_file, stale), strict=True):
-                known[path] = [*stats[path], digest]
+            for place, digest in zip(stale, pool.map(_hash_file, stale), strict=True):
+                known[place] = [*stats[place], digest]
         with _disk_errors(remembered):
             remembered.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(remembered, json.dumps(known))
-    return {path: known[path][2] for path in paths}
+    return {path: known[place][-1] for path, place in places.items()}
 
 
 def _stat(path: str) -> list[int]:
     try:
         status = os.stat(path)
     except OSError:
-        return [-1, -1]
-    return [status.st_size, status.st_mtime_ns]
+        return [-1, -1, -1]
+    # The last changes even where a copy of the same size keeps the old file's time.
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def _hash_file(path: str) -> str:
+    """Size, checksum of the whole, and hash of the beginning of a file.
+
+    A hash of the whole costs a fifth of computing its features; two recordings of the same length
+    that begin alike and have the same checksum do not occur by accident.
+    """
     try:
         with open(path, "rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+            block = file.read(1 << 20)
+            beginning = hashlib.blake2b(block[: 1 << 16], digest_size=12).hexdigest()
+            size = checksum = 0
+            while block:
+                size, checksum = size + len(block), zlib.crc32(block, checksum)
+                block = file.read(1 << 20)
     except OSError:
         return f"unreadable {path}"  # computing its features says what is wrong
+    return f"{size}-{checksum:08x}-{beginning}"
 
 
 def _hash_text(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def _is_whole(folder: Path, width: int) -> bool:
-    """Whether a cache exists and every clip's checksum is right."""
+def _is_whole(folder: Path, width: int, keys: Collection[str]) -> bool:
+    """Whether a cache of these clips exists and every clip's checksum is right."""
     if not folder.is_dir():
         return False
     try:
         clips = json.loads((folder / "index.json").read_text(encoding="utf-8"))["clips"]
         rows = np.memmap(folder / "rows.f32", dtype=np.float32, mode="r").reshape(-1, width)
-        whole = len(rows) == sum(clip["frames"] for clip in clips)
+        whole = {clip["key"] for clip in clips} == set(keys)
+        whole = whole and len(rows) == sum(clip["frames"] for clip in clips)
         with ThreadPoolExecutor() as pool:
             for begin in range(0, len(clips) if whole else 0, CHUNK):
                 whole = all(pool.map(lambda c: _is_intact(rows, c), clips[begin : begin + CHUNK]))
@@ -183,7 +202,7 @@ def _is_intact(rows: np.ndarray, clip: dict[str, Any]) -> bool:
 
 
 def _build(
-    folder: Path, clips: dict[str, Segment], settings: dict[str, Any], compute: Compute
+    folder: Path, clips: dict[str, list[Segment]], settings: dict[str, Any], compute: Compute
 ) -> None:
     """Compute the features of distinct clips with all cores, and rename the finished cache."""
     partial = folder.with_suffix(".partial")
@@ -202,15 +221,17 @@ def _build(
                 bar.update()
                 if isinstance(result, DataError):
                     problems.append(str(result))
+                    first, *others = (segment.path for segment in clips[key])
+                    problems += [f"{other}: the same content as {first}" for other in others]
                     continue
-                rows = np.ascontiguousarray(result, dtype=np.float32)
+                rows, checksum = result
                 file.write(rows)
-                checksum = zlib.crc32(rows)
                 index.append({"key": key, "offset": offset, "frames": len(rows), "crc32": checksum})
                 offset += len(rows)
         if problems:
+            count = sum(map(len, clips.values()))
             raise DataError(
-                f"{len(problems)} of {len(clips)} clips cannot be used:\n{listing(problems)}"
+                f"{len(problems)} of {count} clips cannot be used:\n{listing(problems)}"
             )
         write_atomically(partial / "index.json", json.dumps({"settings": settings, "clips": index}))
         partial.rename(folder)
@@ -220,15 +241,16 @@ def _build(
 
 
 def _computed(
-    clips: dict[str, Segment], compute: Compute
-) -> Iterator[tuple[str, np.ndarray | DataError]]:
-    """Features, or what went wrong, in order; computed by one thread a core."""
+    clips: dict[str, list[Segment]], compute: Compute
+) -> Iterator[tuple[str, tuple[np.ndarray, int] | DataError]]:
+    """Features and their checksum, or what went wrong, in order; computed by a thread a core."""
 
-    def attempt(segment: Segment) -> np.ndarray | DataError:
+    def attempt(key: str) -> tuple[np.ndarray, int] | DataError:
         try:
-            return compute(segment)
+            rows = np.ascontiguousarray(compute(clips[key][0]), dtype=np.float32)
         except DataError as error:
             return error
+        return rows, zlib.crc32(rows)
 
     keys = list(clips)
     threads = torch.get_num_threads()
@@ -237,7 +259,7 @@ def _computed(
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             for begin in range(0, len(keys), CHUNK):
                 chunk = keys[begin : begin + CHUNK]
-                yield from zip(chunk, pool.map(attempt, map(clips.get, chunk)), strict=True)
+                yield from zip(chunk, pool.map(attempt, chunk), strict=True)
     finally:
         torch.set_num_threads(threads)
 
@@ -245,8 +267,12 @@ def _computed(
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that readers see the old content or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager
@@ -262,7 +288,7 @@ def _disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+        if error.errno not in UNWRITABLE:
             raise
         raise DataError(
             f"the cache {path} cannot be written ({error.strerror}): free some space, or choose "

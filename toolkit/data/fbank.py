@@ -6,6 +6,7 @@ pre-emphasis, no dither, power spectrum, natural logarithm; waveforms in [-1, 1]
 
 import functools
 import warnings
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from torchaudio.compliance import kaldi
 WINDOW_SECONDS, SHIFT_SECONDS = 0.025, 0.010
 PREEMPHASIS, LOW_HZ = 0.97, 20.0
 EPSILON = torch.finfo(torch.float32).eps
+BLOCK = 512  # frames at a time: bounds the memory of long files and stays in the processor's cache
+BANDS = 4
 
 
 def num_frames(samples: int, sample_rate: int) -> int:
@@ -38,11 +41,19 @@ def log_mel(waveforms: Tensor, sample_rate: int, mel_bins: int) -> Tensor:
     if waveforms.shape[-1] < window:
         waveforms = functional.pad(waveforms, (0, window - waveforms.shape[-1]))
     frames = waveforms.unfold(-1, window, shift)  # [B, T, window]
+    hann, bands = _tables(sample_rate, mel_bins, waveforms.device)
+    features = [
+        torch.cat([power[..., low:high] @ weights for low, high, weights in bands], dim=-1)
+        for power in map(partial(_power, hann=hann), frames.split(BLOCK, dim=1))
+    ]
+    return torch.cat(features, dim=1).clamp_(min=EPSILON).log_()
+
+
+def _power(frames: Tensor, hann: Tensor) -> Tensor:
+    """Power spectrum [B, T, fft / 2 + 1] of frames [B, T, window]."""
     frames = frames - frames.mean(dim=-1, keepdim=True)
-    hann, mel = _tables(sample_rate, mel_bins, waveforms.device)
-    spectrum = torch.fft.rfft(_emphasise(frames) * hann, n=_fft_size(window))
-    power = spectrum.real.square() + spectrum.imag.square()
-    return torch.matmul(power, mel).clamp_(min=EPSILON).log_()
+    spectrum = torch.fft.rfft(_emphasise(frames).mul_(hann), n=_fft_size(len(hann)))
+    return spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)
 
 
 def _emphasise(frames: Tensor) -> Tensor:
@@ -66,12 +77,22 @@ def _fft_size(window: int) -> int:
 
 
 @functools.lru_cache(maxsize=8)
-def _tables(sample_rate: int, mel_bins: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The window [window] and the mel filters [fft / 2 + 1, F]."""
+def _tables(
+    sample_rate: int, mel_bins: int, device: torch.device
+) -> tuple[Tensor, list[tuple[int, int, Tensor]]]:
+    """The window [window], and the mel filters in bands.
+
+    A filter spans few of the FFT's bins, so a band of neighbouring ones is kept as (first bin,
+    last bin + 1, weights [bins, filters]): the zeros outside need not be multiplied.
+    """
     window, _ = _sizes(sample_rate)
     size = _fft_size(window)
     with warnings.catch_warnings():  # an empty lowest filter is part of AST's features
         warnings.simplefilter("ignore")
         mel, _ = kaldi.get_mel_banks(mel_bins, size, sample_rate, LOW_HZ, 0.0, 100.0, -500.0, 1.0)
-    mel = functional.pad(mel, (0, 1)).T.contiguous()  # the Nyquist bin has no weight
-    return torch.hann_window(window, periodic=False, device=device), mel.to(device)
+    bands = []
+    for filters in mel.to(device).chunk(BANDS):  # [filters, fft / 2]: the last bin has no weight
+        used = filters.any(dim=0).nonzero()
+        low, high = int(used.min()), int(used.max()) + 1
+        bands.append((low, high, filters[:, low:high].T.contiguous()))
+    return torch.hann_window(window, periodic=False, device=device), bands

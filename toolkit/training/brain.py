@@ -19,6 +19,7 @@ from speechbrain.utils.checkpoints import (
     mark_as_saver,
     register_checkpoint_hooks,
 )
+from speechbrain.utils.distributed import ddp_all_reduce
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
@@ -88,7 +89,7 @@ class ClassificationBrain(sb.Brain):
         run_opts: SpeechBrain's run options (device, precision, accumulation, ...).
         checkpointer: where to keep checkpoints; None keeps none.
         progress: shows where the job is.
-        loggers: called with every epoch's record, also with those of an earlier, interrupted run.
+        log: called with every epoch's record, also with those of an earlier, interrupted run.
         title: what the progress calls this training.
     """
 
@@ -99,12 +100,12 @@ class ClassificationBrain(sb.Brain):
         run_opts: dict[str, Any],
         checkpointer: AtomicCheckpointer | None,
         progress: Progress,
-        loggers: list[Callable[[dict[str, Any]], None]],
+        log: Callable[[dict[str, Any]], None],
         title: str,
     ) -> None:
         super().__init__({"model": model}, run_opts=run_opts, checkpointer=checkpointer)
         self.model, self.plan = model, plan
-        self.progress, self.loggers, self.title = progress, loggers, title
+        self.progress, self.log, self.title = progress, log, title
         distributed = self.distributed_launch
         self.rank = torch.distributed.get_rank() if distributed else 0
         self.world_size = torch.distributed.get_world_size() if distributed else 1
@@ -271,14 +272,10 @@ class ClassificationBrain(sb.Brain):
         """Recover the latest checkpoint; show and log the epochs that it holds."""
         super().on_fit_start()
         for record in self.history.epochs:
-            self._log(record)
+            self.log(record)
         if self.history.epochs or self.step:
             done = f"after epoch {len(self.history.epochs)}, batch {self.step}"
             self.progress.line(f"{self.title}: continuing {done}")
-
-    def _log(self, record: dict[str, Any]) -> None:
-        for log in self.loggers:
-            log(record)
 
     # Stages
 
@@ -302,12 +299,17 @@ class ClassificationBrain(sb.Brain):
         """After training: remember its loss. After evaluation: gather, and keep the epoch."""
         seconds = time.perf_counter() - self.stage_start
         if stage == sb.Stage.TRAIN:
-            self.train_seconds, self.train_loss = seconds, stage_loss
+            self.train_seconds, self.train_loss = seconds, self._over_processes(stage_loss)
             self.model.method.on_epoch(self.model.backbone, epoch)
             return
         self.predictions = self._gather()
         if stage == sb.Stage.VALID:
             self._end_epoch(epoch, seconds)
+
+    def _over_processes(self, value: float) -> float:
+        """The mean over all processes."""
+        total = torch.tensor(value, device=self.device)
+        return float(ddp_all_reduce(total, torch.distributed.ReduceOp.SUM)) / self.world_size
 
     def _gather(self) -> pd.DataFrame:
         """The predictions of all processes: id, truth, prediction, probabilities, loss."""
@@ -335,7 +337,7 @@ class ClassificationBrain(sb.Brain):
         }
         method.record(backbone, on=False)
         self.history.epochs.append(record)
-        self._log(record)
+        self.log(record)
         self.progress.line(
             f"{self.title}  epoch {epoch:>2}/{self.plan.epochs}  "
             f"loss {record['train_loss']:.3f}  valid loss {record['valid_loss']:.3f}  "
@@ -358,6 +360,8 @@ class ClassificationBrain(sb.Brain):
             )
         self.model.load_state(load_file(best.paramfiles["model"]))
         self.best_epoch = int(best.meta["epoch"])
+        if not self.history.epochs:
+            self.history.load(best.paramfiles["history"], end_of_epoch=True)
 
     def predict(self, loader: Any) -> pd.DataFrame:
         """Predictions of the best epoch's weights: id, truth, prediction, probabilities, loss."""

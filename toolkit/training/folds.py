@@ -134,13 +134,12 @@ class Fold:
 
     def run(self) -> None:
         """Train and test, unless that is done; leave predictions, a bundle and fold.json."""
-        loggers = self.job.output.loggers(self.split.test)
+        log = self.job.output.log(self.split.test)
         done = self.job.output.finished_fold(self.split.test)
         if done is not None and not self.options.test_only:
             self.job.progress.update(batches=self.batches)
             for record in done["history"]:
-                for log in loggers:
-                    log(record)
+                log(record)
             return
         torch.manual_seed(self.seed)
         brain = ClassificationBrain(
@@ -149,9 +148,11 @@ class Fold:
             self.experiment.run_opts(),
             AtomicCheckpointer(self.folder / "checkpoints"),
             self.job.progress,
-            loggers,
+            log,
             f"fold {self.split.test}",
         )
+        if done is not None:
+            brain.history.epochs = done["history"]
         if not self.options.test_only:
             batches = TrainingBatches(
                 len(self.train), self.options.batch_size, self.seed, brain.rank, brain.world_size
@@ -164,6 +165,7 @@ class Fold:
         predictions = brain.predict(self._evaluation_loader(self.test, brain))
         if if_main_process():
             self._keep(brain, predictions)
+        brain.checkpointer.delete_checkpoints(importance_keys=[validation_score], verbosity=0)
         ddp_barrier()
 
     def _loader(self, clips: pd.DataFrame, batches: Sampler | list) -> SaveableDataLoader:
@@ -214,9 +216,6 @@ class Fold:
         write_table(self.folder / "predictions.csv", predictions, classes)
         save_bundle(self.folder / "bundle", brain.model, self.experiment.source, classes, origin)
         write_atomically(self.folder / "fold.json", json.dumps(found))
-        brain.checkpointer.delete_checkpoints(
-            num_to_keep=1, importance_keys=[validation_score], verbosity=0
-        )
         self.job.progress.line(
             f"fold {self.split.test}: {100 * found['test_accuracy']:.1f} % on the test fold, "
             f"with the weights of epoch {brain.best_epoch} "

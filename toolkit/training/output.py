@@ -72,11 +72,9 @@ class OutputFolder:
         """The result of a finished run, or None."""
         return _read_json(self.path / "result.json")
 
-    def loggers(self, fold: int) -> list["EpochLog"]:
+    def log(self, fold: int) -> "EpochLog":
         """Where a fold's epochs are logged."""
-        if not if_main_process():
-            return []
-        return [EpochLog(self.path, fold)]
+        return EpochLog(self.path, fold)
 
     def _lock(self) -> None:
         self._lock_file = open(self.path / ".lock", "w")  # noqa: SIM115 (held until we exit)
@@ -106,14 +104,17 @@ class OutputFolder:
 
 
 class EpochLog:
-    """Logs a fold's epochs to train_log.txt and to TensorBoard."""
+    """Logs a fold's epochs to train_log.txt and to TensorBoard.
+
+    Every process must call it: SpeechBrain's loggers write on rank 0 and wait for it on the others.
+    """
 
     def __init__(self, path: Path, fold: int) -> None:
         self.fold = fold
         self.text = FileTrainLogger(path / "train_log.txt", precision=4)
         events = path / "tensorboard" / f"fold-{fold}"
-        for old in events.glob("events.*"):  # a resumed run logs its earlier epochs again
-            old.unlink()
+        if if_main_process():  # a resumed run logs its earlier epochs again
+            shutil.rmtree(events, ignore_errors=True)
         self.board = TensorboardLogger(str(events))
 
     def __call__(self, record: dict[str, Any]) -> None:
@@ -124,7 +125,8 @@ class EpochLog:
         valid = {"loss": record["valid_loss"], "accuracy": record["valid_accuracy"]}
         self.text.log_stats(meta, train, valid, verbose=False)
         self.board.log_stats(meta, train, {**valid, **_scalars(record["statistics"])})
-        self.board.writer.flush()
+        if self.board.writer is not None:
+            self.board.writer.flush()
 
 
 def _scalars(statistics: dict[str, float | list[float]]) -> dict[str, float]:

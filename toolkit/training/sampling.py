@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import Sampler
 
+from toolkit.errors import ConfigError
+
 
 class TrainingBatches(Sampler[list[int]]):
     """Shuffled batches of the whole job, of which this process takes its share.
@@ -18,11 +20,19 @@ class TrainingBatches(Sampler[list[int]]):
         batch_size: clips a batch, over all processes.
         seed: of the order.
         rank, world_size: this process, and how many there are.
+
+    Raises:
+        ConfigError: batches with fewer clips than processes.
     """
 
     def __init__(
         self, clips: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
     ) -> None:
+        if min(clips, batch_size) < world_size:
+            raise ConfigError(
+                f"batches of {min(clips, batch_size)} clips cannot be shared by {world_size} "
+                "processes: raise `--batch_size`, or start fewer processes"
+            )
         bounds = list(range(0, clips, batch_size))
         if len(bounds) > 1 and clips - bounds[-1] < world_size:
             bounds.pop()

@@ -40,9 +40,10 @@ def selected(splits: list[Split], wanted: str | int | list[int]) -> list[Split]:
         return splits
     parts = wanted.split(",") if isinstance(wanted, str) else wanted
     parts = parts if isinstance(parts, list) else [parts]
-    known = [split.test for split in splits]
-    for part in parts:
-        if not str(part).strip().isdigit() or int(part) not in known:
-            raise ConfigError(f"'folds' must be 'all' or some of {known}, e.g. 1,3, not {wanted!r}")
-    chosen = {int(part) for part in parts}
-    return [split for split in splits if split.test in chosen]
+    known = {str(split.test): split for split in splits}
+    names = {str(part).strip() for part in parts}
+    if not names or not names <= known.keys():
+        raise ConfigError(
+            f"'folds' must be 'all' or some of {', '.join(known)}, e.g. 1,3, not {wanted!r}"
+        )
+    return [split for name, split in known.items() if name in names]

@@ -1,0 +1,53 @@
+"""Shared fixtures: real recordings, reference values, and a machine without the hub."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
+os.environ.pop("TOOLKIT_PLUGINS", None)
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+def pytest_configure() -> None:
+    """Let hypothesis ask every module for its file, SpeechBrain's lazy ones (k2, ...) too."""
+    from speechbrain.utils.importutils import LazyModule
+
+    LazyModule.__file__ = None
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of real recordings: `$TOOLKIT_TEST_DATA`, else `../shared/data`."""
+    folder = Path(os.environ.get("TOOLKIT_TEST_DATA", SHARED / "data"))
+    if not (folder / "ESC-10" / "meta" / "esc50.csv").is_file():
+        pytest.skip(f"real recordings are not in {folder}: set TOOLKIT_TEST_DATA to their folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Folder of reference values: `$TOOLKIT_TEST_GOLDEN`, else `../shared/golden`."""
+    folder = Path(os.environ.get("TOOLKIT_TEST_GOLDEN", SHARED / "golden"))
+    if not (folder / "index.json").is_file():
+        pytest.skip(f"reference values are not in {folder}: set TOOLKIT_TEST_GOLDEN to them")
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The cache of fixtures that outlive a test; never the user's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("TOOLKIT_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A feature cache for every test of its own, also in the processes that it starts."""
+    folder = tmp_path / "toolkit-cache"
+    monkeypatch.setenv("TOOLKIT_CACHE", str(folder))
+    return folder

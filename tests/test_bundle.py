@@ -1,0 +1,109 @@
+"""Bundles: what comes back is what was saved, or an error that says why not."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from toolkit.backbones.ast import ASTTiny
+from toolkit.bundle import load_bundle, save_bundle
+from toolkit.errors import BundleError
+from toolkit.inference import split_windows
+from toolkit.model import AudioClassifier
+from toolkit.registry import PEFT
+
+NAMES = ["dog", "rain", "siren"]
+
+
+def _saved(folder: Path, method: str = "soft_moa") -> AudioClassifier:
+    torch.manual_seed(0)
+    source = ASTTiny()
+    model = AudioClassifier(source.load(64), PEFT.create(method, "peft"), 3, "all").eval()
+    with torch.no_grad():
+        for parameter in model.trainable().values():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    save_bundle(folder, model, source, NAMES, {"corpus": "none"})
+    return model
+
+
+@pytest.mark.parametrize("method", PEFT.names())
+def test_round_trip(method: str, tmp_path: Path) -> None:
+    model = _saved(tmp_path / "bundle", method)
+    loaded = load_bundle(tmp_path / "bundle")
+    features = torch.randn(2, 64, 128)
+    with torch.no_grad():
+        assert torch.equal(loaded.model(features), model(features))
+    assert loaded.classes == NAMES
+    assert {f.name for f in (tmp_path / "bundle").iterdir()} == {
+        "bundle.json",
+        "weights.safetensors",
+    }
+
+
+def test_saving_again_replaces_the_old_one(tmp_path: Path) -> None:
+    _saved(tmp_path / "bundle", "lora")
+    _saved(tmp_path / "bundle", "adapter")
+    assert load_bundle(tmp_path / "bundle").info["peft"]["name"] == "adapter"
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
+def _edit(folder: Path, **changes: object) -> None:
+    info = json.loads((folder / "bundle.json").read_text())
+    (folder / "bundle.json").write_text(json.dumps({**info, **changes}))
+
+
+def test_damage_is_named(tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    with pytest.raises(BundleError, match="is not a bundle"):
+        load_bundle(bundle)
+    _saved(bundle)
+    weights = bundle / "weights.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-100])
+    with pytest.raises(BundleError, match="damaged"):
+        load_bundle(bundle)
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(BundleError, match="damaged"):
+        load_bundle(bundle)
+    weights.write_bytes(whole)
+    _edit(bundle, format=99)
+    with pytest.raises(BundleError, match="format 99"):
+        load_bundle(bundle)
+    (bundle / "bundle.json").write_text("{")
+    with pytest.raises(BundleError, match="damaged"):
+        load_bundle(bundle)
+
+
+def test_another_backbone_is_refused(tmp_path: Path) -> None:
+    _saved(tmp_path / "bundle")
+    other = tmp_path / "other"
+    model = ASTTiny().load(512).model
+    with torch.no_grad():
+        model.layers[0].mlp.fc1.bias[0] += 1e-3
+    model.save_pretrained(other)
+    with pytest.raises(BundleError, match="another backbone"):
+        load_bundle(tmp_path / "bundle", backbone=str(other))
+
+
+def test_other_settings_than_the_weights_are_refused(tmp_path: Path) -> None:
+    _saved(tmp_path / "bundle")
+    peft = json.loads((tmp_path / "bundle" / "bundle.json").read_text())["peft"]
+    _edit(tmp_path / "bundle", peft={**peft, "num_experts": 3})
+    with pytest.raises(BundleError, match="of another shape"):
+        load_bundle(tmp_path / "bundle")
+    _edit(tmp_path / "bundle", peft={"name": "lora"})
+    with pytest.raises(BundleError, match="without a place"):
+        load_bundle(tmp_path / "bundle")
+
+
+@pytest.mark.parametrize(
+    ("frames", "windows"), [(1, 1), (99, 1), (100, 1), (105, 1), (110, 2), (200, 2), (250, 3)]
+)
+def test_windows_cover_a_long_file(frames: int, windows: int) -> None:
+    source = torch.arange(frames * 2, dtype=torch.float32).view(frames, 2) + 1
+    cut = split_windows(source, 100)
+    assert cut.shape == (windows, 100, 2)
+    flat = cut.flatten(0, 1)
+    kept = min(frames, len(flat))
+    assert torch.equal(flat[:kept], source[:kept]) and (flat[kept:] == 0).all()
