@@ -64,7 +64,9 @@ def test_parameter_count(name: str, settings: dict, count: int) -> None:
 def test_stock_modules_stay_in_eval(name: str) -> None:
     model = AudioClassifier(tiny_backbone(), PEFT.create(name, "peft"), CLASSES, "all").train()
     expected = PEFT.get(name).trains_backbone
-    stock = [m for m in model.backbone.model.modules() if isinstance(m, nn.Dropout)]
+    own = {part for module in insertion.inserted(model.backbone) for part in module.modules()}
+    dropouts = [m for m in model.backbone.model.modules() if isinstance(m, nn.Dropout)]
+    stock = [module for module in dropouts if module not in own]
     assert stock and all(m.training is expected for m in stock)
     assert all(m.training for m in insertion.inserted(model.backbone))
     assert model.head.training
@@ -81,10 +83,10 @@ def test_lasting_names_do_not_depend_on_wrapping() -> None:
     assert before.stock <= names
     inserted = names - before.stock
     assert inserted == {
-        f"blocks.{block}.{site}.adapter.{tensor}"
+        f"blocks.{block}.{site}.adapter.experts.{tensor}"
         for block in range(2)
         for site in ("mhsa", "ffn")
-        for tensor in ("down.weight", "down.bias", "up.weight", "up.bias")
+        for tensor in ("down", "down_bias", "up", "up_bias")
     }
     assert {f"blocks.1.norm.{site}.weight" for site in ("mhsa", "ffn")} <= model.state().keys()
 
@@ -96,12 +98,11 @@ def test_sequential_adapter_by_hand() -> None:
     ).eval()
     wrapper = model.backbone.site(0, "ffn").module
     with torch.no_grad():
-        wrapper.inserted.up.weight.normal_()
+        wrapper.inserted.experts.up.normal_()
     x = torch.randn(2, 5, 96)
     inner = wrapper.wrapped(x)
-    torch.testing.assert_close(wrapper(x), inner + wrapper.inserted.up(
-        nn.functional.gelu(wrapper.inserted.down(inner))
-    ))  # fmt: skip
+    down, up = wrapper.inserted.experts.down[0], wrapper.inserted.experts.up[0]
+    torch.testing.assert_close(wrapper(x), inner + nn.functional.gelu(inner @ down.T) @ up.T)
 
 
 def test_lora_by_hand() -> None:

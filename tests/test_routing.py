@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from toolkit.peft.soft_moa import SoftMixture
 from toolkit.routing import soft
-from toolkit.routing.experts import BottleneckExperts
+from toolkit.routing.experts import Bottleneck
 
 SIZES = {
     "batch": st.integers(1, 3), "tokens": st.integers(1, 6), "dim": st.integers(1, 5),
@@ -19,7 +19,7 @@ SIZES = {
 }  # fmt: skip
 
 
-def naive_mixture(x: Tensor, phi: Tensor, experts: BottleneckExperts) -> Tensor:
+def naive_mixture(x: Tensor, phi: Tensor, experts: Bottleneck) -> Tensor:
     """Soft mixture of one clip after another, slot after slot: [B, T, d]."""
     _, count, slots = phi.shape
     out = torch.zeros_like(x)
@@ -40,8 +40,7 @@ def naive_mixture(x: Tensor, phi: Tensor, experts: BottleneckExperts) -> Tensor:
 
 def random_mixture(dim: int, experts: int, slots: int, **options: object) -> SoftMixture:
     """A mixture whose experts are not zero."""
-    bottleneck = BottleneckExperts(experts, dim, 2).double()
-    mixture = SoftMixture(bottleneck, dim, experts, slots, **options).double()
+    mixture = SoftMixture(Bottleneck(experts, dim, 2), slots, **options).double()
     with torch.no_grad():
         for parameter in mixture.parameters():
             parameter.copy_(torch.randn_like(parameter))
@@ -154,7 +153,7 @@ def test_noise_only_in_training() -> None:
 def test_gradients_at_the_start() -> None:
     """At step 0 every expert's `up` learns; the router and `down` follow once `up` is not zero."""
     torch.manual_seed(0)
-    mixture = SoftMixture(BottleneckExperts(3, 6, 2), 6, 3, 2)
+    mixture = SoftMixture(Bottleneck(3, 6, 2), 2)
     x, target = torch.randn(2, 5, 6), torch.randn(2, 5, 6)
     (mixture(x) * target).sum().backward()
     assert (mixture.experts.up.grad.flatten(1).norm(dim=1) > 0).all()
@@ -169,7 +168,7 @@ def test_gradients_at_the_start() -> None:
 
 def test_experts_equal_separate_adapters() -> None:
     torch.manual_seed(0)
-    experts = BottleneckExperts(4, 6, 3)
+    experts = Bottleneck(4, 6, 3)
     with torch.no_grad():
         for parameter in experts.parameters():
             parameter.normal_()

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.backbones.base import Backbone
-from toolkit.errors import BundleError
+from toolkit.errors import BundleError, ConfigError
 from toolkit.peft import insertion
 from toolkit.peft.base import PeftMethod
 
-Pooling = Literal["mean", "cls", "all"]
+Pooling = Literal["mean", "patches", "cls", "first", "all", "prompts", "prompts+patches"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +41,12 @@ class AudioClassifier(nn.Module):
         backbone: frozen, as loaded; the method is applied to it here.
         method: how it is adapted.
         num_classes: C.
-        pooling: `mean` over the patches, `cls` (mean of the special tokens, e.g. CLS and DIST)
-            or `all` (mean over every token, as the papers' code does).
+        pooling: `mean` (over the patches; `patches` says the same), `cls` (mean of the special
+            tokens, e.g. CLS and DIST), `first` (CLS alone), `all` (mean over every token, as the
+            papers' code does), and with prompts `prompts` or `prompts+patches`.
+
+    Raises:
+        ConfigError: the method cannot work on the backbone, or there are no prompts to pool.
     """
 
     def __init__(
@@ -51,6 +55,11 @@ class AudioClassifier(nn.Module):
         super().__init__()
         self.method, self.pooling = method, pooling
         method.apply(backbone)
+        if pooling.startswith("prompts") and not backbone.prompt_tokens:
+            raise ConfigError(
+                f"pooling '{pooling}' needs a method with prompts, which "
+                f"'{method.registered_name}' is not; use mean, cls, first or all"
+            )
         self.backbone = backbone
         self.head = nn.Linear(backbone.dim, num_classes)
 
@@ -60,12 +69,18 @@ class AudioClassifier(nn.Module):
 
     def pool(self, tokens: Tensor) -> Tensor:
         """Tokens [B, M, d] -> [B, d]."""
-        prefix = self.backbone.prefix_tokens
-        if self.pooling == "cls":
-            tokens = tokens[:, :prefix]
-        elif self.pooling == "mean":
-            tokens = tokens[:, prefix:]
-        return tokens.mean(dim=1)
+        special = self.backbone.prefix_tokens
+        patches = special + self.backbone.prompt_tokens
+        begin, end = {
+            "mean": (patches, None),
+            "patches": (patches, None),
+            "cls": (0, special),
+            "first": (0, 1),
+            "all": (0, None),
+            "prompts": (special, patches),
+            "prompts+patches": (special, None),
+        }[self.pooling]
+        return tokens[:, begin:end].mean(dim=1)
 
     def train(self, mode: bool = True) -> "AudioClassifier":
         """Train mode reaches what was inserted and the head; a frozen backbone stays in eval."""
@@ -88,12 +103,13 @@ class AudioClassifier(nn.Module):
 
         The tensors are the live ones, detached; copy them to keep them.
         """
-        buffers = {
-            self._lasting_name(name): buffer
-            for name, buffer in self.named_buffers()
-            if self.method.trains_backbone or self._lasting_name(name) not in self.backbone.stock
-        }
-        return {name: t.detach() for name, t in {**self.trainable(), **buffers}.items()}
+        named = ((self._lasting_name(n), t) for n, t in self.state_dict(keep_vars=True).items())
+        return {name: tensor.detach() for name, tensor in named if self._changes(name, tensor)}
+
+    def _changes(self, name: str, tensor: Tensor) -> bool:
+        if isinstance(tensor, nn.Parameter):
+            return tensor.requires_grad
+        return self.method.trains_backbone or name not in self.backbone.stock
 
     @torch.no_grad()
     def load_state(self, tensors: dict[str, Tensor]) -> None:

@@ -59,6 +59,8 @@ def check_method(name: str, settings: Mapping[str, Any] | None = None) -> None:
 
 def check_identity(method: PeftMethod) -> None:
     """Before any training, the adapted backbone gives the frozen one's tokens."""
+    if not method.identity_at_start:
+        return
     backbone = tiny_backbone()
     features, _ = tiny_batch(backbone)
     expected = backbone(features).detach()
@@ -79,12 +81,12 @@ def check_training(method: PeftMethod, steps: int = 6) -> None:
     losses = []
     model.train()
     for step in range(steps):
-        method.on_step(model.backbone, step, steps)
         loss = functional.cross_entropy(model(features), labels)
         total = loss + sum(method.auxiliary_losses(model.backbone).values())
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
+        method.on_step(model.backbone, step + 1, steps)
         losses.append(loss.item())
     assert losses[-1] < losses[0], f"the loss did not fall: {losses}"
     still = [name for name, p in trainable.items() if torch.equal(p, start[name])]

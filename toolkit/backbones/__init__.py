@@ -28,9 +28,10 @@ def create(config: Mapping[str, Any]) -> Any:
 def _family(source: str) -> str:
     """The registered family that reads a checkpoint, by the model type in its config.json."""
     model_type = _model_type(source)
-    families = {BACKBONES.peek(name).metadata.get("model_type"): name for name in BACKBONES.names()}
+    types = {name: BACKBONES.peek(name).metadata.get("model_type") for name in BACKBONES.names()}
+    families = {kind: name for name, kind in types.items() if kind is not None}
     if model_type not in families:
-        known = ", ".join(sorted(filter(None, families)))
+        known = ", ".join(sorted(families))
         raise BackboneError(
             f"{source} is a {model_type!r}; there is no backbone for that (known: {known})"
         )
@@ -40,8 +41,8 @@ def _family(source: str) -> str:
 def _model_type(source: str) -> str | None:
     if Path(source).is_dir():
         try:
-            config = json.loads((Path(source) / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            config = dict(json.loads((Path(source) / "config.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
             raise BackboneError(
                 f"{source} holds no config.json that can be read; name a folder written by "
                 "save_pretrained"

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
@@ -38,6 +39,23 @@ class ASTBackbone(Backbone):
         """Normalised log-mel frames [B, T, F] -> tokens [B, 2 + patches, d]."""
         return self.model(input_values=features).last_hidden_state
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """See `Backbone.grid`."""
+        config = self.model.config
+        sizes = (config.num_mel_bins, config.max_length)
+        strides = (config.frequency_stride, config.time_stride)
+        f, t = (
+            (size - config.patch_size) // stride + 1
+            for size, stride in zip(sizes, strides, strict=True)
+        )
+        return f, t
+
+    @torch.no_grad()
+    def zero_positions(self) -> None:
+        """See `Backbone.zero_positions`; the special tokens' rows become zero too."""
+        self.model.get_parameter("embeddings.position_embeddings").zero_()
+
 
 @BACKBONES.register("ast", paper="arXiv:2104.01778", model_type="audio-spectrogram-transformer")
 class AST(BackboneSource):
@@ -48,7 +66,9 @@ class AST(BackboneSource):
 
     def load(self, max_length: int) -> ASTBackbone:
         """See `BackboneSource.load`."""
-        model, info = self._from_pretrained(ASTModel, output_loading_info=True)
+        model, info = self._from_pretrained(
+            ASTModel, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32
+        )
         lost = [*info["missing_keys"], *(m[0] for m in info["mismatched_keys"])]
         extra = [k for k in info["unexpected_keys"] if not k.startswith("classifier.")]
         if lost or extra:
@@ -57,10 +77,10 @@ class AST(BackboneSource):
                 f"without a place: {', '.join(sorted(extra)) or 'none'}; "
                 f"missing or of another shape: {', '.join(sorted(lost)) or 'none'}"
             )
-        try:
+        extractor = ASTFeatureExtractor()  # a folder without one: AudioSet's statistics
+        folder = Path(self.source)
+        if not folder.is_dir() or (folder / "preprocessor_config.json").is_file():
             extractor = self._from_pretrained(ASTFeatureExtractor)
-        except BackboneError:  # a folder without it: the class's defaults, AudioSet's statistics
-            extractor = ASTFeatureExtractor()
         return self._wrap(model, extractor, max_length)
 
     def architecture(self, max_length: int) -> ASTBackbone:
@@ -77,7 +97,7 @@ class AST(BackboneSource):
             return stock.from_pretrained(
                 self.source, local_files_only=not hub_is_reachable(), **options
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise BackboneError(
                 f"{stock.__name__} cannot be had from '{self.source}' ({_first_line(error)}): "
                 "without internet use `--backbone ast_tiny` (embedded) or `--backbone PATH` "
@@ -103,6 +123,7 @@ class AST(BackboneSource):
             blocks="layers",
             roles=ROLES,
             norm="layernorm",
+            embedding="embeddings",
             prefix_tokens=2,
         )
 

@@ -9,6 +9,7 @@ A PEFT method is written against roles and never against a particular backbone:
 | `mhsa` `ffn` | the two sublayers: from normalised input to the branch added to the residual |
 | `norm.mhsa` `norm.ffn` | the layer norms before (or after) them |
 | `block` | the whole block, tokens to tokens |
+| `tokens` | the embedding, features to the first block's tokens (of the backbone, not of a block) |
 
 Roles also name tensors: what is saved is called `blocks.3.attn.q.weight` whatever the stock
 model calls it, so that bundles outlive a renaming inside transformers.
@@ -95,13 +96,18 @@ class Backbone(nn.Module, ABC):
 
     Args:
         model: the stock module, its weights loaded.
-        name: how a configuration asks for it again, e.g. a hub id or a path.
+        name: the registered name of its family, for messages.
         features: what it reads.
         dim: width d of its tokens.
         blocks: path of the list of blocks in `model`.
         roles: role -> path inside a block.
         norm: path of the final layer norm in `model`.
-        prefix_tokens: tokens before the patches (CLS, distillation).
+        embedding: path of the module that makes the first block's tokens.
+        prefix_tokens: special tokens before the patches (CLS, distillation).
+
+    Attributes:
+        prompt_tokens: learned tokens that a method has put between these and the patches.
+        tokens, final: the sites of the embedding and of the final norm.
 
     Raises:
         BackboneError: a path of the map does not exist in the model.
@@ -117,26 +123,23 @@ class Backbone(nn.Module, ABC):
         blocks: str,
         roles: Mapping[str, str],
         norm: str,
+        embedding: str,
         prefix_tokens: int,
     ) -> None:
         super().__init__()
         self.model = model
         self.name, self.features, self.dim = name, features, dim
-        self.prefix_tokens = prefix_tokens
-        self._names = {norm: "norm"}
+        self.prefix_tokens, self.prompt_tokens = prefix_tokens, 0
+        self._names = {norm: "norm", embedding: "embedding"}
+        self.tokens = _site(model, embedding, dim, block=-1, role="tokens")
+        self.final = _site(model, norm, dim, block=-1, role="norm")
         self._sites: list[dict[str, Site]] = []
-        self.norm = _find(model, norm)
         stack = _find(model, blocks)
         for index in range(len(stack)):
             self._names[f"{blocks}.{index}"] = f"blocks.{index}"
             places = {"block": Site(index, "block", stack, str(index), dim, dim)}
             for role, path in roles.items():
-                module = _find(stack[index], path)
-                head, _, attribute = path.rpartition(".")
-                parent = _find(stack[index], head) if head else stack[index]
-                in_dim = getattr(module, "in_features", dim)
-                out_dim = getattr(module, "out_features", dim)
-                places[role] = Site(index, role, parent, attribute, in_dim, out_dim)
+                places[role] = _site(stack[index], path, dim, index, role)
                 self._names[f"{blocks}.{index}.{path}"] = places[role].name
             self._sites.append(places)
         self.stock = frozenset(self.canonical(n) for n in model.state_dict())
@@ -149,6 +152,14 @@ class Backbone(nn.Module, ABC):
     def forward(self, features: Tensor) -> Tensor:
         """See `encode`."""
         return self.encode(features)
+
+    @property
+    def norm(self) -> nn.Module:
+        """The stock final norm, whatever is wrapped around it."""
+        module = self.final.module
+        while hasattr(module, WRAPPED):
+            module = getattr(module, WRAPPED)
+        return module
 
     @property
     def depth(self) -> int:
@@ -168,6 +179,21 @@ class Backbone(nn.Module, ABC):
                 f"(it has {', '.join(places)}); choose another method or other targets"
             )
         return places[role]
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Patches (f, t) behind the special tokens, in frequency-major order; None for no grid."""
+        return None
+
+    def zero_positions(self) -> None:
+        """Set the position table to zero, as it is in the papers' reference code.
+
+        Raises:
+            ConfigError: this backbone has no position table.
+        """
+        raise ConfigError(
+            f"the backbone '{self.name}' has no position table; set `zero_positions` to false"
+        )
 
     def sites(self, *roles: str) -> Iterator[Site]:
         """The sites of these roles, block by block. `both` stands for `mhsa` and `ffn`."""
@@ -221,6 +247,15 @@ class BackboneSource(Settings, ABC):
     def note(self) -> str:
         """What a user should know about these weights; `""` for nothing."""
         return ""
+
+
+def _site(root: nn.Module, path: str, dim: int, block: int, role: str) -> Site:
+    """The site of the module at `path`; linears say their own widths, all others keep d."""
+    module = _find(root, path)
+    head, _, attribute = path.rpartition(".")
+    parent = _find(root, head) if head else root
+    in_dim, out_dim = (getattr(module, f"{end}_features", dim) for end in ("in", "out"))
+    return Site(block, role, parent, attribute, in_dim, out_dim)
 
 
 def _find(model: nn.Module, path: str) -> nn.Module:

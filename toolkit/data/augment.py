@@ -5,6 +5,8 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
+from toolkit.errors import ConfigError
+
 
 class Augmentation(Protocol):
     """Changes a batch while training."""
@@ -28,6 +30,8 @@ class SpecAugment:
     """
 
     def __init__(self, freq_mask: int = 24, time_mask: int = 80, value: float = 0.0) -> None:
+        if min(freq_mask, time_mask) < 0:
+            raise ConfigError(f"SpecAugment's masks are widths, not {freq_mask} and {time_mask}")
         self.freq_mask, self.time_mask, self.value = freq_mask, time_mask, value
 
     def __call__(
@@ -49,6 +53,10 @@ class Mixup:
     """
 
     def __init__(self, alpha: float = 0.5, probability: float = 1.0) -> None:
+        if alpha <= 0 or not 0 <= probability <= 1:
+            raise ConfigError(
+                f"Mixup needs alpha above 0 and a probability, not {alpha} and {probability}"
+            )
         self.alpha, self.probability = alpha, probability
 
     def __call__(

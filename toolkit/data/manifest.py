@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import soundfile
 
+from toolkit.data.audio import UNREADABLE
 from toolkit.errors import DataError, listing
 from toolkit.settings import Settings
 
@@ -93,6 +94,6 @@ def _problem(path: Path) -> str:
         return f"{path} is missing"
     try:
         frames = soundfile.info(path).frames
-    except soundfile.LibsndfileError as error:
-        return f"{path} cannot be read: {error.error_string}"
+    except UNREADABLE as error:
+        return f"{path} cannot be read: {getattr(error, 'error_string', error)}"
     return "" if frames else f"{path} holds no samples"

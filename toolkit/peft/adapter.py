@@ -1,67 +1,66 @@
-"""Bottleneck adapters (Houlsby et al., arXiv:1902.00751; for AST: arXiv:2312.03694, section 2)."""
+"""Adapters beside or behind a sublayer (Houlsby et al., 1902.00751; on AST: 2312.03694)."""
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from toolkit.backbones.base import Backbone
-from toolkit.peft.base import (
-    PeftMethod,
-    Placement,
-    bottleneck_width,
-    insertion,
-    setting,
-    unfreeze_norms,
-)
+from toolkit.peft.base import insertion, quirk, setting
+from toolkit.peft.blocks import BlockMethod
 from toolkit.registry import PEFT
+from toolkit.routing.experts import Experts
 
 
 @PEFT.register("adapter", paper="arXiv:2312.03694")
-class Adapter(PeftMethod):
-    """Bottleneck adapter beside (parallel) or behind (sequential) a sublayer."""
+class Adapter(BlockMethod):
+    """Bottleneck, conformer or convpass adapter, parallel to a sublayer or in sequence with it."""
 
-    placement: Placement = setting("ffn", "which sublayers get one: mhsa, ffn or both")
-    mode: Literal["parallel", "sequential"] = setting(
-        "parallel", "beside the sublayer, reading its input, or behind it, reading its output"
+    mode: Literal["parallel", "sequential", "before"] = setting(
+        "parallel",
+        "beside the sublayer S: S(x) + A(x); behind it: A(S(x)); or before it: S(A(x))",
     )
-    reduction: int = setting(64, "inner width is the token width divided by this", minimum=1)
     residual: bool | None = setting(
-        None, "add the adapter's input to its output; none: only if sequential"
+        None, "A(x) stands for x + A(x); none: not if parallel, else yes"
     )
-    norms: bool = setting(True, "train the layer norms in front of those sublayers")
+    scale: float = setting(1.0, "factor of A")
+    learn_scale: bool = setting(False, "train the factor")
+    add_before: bool | None = quirk("an adapter before S is added behind it too: S(A(x)) + A(x)")
 
     def insert(self, backbone: Backbone) -> None:
         """One adapter a site."""
-        sequential = self.mode == "sequential"
-        residual = sequential if self.residual is None else self.residual
-        place = insertion.after if sequential else insertion.parallel
-        for site in backbone.sites(self.placement):
-            width = bottleneck_width(site.out_dim, self.reduction)
-            place(site, "adapter", Bottleneck(site.out_dim, width, residual))
+        residual = self.mode != "parallel" if self.residual is None else self.residual
+        place = {
+            "parallel": insertion.parallel,
+            "sequential": insertion.after,
+            "before": insertion.before_and_beside if self.is_on("add_before") else insertion.before,
+        }[self.mode]
+        for site in self.sites(backbone, self.placement):
+            experts = self.experts(backbone, num_experts=1)
+            place(site, "adapter", SingleAdapter(experts, self.scale, self.learn_scale, residual))
         if self.norms:
-            unfreeze_norms(backbone, self.placement)
+            self.train_norms(backbone, self.placement)
 
 
-class Bottleneck(nn.Module):
-    """`up(GELU(down(x)))`, plus x if `residual`; `up` starts at zero.
+class SingleAdapter(nn.Module):
+    """`scale * A(x)`, plus x if `residual`.
 
     Args:
-        dim: token width d.
-        bottleneck: inner width r.
-        residual: add the input to the output.
+        experts: A, one expert.
+        scale: the factor.
+        learn_scale: whether the factor trains.
+        residual: add the input.
     """
 
-    def __init__(self, dim: int, bottleneck: int, residual: bool) -> None:
+    def __init__(self, experts: Experts, scale: float, learn_scale: bool, residual: bool) -> None:
         super().__init__()
-        self.down = nn.Linear(dim, bottleneck)
-        self.up = nn.Linear(bottleneck, dim)
+        self.experts = experts
+        self.scale = nn.Parameter(torch.tensor(scale)) if learn_scale else scale
         self.residual = residual
-        nn.init.zeros_(self.down.bias)
-        nn.init.zeros_(self.up.weight)
-        nn.init.zeros_(self.up.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., d] -> [..., d]."""
-        out = self.up(functional.gelu(self.down(x)))
+        """[B, T, d] -> [B, T, d]."""
+        out = self.experts.mix(x)
+        if isinstance(self.scale, nn.Parameter) or self.scale != 1:
+            out = self.scale * out
         return x + out if self.residual else out

@@ -5,6 +5,7 @@ the benchmark) follows from the structure of what it inserted.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -15,9 +16,17 @@ from toolkit.errors import ConfigError
 from toolkit.peft import insertion
 from toolkit.settings import Settings, setting
 
-__all__ = ["PeftMethod", "Placement", "Site", "bottleneck_width", "insertion", "setting"]
+__all__ = ["PeftMethod", "Placement", "Recorder", "Site", "insertion", "quirk", "setting"]
 
 NORM_OF = {"mhsa": "norm.mhsa", "ffn": "norm.ffn"}
+
+
+def quirk(doc: str) -> Any:
+    """A setting that reproduces what the papers' reference code does otherwise than the papers.
+
+    None, the default, means what the method's `reference` says; ask `method.is_on(name)`.
+    """
+    return setting(None, f"reference code: {doc}; none: as `reference` says")
 
 
 class PeftMethod(Settings, ABC):
@@ -28,9 +37,18 @@ class PeftMethod(Settings, ABC):
     """
 
     trains_backbone: ClassVar[bool] = False
-    """True if the whole backbone trains; its dropout then runs too."""
+    """True if stock modules train as a whole; their dropout then runs too."""
 
+    identity_at_start: ClassVar[bool] = True
+    """Whether the adapted backbone equals the frozen one before training; false only where what a
+    method adds has an effect whatever its values (further tokens)."""
+
+    layers: str | list[int] = setting(
+        "all", "blocks to adapt: all, 'first 3', 'last 6', 'every 2', or a list such as [0, 5]"
+    )
     final_norm: bool = setting(True, "train the backbone's final layer norm (as the papers do)")
+    reference: bool = setting(False, "do as the papers' reference code does, quirks included")
+    zero_positions: bool | None = quirk("the position table is lost and stays zero")
 
     @abstractmethod
     def insert(self, backbone: Backbone) -> None:
@@ -43,16 +61,38 @@ class PeftMethod(Settings, ABC):
     def apply(self, backbone: Backbone) -> None:
         """Freeze the backbone, insert the method, and train the final norm if asked to."""
         backbone.requires_grad_(False)
+        if self.is_on("zero_positions"):
+            backbone.zero_positions()
         self.insert(backbone)
         if self.final_norm:
-            backbone.norm.requires_grad_(True)
+            self.train_final_norm(backbone)
+
+    def train_final_norm(self, backbone: Backbone) -> None:
+        """Unfreeze the final norm."""
+        backbone.norm.requires_grad_(True)
+
+    def is_on(self, name: str) -> bool:
+        """Whether a quirk is on: by itself, or with all others through `reference`."""
+        value = getattr(self, name)
+        return self.reference if value is None else value
+
+    def sites(self, backbone: Backbone, *roles: str) -> Iterator[Site]:
+        """The sites of these roles in the blocks that `layers` names; `both` is mhsa and ffn."""
+        chosen = chosen_blocks(self.layers, backbone.depth)
+        return (site for site in backbone.sites(*roles) if site.block in chosen)
+
+    def train_norms(self, backbone: Backbone, placement: Placement) -> None:
+        """Train the layer norms in front of the sublayers at which a method was inserted."""
+        for site in self.sites(backbone, placement):
+            backbone.site(site.block, NORM_OF[site.role]).module.requires_grad_(True)
 
     def auxiliary_losses(self, backbone: Backbone) -> dict[str, Tensor]:
         """Named losses of the last forward pass, to be added to the task's loss."""
         return {}
 
     def on_step(self, backbone: Backbone, step: int, total_steps: int) -> None:
-        """Called before optimiser step `step` (from 0) of `total_steps`: schedules."""
+        """Called after optimiser step `step` (from 1) of `total_steps`, gradients still in place:
+        schedules, and what is learned from gradients."""
 
     def on_epoch(self, backbone: Backbone, epoch: int) -> None:
         """Called when epoch `epoch` (from 1) has ended: adding or dropping experts."""
@@ -67,6 +107,18 @@ class PeftMethod(Settings, ABC):
             lr: the configured learning rate.
         """
         return [{"params": list(parameters.values()), "lr": lr}]
+
+    def merge(self, backbone: Backbone) -> None:
+        """Fold the method into the stock weights; `unmerge` restores them.
+
+        Raises:
+            ConfigError: what this method inserts cannot be folded exactly.
+        """
+        insertion.merge(backbone, self.registered_name)
+
+    def unmerge(self, backbone: Backbone) -> None:
+        """Undo `merge`."""
+        insertion.unmerge(backbone)
 
     def record(self, backbone: Backbone, on: bool) -> None:
         """Switch on or off the recording of statistics by modules that offer it."""
@@ -97,22 +149,26 @@ class Recorder(nn.Module):
         self.records: list[dict[str, Tensor]] = []
 
 
-def unfreeze_norms(backbone: Backbone, placement: Placement) -> None:
-    """Train the layer norms in front of the sublayers at which a method was inserted."""
-    for site in backbone.sites(placement):
-        backbone.site(site.block, NORM_OF[site.role]).module.requires_grad_(True)
-
-
-def bottleneck_width(dim: int, reduction: int) -> int:
-    """Inner width r = round(d / reduction), as the reference code rounds.
+def chosen_blocks(layers: str | list[int], depth: int) -> set[int]:
+    """The block numbers (from 0) that a `layers` setting names in a backbone of `depth` blocks.
 
     Raises:
-        ConfigError: no bottleneck is left.
+        ConfigError: not such a setting, or a block that is not there.
     """
-    width = round(dim / reduction)
-    if width < 1:
+    blocks = list(range(depth))
+    if isinstance(layers, list):
+        wrong = [number for number in layers if number not in blocks]
+        if wrong or not layers:
+            raise ConfigError(f"'layers' {layers}: the backbone has blocks 0 to {depth - 1}")
+        return set(layers)
+    if layers == "all":
+        return set(blocks)
+    word, _, count = layers.partition(" ")
+    if word not in ("first", "last", "every") or not count.isdigit() or not 0 < int(count) <= depth:
         raise ConfigError(
-            f"reduction {reduction} leaves no bottleneck in a backbone of width {dim}; "
-            f"use at most {2 * dim - 1}"
+            f"'layers' must be all, 'first N', 'last N', 'every N' (N from 1 to {depth}) or a list "
+            f"of block numbers, not {layers!r}"
         )
-    return width
+    number = int(count)
+    slices = {"first": blocks[:number], "last": blocks[-number:], "every": blocks[::number]}
+    return set(slices[word])

@@ -7,10 +7,13 @@ from toolkit.registry import PEFT
 
 @PEFT.register("full", paper="arXiv:2312.03694, section 3")
 class FullFineTuning(PeftMethod):
-    """Every parameter of the backbone is trained."""
+    """Every parameter of the backbone is trained, or those of the blocks that `layers` names."""
 
     trains_backbone = True
 
     def insert(self, backbone: Backbone) -> None:
-        """Unfreeze everything."""
-        backbone.requires_grad_(True)
+        """Unfreeze everything, or whole blocks (the paper's Wav2Vec 2.0: 'last 3')."""
+        if self.layers == "all":
+            backbone.requires_grad_(True)
+        for site in self.sites(backbone, "block"):
+            site.module.requires_grad_(True)

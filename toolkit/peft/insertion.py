@@ -4,12 +4,14 @@ A wrapper keeps the stock module under `wrapped` and its own module under the na
 that inserted it, so that what was inserted can be found, saved, trained and removed by structure.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from toolkit.backbones.base import WRAPPED, Backbone, Site
+from toolkit.errors import ConfigError
 
 
 class Wrapper(nn.Module):
@@ -26,27 +28,124 @@ class Wrapper(nn.Module):
         self.wrapped = wrapped
         self.add_module(name, inserted)
         self.name = name
+        self.original: dict[str, Tensor] | None = None
 
     @property
     def inserted(self) -> nn.Module:
         """The inserted module."""
         return self.get_submodule(self.name)
 
+    @property
+    def merged(self) -> bool:
+        """Whether the inserted module is folded into the wrapped one's weights."""
+        return self.original is not None
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Same inputs and outputs as the wrapped module."""
+        if self.merged:
+            return self.wrapped(x, *args, **kwargs)
+        return self.adapted(x, *args, **kwargs)
+
+    def adapted(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """What `forward` does unless merged; each kind of wrapper defines it."""
+        raise TypeError(f"{type(self).__name__} must define adapted()")
+
 
 class Parallel(Wrapper):
     """`wrapped(x) + inserted(x)`."""
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Same inputs and outputs as the wrapped module."""
+    def adapted(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """See `Wrapper.adapted`."""
         return _on_tokens(self.wrapped(x, *args, **kwargs), lambda y: y + self.inserted(x))
 
 
 class After(Wrapper):
     """`inserted(wrapped(x))`."""
 
+    def adapted(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """See `Wrapper.adapted`."""
+        return _on_tokens(self.wrapped(x, *args, **kwargs), self.inserted)
+
+
+class Before(Wrapper):
+    """`wrapped(inserted(x))`."""
+
+    def adapted(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """See `Wrapper.adapted`."""
+        return self.wrapped(self.inserted(x), *args, **kwargs)
+
+
+class BeforeAndBeside(Wrapper):
+    """`wrapped(a) + a` with `a = inserted(x)`."""
+
+    def adapted(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """See `Wrapper.adapted`."""
+        x = self.inserted(x)
+        return _on_tokens(self.wrapped(x, *args, **kwargs), lambda y: y + x)
+
+
+class Reparametrised(Wrapper):
+    """`inserted(x, wrapped)`: the inserted module computes with the wrapped one's weights."""
+
+    def adapted(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """See `Wrapper.adapted`."""
+        return self.inserted(x, self.wrapped)
+
+
+class ParallelKept(Parallel):
+    """`Parallel` that also hands its branch on to an `Echo` further up."""
+
+    def adapted(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """See `Wrapper.adapted`."""
+        self.kept = self.inserted(x)
+        return _on_tokens(self.wrapped(x, *args, **kwargs), lambda y: y + self.kept)
+
+
+class Echo(nn.Module):
+    """`wrapped(x)` plus what a `ParallelKept` further down computed in the same pass."""
+
+    def __init__(self, wrapped: nn.Module, source: ParallelKept) -> None:
+        super().__init__()
+        self.wrapped = wrapped
+        self.source = (source,)  # in a tuple: a reference, not a child
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Same inputs and outputs as the wrapped module."""
-        return _on_tokens(self.wrapped(x, *args, **kwargs), self.inserted)
+        return _on_tokens(self.wrapped(x, *args, **kwargs), lambda y: y + _take(self.source[0]))
+
+
+class Tap(nn.Module):
+    """A stock module that keeps its input for a branch further up."""
+
+    def __init__(self, wrapped: nn.Module) -> None:
+        super().__init__()
+        self.wrapped = wrapped
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Same inputs and outputs as the wrapped module."""
+        self.kept = x
+        return self.wrapped(x, *args, **kwargs)
+
+
+class ParallelToTap(Wrapper):
+    """`wrapped(x) + inserted(t)`, t being what a `Tap` kept."""
+
+    def __init__(self, wrapped: nn.Module, name: str, inserted: nn.Module, tap: Tap) -> None:
+        super().__init__(wrapped, name, inserted)
+        self.tap = (tap,)  # in a tuple: a reference, not a child
+
+    def adapted(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """See `Wrapper.adapted`."""
+        branch = self.inserted(_take(self.tap[0]))
+        return _on_tokens(self.wrapped(x, *args, **kwargs), lambda y: y + branch)
+
+
+class Passing(Wrapper):
+    """`wrapped(x)`; the inserted module is used by the attention inside."""
+
+    def adapted(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """See `Wrapper.adapted`."""
+        return self.wrapped(x, *args, **kwargs)
 
 
 def parallel(site: Site, name: str, module: nn.Module) -> None:
@@ -54,9 +153,103 @@ def parallel(site: Site, name: str, module: nn.Module) -> None:
     site.replace(Parallel(site.module, name, module))
 
 
+def parallel_twice(site: Site, again: Site, name: str, module: nn.Module) -> None:
+    """Add `module(x)` at `site`, and the same tensor at `again` further up."""
+    wrapper = ParallelKept(site.module, name, module)
+    site.replace(wrapper)
+    again.replace(Echo(again.module, wrapper))
+
+
+def parallel_to_input(norm: Site, site: Site, name: str, module: nn.Module) -> None:
+    """Add to what leaves `site` what `module` makes of the input of the norm in front of it."""
+    tap = Tap(norm.module)
+    norm.replace(tap)
+    site.replace(ParallelToTap(site.module, name, module, tap))
+
+
 def after(site: Site, name: str, module: nn.Module) -> None:
     """Let `module` read what leaves the module at `site`."""
     site.replace(After(site.module, name, module))
+
+
+def before(site: Site, name: str, module: nn.Module) -> None:
+    """Let the module at `site` read what leaves `module`."""
+    site.replace(Before(site.module, name, module))
+
+
+def before_and_beside(site: Site, name: str, module: nn.Module) -> None:
+    """As `before`, and add what leaves `module` behind the module at `site` too."""
+    site.replace(BeforeAndBeside(site.module, name, module))
+
+
+def reparametrise(site: Site, name: str, module: nn.Module) -> None:
+    """Let `module(x, linear)` compute in place of the linear at `site`."""
+    site.replace(Reparametrised(site.module, name, module))
+
+
+def tap(site: Site) -> Tap:
+    """Keep what enters the module at `site` in every pass; read it with `take`."""
+    kept = Tap(site.module)
+    site.replace(kept)
+    return kept
+
+
+def keys_values(backbone: Backbone, site: Site, name: str, module: nn.Module) -> None:
+    """Give the attention at an `mhsa` site further keys and values.
+
+    Args:
+        backbone: a stock transformers model; its attention function is set to one that asks.
+        site: the attention.
+        name: see `Wrapper`.
+        module: returns keys and values [N, d] when called without arguments.
+    """
+    from toolkit.peft.prefixed_attention import PREFIXED  # transformers is slow to import
+
+    attention = site.module
+    attention.extra_keys_values = (module,)  # in a tuple: a reference, not a child
+    backbone.model.config._attn_implementation = PREFIXED
+    site.replace(Passing(attention, name, module))
+
+
+def take(kept: Tap) -> Tensor:
+    """What a tap kept in this pass; it forgets it."""
+    return _take(kept)
+
+
+def _take(holder: Any) -> Tensor:
+    value, holder.kept = holder.kept, None
+    return value
+
+
+def merge(backbone: Backbone, method: str) -> None:
+    """Fold every inserted module into the weights that it wraps.
+
+    An inserted module that can be folded has `merge_into(stock)`, which changes the weights of the
+    module that it wraps.
+
+    Raises:
+        ConfigError: one of them cannot be folded; nothing is changed then.
+    """
+    found = [wrapper for wrapper in wrappers(backbone) if not wrapper.merged]
+    if not found or not all(hasattr(wrapper.inserted, "merge_into") for wrapper in found):
+        raise ConfigError(
+            f"'{method}' cannot be merged: what it adds is not linear in what the backbone's "
+            "weights compute; use it unmerged"
+        )
+    for wrapper in found:
+        wrapper.original = {n: p.detach().clone() for n, p in wrapper.wrapped.named_parameters()}
+        with torch.no_grad():
+            wrapper.inserted.merge_into(wrapper.wrapped)
+
+
+@torch.no_grad()
+def unmerge(backbone: Backbone) -> None:
+    """Restore the weights that `merge` changed, exactly."""
+    for wrapper in wrappers(backbone):
+        if wrapper.original is not None:
+            for name, parameter in wrapper.wrapped.named_parameters():
+                parameter.copy_(wrapper.original[name])
+            wrapper.original = None
 
 
 def wrappers(backbone: Backbone) -> Iterator[Wrapper]:
@@ -82,7 +275,7 @@ def set_training(module: nn.Module, mode: bool) -> None:
             set_training(child, mode)
 
 
-def _on_tokens(output: Any, function: Any) -> Any:
+def _on_tokens(output: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """Apply a function to a module's tokens, whether it returns them alone or first in a tuple."""
     if isinstance(output, tuple):
         return (function(output[0]), *output[1:])

@@ -6,75 +6,83 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.backbones.base import Backbone
-from toolkit.peft.base import (
-    PeftMethod,
-    Placement,
-    Recorder,
-    bottleneck_width,
-    insertion,
-    setting,
-    unfreeze_norms,
-)
+from toolkit.errors import ConfigError
+from toolkit.peft.base import Recorder, quirk, setting
+from toolkit.peft.mixture import MixtureMethod
 from toolkit.registry import PEFT
 from toolkit.routing import soft
-from toolkit.routing.experts import BottleneckExperts
+from toolkit.routing.experts import Experts
 
 
 @PEFT.register("soft_moa", paper="arXiv:2402.00828")
-class SoftMoA(PeftMethod):
-    """Soft mixture of bottleneck adapters, parallel to a sublayer."""
+class SoftMoA(MixtureMethod):
+    """Soft mixture of adapters: experts read slots, which are weighted means of tokens."""
 
-    placement: Placement = setting("mhsa", "which sublayers get a mixture: mhsa, ffn or both")
-    num_experts: int = setting(7, "adapters a mixture, E", minimum=1)
     slots: int = setting(1, "slots an adapter, S", minimum=1)
-    reduction: int = setting(128, "inner width is the token width divided by this", minimum=1)
     normalize: bool = setting(False, "unit-length tokens and slot embeddings in the router")
     noise: float = setting(0.0, "standard deviation of the router's noise in training", minimum=0)
-    norms: bool = setting(True, "train the layer norms in front of those sublayers")
+    normalize_over_experts: bool | None = quirk(
+        "normalised routing divides slot embeddings by their length over experts, and makes the "
+        "slots of normalised tokens"
+    )
 
-    def insert(self, backbone: Backbone) -> None:
-        """One mixture a site."""
-        for site in backbone.sites(self.placement):
-            width = bottleneck_width(site.out_dim, self.reduction)
-            experts = BottleneckExperts(self.num_experts, site.out_dim, width)
-            mixture = SoftMixture(
-                experts, site.out_dim, self.num_experts, self.slots, self.normalize, self.noise
+    def check(self) -> None:
+        """Slots lie on no grid."""
+        if self.block == "convpass" and self.convolution == "2d":
+            raise ConfigError(
+                "Soft-MoA's experts read slots, which lie on no grid of patches: use "
+                "`convolution: 1d`, or Dense-MoA"
             )
-            insertion.parallel(site, "soft_moa", mixture)
-        if self.norms:
-            unfreeze_norms(backbone, self.placement)
+
+    def mixture(self, backbone: Backbone) -> "SoftMixture":
+        """See `MixtureMethod.mixture`."""
+        mixture = SoftMixture(
+            self.experts(backbone, self.num_experts),
+            self.slots,
+            self.normalize,
+            self.noise,
+            over_experts=self.is_on("normalize_over_experts"),
+        )
+        if self.is_on("reference_init"):
+            # Xavier as the reference code applies it to [d, E, S]: fans (E S, d S).
+            nn.init.xavier_normal_(mixture.phi)
+        return mixture
 
 
 class SoftMixture(Recorder):
     """Tokens -> slots -> experts -> tokens.
 
     Args:
-        experts: [B, E, S, d] -> [B, E, S, d].
-        dim, num_experts, slots: d, E, S.
+        experts: E experts of width d.
+        slots: S.
         normalize: see `routing.soft.route`.
         noise: standard deviation of the noise on the logits while training.
+        over_experts: normalise as `routing.soft.normalised_over_experts` does.
     """
 
     def __init__(
         self,
-        experts: nn.Module,
-        dim: int,
-        num_experts: int,
+        experts: Experts,
         slots: int,
         normalize: bool = False,
         noise: float = 0.0,
+        over_experts: bool = False,
     ) -> None:
         super().__init__()
         self.experts = experts
-        self.phi = nn.Parameter(torch.empty(dim, num_experts, slots))
+        self.phi = nn.Parameter(torch.empty(experts.dim, experts.num_experts, slots))
         self.scale = nn.Parameter(torch.ones(())) if normalize else None
-        self.noise = noise
-        nn.init.normal_(self.phi, std=1 / math.sqrt(dim))  # LeCun normal, as 2308.00951
+        self.noise, self.over_experts = noise, over_experts
+        nn.init.normal_(self.phi, std=1 / math.sqrt(experts.dim))  # LeCun normal, as 2308.00951
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Tokens [B, T, d] and an optional mask [B, T] of real tokens -> [B, T, d]."""
+        phi, scale = self.phi, self.scale
+        if scale is not None and self.over_experts:
+            x, phi = soft.normalised_over_experts(x, phi, scale)
+            scale = None
         noise = self.noise if self.training else 0.0
-        routing = soft.route(x, self.phi, scale=self.scale, mask=mask, noise_std=noise)
+        routing = soft.route(x, phi, scale=scale, mask=mask, noise_std=noise)
         if self.recording:
             self.records.append(soft.metrics(routing))
         return routing.tokens(self.experts(routing.slots(x)))

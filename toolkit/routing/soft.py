@@ -68,6 +68,19 @@ def route(
     return SoftRouting(dispatch=logits.softmax(dim=1), combine=combine)
 
 
+def normalised_over_experts(x: Tensor, phi: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """What the papers' code routes with when it normalises: tokens and slot embeddings.
+
+    Slot embeddings are divided by their length over the experts (axis 1) instead of over d, and
+    the normalised tokens also make the slots.
+
+    Args:
+        x, phi, scale: see `route`, to which the result is to be given without a scale.
+    """
+    phi = scale * phi / (phi.norm(dim=1, keepdim=True) + 1e-6)
+    return x / (x.norm(dim=-1, keepdim=True) + 1e-6), phi
+
+
 def metrics(routing: SoftRouting) -> dict[str, Tensor]:
     """What a routing does, averaged over clips and tokens; detached.
 

@@ -220,10 +220,6 @@ class ClassificationBrain(sb.Brain):
         factor = self.grad_accumulation_factor
         group = (self.step - 1) // factor
         should_step = self.step % factor == 0 or self.step == len(self.batches)
-        if (self.step - 1) % factor == 0:
-            self.model.method.on_step(
-                self.model.backbone, self.optimizer_step, self.plan.epochs * self.steps_per_epoch
-            )
         seed = derive_seed(self.plan.seed, self.epoch, self.step, self.rank)
         torch.manual_seed(seed)
         self.generator = torch.Generator().manual_seed(seed)
@@ -259,8 +255,10 @@ class ClassificationBrain(sb.Brain):
             torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
         self.optimizer_step += 1
+        total = self.plan.epochs * self.steps_per_epoch
+        self.model.method.on_step(self.model.backbone, self.optimizer_step, total)
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _should_save_intra_epoch_ckpt(self, last_ckpt_time: float, steps_since_ckpt: int) -> bool:
         between_steps = self.step % self.grad_accumulation_factor == 0

@@ -3,10 +3,10 @@
 Layout: `audio/*` and `meta/esc50.csv`. ESC-10 is its Creative Commons subset of ten classes.
 """
 
-import shutil
 import tempfile
 import urllib.request
 import zipfile
+from http.client import HTTPException
 from pathlib import Path
 
 import pandas as pd
@@ -19,6 +19,7 @@ from toolkit.settings import setting
 
 URL = "https://github.com/karolpiczak/ESC-50/archive/master.zip"
 CLIPS = 2000
+PARTS = ("audio", "meta")  # in the order of unpacking: with the table, the corpus is whole
 FOLDS = range(1, 6)
 COLUMNS = ["filename", "fold", "target", "category", "esc10"]
 
@@ -39,9 +40,10 @@ class ESC50(Corpus):
             )
         table = self._read(table_path)
         audio = folder / "audio"
+        folds = pd.to_numeric(table["fold"], errors="coerce")
         problems = [
             f"{table_path}: {row.filename} has the fold {row.fold!r} (known: 1 to 5)"
-            for row in table[~table["fold"].isin(FOLDS)].itertuples()
+            for row in table[~folds.isin(FOLDS)].itertuples()
         ]
         names = table.groupby("target")["category"].nunique()
         problems += [f"target {t} has more than one category" for t in names[names > 1].index]
@@ -55,7 +57,7 @@ class ESC50(Corpus):
                 "id": table["filename"],
                 "path": [str(audio / name) for name in table["filename"]],
                 "label": table["target"].map(labels),
-                "fold": table["fold"],
+                "fold": folds,
             }
         )
         return Manifest(
@@ -64,7 +66,7 @@ class ESC50(Corpus):
 
     def _read(self, path: Path) -> pd.DataFrame:
         try:
-            table = pd.read_csv(path)
+            table = pd.read_csv(path, dtype={"filename": str, "category": str})
         except (ValueError, UnicodeDecodeError) as error:
             raise DataError(f"{path} is not a CSV file: {error}") from None
         refuse(
@@ -85,19 +87,29 @@ class ESC50(Corpus):
         """Fetch and unpack the official archive; a folder that holds the corpus is left alone."""
         if (folder / "meta" / "esc50.csv").is_file():
             return
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-            archive = Path(scratch) / "esc50.zip"
-            fetch(URL, archive)
-            with zipfile.ZipFile(archive) as file:
-                file.extractall(scratch)
-            root = next(Path(scratch).glob("ESC-50-*"))
-            found = len(list((root / "audio").glob("*.wav")))
-            if found != CLIPS:
-                raise DataError(f"the archive {URL} holds {found} clips instead of {CLIPS}")
-            folder.mkdir(exist_ok=True)
-            for part in ("audio", "meta"):
-                shutil.move(root / part, folder / part)
+        if any((folder / part).exists() for part in PARTS):
+            raise DataError(
+                f"{folder} holds a part of ESC-50, or something else: remove 'audio' and 'meta' "
+                "from it, or name another folder with `--data_folder`"
+            )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                archive = Path(scratch) / "esc50.zip"
+                fetch(URL, archive)
+                with zipfile.ZipFile(archive) as file:
+                    file.extractall(scratch)
+                tables = list(Path(scratch).glob("ESC-50-*/meta/esc50.csv"))
+                clips = list(Path(scratch).glob("ESC-50-*/audio/*.wav"))
+                if len(tables) != 1 or len(clips) != CLIPS:
+                    raise DataError(
+                        f"the archive {URL} holds {len(clips)} clips and {len(tables)} tables "
+                        f"instead of {CLIPS} and 1"
+                    )
+                for part in PARTS:
+                    (tables[0].parents[1] / part).rename(folder / part)
+        except OSError as error:
+            raise DataError(f"ESC-50 cannot be unpacked into {folder}: {error}") from error
 
 
 def fetch(url: str, path: Path) -> None:
@@ -117,11 +129,11 @@ def fetch(url: str, path: Path) -> None:
                 while block := response.read(1 << 20):
                     file.write(block)
                     bar.update(len(block))
-    except OSError as error:
+    except (OSError, HTTPException) as error:
         raise DataError(f"{url} cannot be fetched ({error}): {alternatives}") from None
     try:
         damaged = zipfile.ZipFile(path).testzip()
-    except zipfile.BadZipFile:
+    except Exception:  # BadZipFile, zlib.error, NotImplementedError, ...: zipfile raises many
         damaged = path.name
     if damaged:
         raise DataError(f"{url} came damaged ({damaged}): try again, or {alternatives}")

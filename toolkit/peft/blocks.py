@@ -1,0 +1,80 @@
+"""What adapters and mixtures share: which expert block, how wide, how it starts."""
+
+from typing import Any, Literal
+
+from torch import nn
+
+from toolkit.backbones.base import Backbone, Placement
+from toolkit.errors import ConfigError
+from toolkit.peft.base import PeftMethod, quirk, setting
+from toolkit.routing.conformer import Conformer
+from toolkit.routing.convpass import Convpass
+from toolkit.routing.experts import Bottleneck, Experts
+
+REFERENCE_STD = 0.02
+"""Standard deviation of the truncated normal that the reference code ends up with."""
+
+
+class BlockMethod(PeftMethod):
+    """Base of the methods that put expert blocks at sublayers."""
+
+    placement: Placement = setting("ffn", "which sublayers: mhsa, ffn or both")
+    block: Literal["bottleneck", "conformer", "convpass"] = setting(
+        "bottleneck", "what an adapter is"
+    )
+    reduction: int = setting(64, "inner width is the token width divided by this", minimum=1)
+    kernel: int = setting(8, "tokens that a conformer's convolution reads", minimum=1)
+    convolution: Literal["1d", "2d"] = setting(
+        "1d", "convpass over the sequence (1d) or over the patch grid (2d)"
+    )
+    dropout: float = setting(0.0, "of convpass, before its way back up", minimum=0, maximum=1)
+    norms: bool = setting(True, "train the layer norms in front of those sublayers")
+    discard_norm: bool | None = quirk("the conformer's inner norm is computed and discarded")
+    discard_convolution: bool | None = quirk("convpass's convolution is computed and discarded")
+    reference_init: bool | None = quirk("linears start as a truncated normal of std 0.02")
+
+    def experts(self, backbone: Backbone, num_experts: int) -> Experts:
+        """Blocks for one site of a backbone.
+
+        Raises:
+            ConfigError: no bottleneck is left, or the backbone has no patch grid.
+        """
+        dim = backbone.dim
+        shape = (num_experts, dim, bottleneck_width(dim, self.reduction))
+        if self.block == "conformer":
+            experts: Experts = Conformer(*shape, self.kernel, not self.is_on("discard_norm"))
+        elif self.block == "convpass":
+            experts = Convpass(*shape, **self._convpass(backbone))
+        else:
+            experts = Bottleneck(*shape)
+        if self.is_on("reference_init"):
+            for weight in (experts.down, experts.up):
+                nn.init.trunc_normal_(weight, std=REFERENCE_STD)
+            if isinstance(experts, Convpass):
+                nn.init.xavier_uniform_(experts.conv.weight)
+        return experts
+
+    def _convpass(self, backbone: Backbone) -> dict[str, Any]:
+        options = {"dropout": self.dropout, "convolve": not self.is_on("discard_convolution")}
+        if self.convolution == "1d":
+            return options
+        if backbone.grid is None:
+            raise ConfigError(
+                f"the backbone '{backbone.name}' has no grid of patches; use `convolution: 1d`"
+            )
+        return options | {"grid": backbone.grid, "prefix_tokens": backbone.prefix_tokens}
+
+
+def bottleneck_width(dim: int, reduction: int) -> int:
+    """Inner width r = round(d / reduction), as the reference code rounds.
+
+    Raises:
+        ConfigError: no bottleneck is left.
+    """
+    width = round(dim / reduction)
+    if width < 1:
+        raise ConfigError(
+            f"reduction {reduction} leaves no bottleneck in a backbone of width {dim}; "
+            f"use at most {2 * dim - 1}"
+        )
+    return width

@@ -1,0 +1,44 @@
+"""Dense mixture of adapters (the dense baseline of Cappellazzo et al., arXiv:2402.00828)."""
+
+from torch import Tensor, nn
+
+from toolkit.backbones.base import Backbone
+from toolkit.peft.base import Recorder
+from toolkit.peft.blocks import REFERENCE_STD
+from toolkit.peft.mixture import MixtureMethod
+from toolkit.registry import PEFT
+from toolkit.routing import dense
+from toolkit.routing.experts import Experts
+
+
+@PEFT.register("dense_moa", paper="arXiv:2402.00828")
+class DenseMoA(MixtureMethod):
+    """Dense mixture of adapters: every token goes through every expert, weighted by a softmax."""
+
+    def mixture(self, backbone: Backbone) -> "DenseMixture":
+        """See `MixtureMethod.mixture`."""
+        mixture = DenseMixture(self.experts(backbone, self.num_experts))
+        if self.is_on("reference_init"):
+            nn.init.trunc_normal_(mixture.router.linear.weight, std=REFERENCE_STD)
+            nn.init.zeros_(mixture.router.linear.bias)
+        return mixture
+
+
+class DenseMixture(Recorder):
+    """`sum_e softmax(W x + b)_e E_e(x)`.
+
+    Args:
+        experts: E experts of width d.
+    """
+
+    def __init__(self, experts: Experts) -> None:
+        super().__init__()
+        self.experts = experts
+        self.router = dense.DenseRouter(experts.dim, experts.num_experts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, d] -> [B, T, d]."""
+        gates = self.router(x)
+        if self.recording:
+            self.records.append(dense.metrics(gates))
+        return self.experts.mix(x, gates)

@@ -1,0 +1,52 @@
+"""DoRA: direction by LoRA, magnitude by itself (Liu et al., arXiv:2402.09353, equation 5)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from toolkit.backbones.base import Site
+from toolkit.peft.base import insertion
+from toolkit.peft.lora import LoRA, LowRank, norm_of_rows
+from toolkit.registry import PEFT
+
+
+@PEFT.register("dora", paper="arXiv:2402.09353")
+class DoRA(LoRA):
+    """LoRA on the direction of each row of a weight, and a learned length of the row."""
+
+    def update(self, site: Site, rank: int, scale: float) -> "Magnitude":
+        """See `LoRA.update`."""
+        return Magnitude(site.module, rank, scale, self.dropout)
+
+    def place(self, site: Site, update: LowRank) -> None:
+        """See `LoRA.place`."""
+        insertion.reparametrise(site, self.registered_name, update)
+
+
+class Magnitude(LowRank):
+    """`m (W + s B A) x / |W + s B A| + b`, lengths by row and outside the graph.
+
+    Args:
+        linear: the projection, for the initial lengths m = |W|.
+        rank, scale, dropout: see `LowRank`.
+    """
+
+    def __init__(self, linear: nn.Linear, rank: int, scale: float, dropout: float) -> None:
+        super().__init__(linear.in_features, linear.out_features, rank, scale, dropout)
+        self.magnitude = nn.Parameter(norm_of_rows(linear.weight.detach()).clone())
+
+    def forward(self, x: Tensor, linear: nn.Linear) -> Tensor:
+        """[..., in] -> [..., out], in place of `linear`."""
+        direction = functional.linear(x, linear.weight) + super().forward(x)
+        return torch.addcmul(linear.bias, self.factor(linear), direction)
+
+    def factor(self, linear: nn.Linear) -> Tensor:
+        """Learned length over present length of each row, [out]."""
+        with torch.no_grad():
+            length = norm_of_rows(linear.weight + self.delta())
+        return self.magnitude / length
+
+    def merge_into(self, linear: nn.Linear) -> None:
+        """See `LowRank.merge_into`."""
+        factor = self.factor(linear)
+        linear.weight.add_(self.delta()).mul_(factor[:, None])

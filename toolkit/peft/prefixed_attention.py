@@ -1,0 +1,47 @@
+"""Scaled-dot-product attention with learned keys and values, as transformers' attention function.
+
+Apart from `insertion` because it needs transformers, which is slow to import.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+PREFIXED = "toolkit_prefixed"
+"""Name of the attention function, for a model's `config._attn_implementation`."""
+
+
+def prefixed_attention(
+    attention: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Attention over [B, h, T, d / h] and, where there are any, the attention's further keys.
+
+    `attention.extra_keys_values` holds a module that returns keys and values [N, d].
+    """
+    if hasattr(attention, "extra_keys_values"):
+        keys, values = attention.extra_keys_values[0]()
+        key, value = _prepend(keys, key), _prepend(values, value)
+        if mask is not None:  # everybody may look at them; masks are boolean or additive
+            shown = mask.new_zeros(()) if mask.is_floating_point() else mask.new_ones(())
+            mask = torch.cat([shown.expand(*mask.shape[:-1], len(keys)), mask], dim=-1)
+    return sdpa_attention_forward(attention, query, key, value, mask, **options)
+
+
+def _prepend(rows: Tensor, old: Tensor) -> Tensor:
+    """Rows [N, d] in front of [B, h, T, d / h]."""
+    batch, heads, _, width = old.shape
+    split = rows.to(old.dtype).unflatten(1, (heads, width)).transpose(0, 1)  # [h, N, d / h]
+    return torch.cat([split.expand(batch, -1, -1, -1), old], dim=2)
+
+
+AttentionInterface.register(PREFIXED, prefixed_attention)
+AttentionMaskInterface.register(PREFIXED, sdpa_mask)

@@ -1,0 +1,36 @@
+"""Dense routing: every token goes to every expert, weighted by a softmax."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class DenseRouter(nn.Module):
+    """Gates g = softmax(W x + b) over experts (2402.00828, Dense-MoA).
+
+    Args:
+        dim: token width d.
+        num_experts: E.
+    """
+
+    def __init__(self, dim: int, num_experts: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, num_experts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, d] -> [B, T, E], sums to 1 over experts."""
+        return self.linear(x).softmax(dim=-1)
+
+
+def metrics(gates: Tensor) -> dict[str, Tensor]:
+    """What a gate does, averaged over clips and tokens; detached.
+
+    Returns:
+        load: [E], mean gate of each expert; sums to 1.
+        gate_entropy: of a token's gates, divided by its maximum: 1 is uniform, 0 is one expert.
+    """
+    gates = gates.detach()
+    experts = gates.shape[-1]
+    entropy = torch.special.entr(gates).sum(dim=-1) / math.log(max(experts, 2))
+    return {"load": gates.flatten(0, -2).mean(dim=0), "gate_entropy": entropy.mean()}
