@@ -9,6 +9,7 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 os.environ.pop("TOOLKIT_PLUGINS", None)
 SHARED = Path(__file__).parents[2] / "shared"
+GOLDEN = Path(os.environ.get("TOOLKIT_TEST_GOLDEN", SHARED / "golden"))
 
 
 def pytest_configure() -> None:
@@ -30,10 +31,9 @@ def real_data() -> Path:
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """Folder of reference values: `$TOOLKIT_TEST_GOLDEN`, else `../shared/golden`."""
-    folder = Path(os.environ.get("TOOLKIT_TEST_GOLDEN", SHARED / "golden"))
-    if not (folder / "index.json").is_file():
-        pytest.skip(f"reference values are not in {folder}: set TOOLKIT_TEST_GOLDEN to them")
-    return folder
+    if not (GOLDEN / "index.json").is_file():
+        pytest.skip(f"reference values are not in {GOLDEN}: set TOOLKIT_TEST_GOLDEN to them")
+    return GOLDEN
 
 
 @pytest.fixture(scope="session", autouse=True)
