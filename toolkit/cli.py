@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from toolkit import __version__, plugins
-from toolkit.errors import ToolkitError, UnknownName, did_you_mean
-from toolkit.registry import REGISTRIES, Registry
+from toolkit.errors import ConfigError, ToolkitError, UnknownName, did_you_mean
+from toolkit.registry import REGISTRIES, Entry, Registry, parse_spec
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -45,7 +45,10 @@ def _parser() -> argparse.ArgumentParser:
 
     about = commands.add_parser("describe", parents=[common], help="settings and source of one")
     about.add_argument("kind", help=f"one of {', '.join(REGISTRIES)}")
-    about.add_argument("name")
+    about.add_argument("names", nargs="*", metavar="NAME", help="or soft_moa:num_experts=14")
+    about.add_argument(
+        "--parameters", action="store_true", help="parameters on AST-base; of all methods, or NAMEs"
+    )
     about.set_defaults(run=describe)
 
     new = commands.add_parser("new-plugin", parents=[common], help="files of a new PEFT method")
@@ -92,18 +95,33 @@ def list_registered(options: argparse.Namespace) -> None:
 
 
 def describe(options: argparse.Namespace) -> None:
-    """`toolkit describe KIND NAME`."""
+    """`toolkit describe KIND NAME`, and `toolkit describe peft [SPEC ...] --parameters`."""
+    registry = _registry(options.kind)
+    if options.parameters:
+        _describe_parameters(registry, options.names)
+        return
+    if len(options.names) != 1:
+        raise ConfigError("name one thing to describe, e.g. `toolkit describe peft soft_moa`")
+    _describe_entry(registry, registry.entry(options.names[0]))
+
+
+def _describe_entry(registry: Registry, entry: Entry) -> None:
     import dataclasses
     import typing
 
     from toolkit.settings import type_name
 
-    registry = _registry(options.kind)
-    entry = registry.entry(options.name)
     print(f"{entry.name}: {entry.description}")
     print(f"source: {entry.metadata.get('paper', 'not given')}; defined at {entry.origin}")
     if registry is REGISTRIES["peft"]:
-        print(f"trains: {_trained_on_ast_base(options.name)}")
+        from toolkit.inspection import count_on_ast_base
+
+        count = count_on_ast_base({"name": entry.name})
+        share = 100 * count.method / (count.total - count.head)
+        print(
+            f"trains: {count.method:,} parameters on AST-base ({share:.2f} %) with the settings "
+            f"below, and the head ({count.head:,} for 50 classes)"
+        )
     fields = dataclasses.fields(entry.target)
     hints = typing.get_type_hints(entry.target)
     print("settings:" if fields else "settings: none")
@@ -115,21 +133,17 @@ def describe(options: argparse.Namespace) -> None:
             print(f"      {field.metadata['doc']}")
 
 
-def _trained_on_ast_base(name: str) -> str:
-    import torch
+def _describe_parameters(registry: Registry, specs: Sequence[str]) -> None:
+    """A row a method: parameters on AST-base (500 frames, 50 classes), without its weights."""
+    if registry is not REGISTRIES["peft"]:
+        raise ConfigError("parameters are counted for PEFT methods: `describe peft --parameters`")
+    from toolkit.inspection import count_on_ast_base
 
-    from toolkit.backbones.ast import AST
-    from toolkit.model import AudioClassifier
-    from toolkit.registry import PEFT
-
-    backbone = AST().architecture(max_length=500)
-    with torch.device("meta"):
-        count = AudioClassifier(backbone, PEFT.create(name, "peft"), 50, "all").count()
-    share = 100 * count.method / (count.total - count.head)
-    return (
-        f"{count.method:,} parameters on AST-base ({share:.2f} %) with the settings below, and "
-        f"the head ({count.head:,} for 50 classes)"
-    )
+    print(f"{'method':<40} {'trained':>12} {'head':>8} {'frozen':>12}")
+    for spec in specs or registry.names():
+        count = count_on_ast_base(parse_spec(spec))
+        frozen = count.total - count.trainable
+        print(f"{spec:<40} {count.method:>12,} {count.head:>8,} {frozen:>12,}")
 
 
 def make_plugin(options: argparse.Namespace) -> None:

@@ -12,7 +12,6 @@ import hashlib
 import inspect
 import json
 import pydoc
-import re
 from collections.abc import Iterator, Sequence
 from io import StringIO
 from pathlib import Path
@@ -20,8 +19,8 @@ from types import ModuleType
 from typing import Any
 
 from hyperpyyaml import load_hyperpyyaml, resolve_references
-from ruamel.yaml import YAML, YAMLError
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml import YAML, Loader, SafeLoader, YAMLError
+from ruamel.yaml.comments import CommentedMap, CommentedSeq, CommentedSet
 
 from toolkit import plugins
 from toolkit.errors import ConfigError, did_you_mean
@@ -29,7 +28,7 @@ from toolkit.registry import REGISTRIES
 
 ALLOWED = ("toolkit", "speechbrain", "torch", plugins.PACKAGE)
 CALLABLE_TAGS = ("!new:", "!name:", "!apply:")
-PLAIN_TAGS = ("!ref", "!copy", "!PLACEHOLDER", "!tuple")
+PLAIN_TAGS = ("!ref", "!copy", "!PLACEHOLDER")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +95,7 @@ def parse_command_line(arguments: Sequence[str]) -> CommandLine:
         if key == "plugins":
             folders.append(text)
         else:
-            overrides[key] = _scalar(key, text)
+            overrides[key] = _parse(text, f"--{key}")
     if len(files) != 1:
         raise ConfigError(
             "name one configuration file, e.g. `train.py hparams/softmoa.yaml --seed 1`"
@@ -125,16 +124,32 @@ def load(command: CommandLine, recipe: Path, layers: Sequence[str] = ()) -> Conf
         _merge(tree, _read(_locate(layer, recipe)))
     for key, value in command.overrides.items():
         _override(tree, key, value)
-    _name_registered(tree)
     _check(tree, schema, trusted=command.trust)
-    return _construct(tree, path.stem)
+    return _construct(tree, path.stem, trusted=command.trust)
 
 
-def _construct(tree: CommentedMap, name: str) -> Configuration:
+class _NoTuples:
+    """Leaves `(1, 2)` the text that it is: HyperPyYAML would run any tag between the brackets."""
+
+    @classmethod
+    def add_implicit_resolver(cls, *arguments: Any, **options: Any) -> None:
+        """Takes none."""
+
+
+class _CheckedLoader(_NoTuples, SafeLoader):
+    """Makes what HyperPyYAML adds to YAML, but nothing that Python's own tags describe."""
+
+
+class _TrustingLoader(_NoTuples, Loader):
+    """Makes anything."""
+
+
+def _construct(tree: CommentedMap, name: str, trusted: bool) -> Configuration:
     text = _dump(tree)
     try:
         resolved = resolve_references(text).getvalue()
-        return Configuration(load_hyperpyyaml(resolved), resolved, name)
+        loader = _TrustingLoader if trusted else _CheckedLoader
+        return Configuration(load_hyperpyyaml(resolved, loader=loader), resolved, name)
     except ConfigError:
         raise
     except Exception as error:  # HyperPyYAML raises many kinds, with the key in the message
@@ -156,8 +171,9 @@ def _locate(name: str, recipe: Path) -> Path:
 
 def _read(path: Path) -> CommentedMap:
     tree = _parse(path.read_text(encoding="utf-8"), str(path))
-    if not isinstance(tree, CommentedMap):
+    if not isinstance(tree, CommentedMap) or _tag(tree):
         raise ConfigError(f"{path} must hold keys and values")
+    _name_registered(tree)
     return tree
 
 
@@ -179,11 +195,12 @@ def _read_extended(path: Path) -> tuple[CommentedMap, CommentedMap]:
     chain = [path]
     trees = [_read(path)]
     while "extends" in trees[-1]:
-        parent = chain[-1].parent / trees[-1].pop("extends")
-        if parent in chain or not parent.is_file():
+        parent = chain[-1].parent / str(trees[-1].pop("extends"))
+        circular = parent.resolve() in map(Path.resolve, chain)
+        if circular or not parent.is_file():
             raise ConfigError(
                 f"{chain[-1]} extends {parent}, which "
-                + ("extends it in turn" if parent in chain else "does not exist")
+                + ("extends it in turn" if circular else "does not exist")
             )
         chain.append(parent)
         trees.append(_read(parent))
@@ -213,16 +230,8 @@ def _merge(tree: CommentedMap, child: CommentedMap) -> None:
             tree[key] = value
 
 
-def _scalar(key: str, text: str) -> Any:
-    """A value from the command line, read as YAML; `1e-3` is a number there too."""
-    if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", text):
-        return float(text)
-    return _parse(text, f"--{key}")
-
-
 def _override(tree: CommentedMap, key: str, value: Any) -> None:
     """Set a dotted key; every step but the last must lead to a mapping or a list."""
-    _name_registered(tree)
     *path, last = key.split(".")
     node: Any = tree
     for step in path:
@@ -234,6 +243,7 @@ def _override(tree: CommentedMap, key: str, value: Any) -> None:
         node[last] = value
     else:
         raise ConfigError(f"'--{key}' leads into '{path[-1]}', which is a single value")
+    _name_registered(tree)
 
 
 def _name_registered(tree: CommentedMap) -> None:
@@ -259,7 +269,7 @@ def _check(tree: CommentedMap, schema: CommentedMap, trusted: bool) -> None:
     for key, value in tree.items():
         if key not in schema:
             raise ConfigError(f"unknown key '{key}'{did_you_mean(key, schema)}")
-        if key in REGISTRIES and not isinstance(value, CommentedMap):
+        if key in REGISTRIES and (not isinstance(value, CommentedMap) or _tag(value)):
             raise ConfigError(f"'{key}' must be a name, or a mapping with a name, not {value!r}")
         # The settings of registered things are checked when these are made from them.
         _check_node(key, value, None if key in REGISTRIES else schema[key], trusted)
@@ -275,6 +285,8 @@ def _check_node(where: str, node: Any, schema: Any, trusted: bool) -> None:
         known = schema if isinstance(schema, CommentedMap) and not _tag(schema) else None
     if isinstance(node, CommentedMap):
         for key, value in node.items():
+            if not isinstance(key, str | int | float):
+                raise ConfigError(f"'{where}' has a key that is neither a word nor a number")
             if known is not None and key not in known:
                 raise ConfigError(
                     f"unknown key '{where}.{key}'{did_you_mean(key, known)}"
@@ -285,16 +297,17 @@ def _check_node(where: str, node: Any, schema: Any, trusted: bool) -> None:
     elif isinstance(node, CommentedSeq):
         for index, value in enumerate(node):
             _check_node(f"{where}.{index}", value, None, trusted)
+    elif isinstance(node, CommentedSet):
+        raise ConfigError(f"'{where}' is a YAML set; write it as a list")
 
 
 def _parameters(where: str, tag: str, trusted: bool) -> list[str] | None:
     """Names of the parameters that a tag's callable takes; None if it takes any."""
     kind, _, path = tag.partition(":")
     target = _locate_callable(where, path, trusted)
-    if kind == "!apply" and path.split(".")[0] not in ("toolkit", plugins.PACKAGE) and not trusted:
+    if kind == "!apply" and not trusted:
         raise ConfigError(
-            f"'{where}' calls {path} while the configuration is read, which only `--trust` allows "
-            "outside the toolkit and plugins"
+            f"'{where}' calls {path} while the configuration is read, which only `--trust` allows"
         )
     try:
         parameters = inspect.signature(target).parameters.values()

@@ -42,10 +42,10 @@ _loaded: dict[str, Plugin] = {}
 
 
 def default_folders() -> list[Path]:
-    """`plugins/` beside this checkout's recipes and in the working directory."""
+    """The folders in `plugins/` beside this checkout's recipes and in the working directory."""
     checkout = Path(__file__).resolve().parent.parent
     places = [checkout / "plugins"] if (checkout / "recipes").is_dir() else []
-    return [*places, Path.cwd() / "plugins"]
+    return [folder for place in [*places, Path.cwd() / "plugins"] for folder in _folders(place)]
 
 
 def load(folders: Iterable[str | Path] = ()) -> list[Plugin]:
@@ -90,13 +90,16 @@ def _python_files(folder: Path) -> list[Path]:
     ]
 
 
+def _folders(place: Path) -> list[Path]:
+    """The folders in `place` that are neither hidden nor private."""
+    return sorted(place.glob("[!._]*/"))
+
+
 def _plugin_folders(place: Path) -> list[Path]:
     """`place` itself if it holds Python files, else its sub-folders that do."""
-    if not place.is_dir():
-        return []
     if _python_files(place):
         return [place]
-    return [f for f in sorted(place.iterdir()) if f.is_dir() and _python_files(f)]
+    return [folder for folder in _folders(place) if _python_files(folder)]
 
 
 def _attempt(name: str, origin: str, run: Callable[[], object]) -> Plugin:
@@ -120,5 +123,6 @@ def _import_folder(folder: Path) -> None:
         raise PluginError(f"another plugin folder is also called '{folder.name}'; rename one")
     sys.modules[package] = types.ModuleType(package)
     sys.modules[package].__path__ = [str(folder)]
+    setattr(sys.modules[PACKAGE], folder.name, sys.modules[package])
     for file in _python_files(folder):
         importlib.import_module(f"{package}.{file.stem}")

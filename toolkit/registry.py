@@ -14,11 +14,14 @@ import ast
 import dataclasses
 import fnmatch
 import importlib
-import inspect
+import re
+import sys
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
+
+from ruamel.yaml import YAML
 
 from toolkit.errors import ConfigError, DuplicateName, UnknownName, did_you_mean
 
@@ -70,13 +73,14 @@ class Registry:
         Raises:
             DuplicateName: another place has registered that name.
         """
+        caller = sys._getframe(1)
+        origin = f"{caller.f_code.co_filename}:{caller.f_lineno}"
 
         def decorate(target: type[T]) -> type[T]:
-            line = inspect.getsourcelines(target)[1]
             entry = Entry(
                 name=name,
                 description=_first_line(target.__doc__),
-                origin=f"{inspect.getsourcefile(target)}:{line}",
+                origin=origin,
                 module=target.__module__,
                 metadata=metadata,
                 target=target,
@@ -148,20 +152,24 @@ class Registry:
             UnknownName, ConfigError: see `Settings.from_mapping`.
         """
         config = {"name": config} if isinstance(config, str) else dict(config)
-        if "name" not in config:
+        if not isinstance(config.get("name"), str):
             raise ConfigError(
                 f"'{where}' needs a 'name': one of {', '.join(self.names())} (a {self.kind})"
             )
         return self.get(config.pop("name")).from_mapping(config, where)
 
-    def snapshot(self) -> dict[str, Entry]:
-        """The entries as they are, for `restore`."""
+    def snapshot(self) -> frozenset[str]:
+        """The names as they are, for `restore`."""
         self._scan()
-        return dict(self._entries)
+        return frozenset(self._entries)
 
-    def restore(self, entries: dict[str, Entry]) -> None:
-        """Undo every registration since `snapshot`."""
-        self._entries = dict(entries)
+    def restore(self, names: frozenset[str]) -> None:
+        """Undo every registration since `snapshot`.
+
+        An entry that was there stays as it is now: its module may have been imported since, and
+        a module is imported but once.
+        """
+        self._entries = {name: self._entries[name] for name in names}
 
 
 def _first_line(docstring: str | None) -> str:
@@ -184,12 +192,30 @@ def _registrations(file: Path, variable: str, module: str) -> list[Entry]:
                 Entry(
                     name=ast.literal_eval(decorator.args[0]),
                     description=_first_line(ast.get_docstring(node)),
-                    origin=f"{file}:{node.decorator_list[0].lineno}",
+                    origin=f"{file}:{decorator.lineno}",
                     module=module,
                     metadata={k.arg: ast.literal_eval(k.value) for k in decorator.keywords},
                 )
             )
     return entries
+
+
+def parse_spec(text: str) -> dict[str, Any]:
+    """`"soft_moa:num_experts=14,placement=ffn"` -> `{"name": "soft_moa", "num_experts": 14, ...}`.
+
+    Values are read as YAML; commas inside brackets do not separate settings.
+
+    Raises:
+        ConfigError: a setting without a value.
+    """
+    name, _, settings = text.partition(":")
+    config: dict[str, Any] = {"name": name}
+    for pair in re.split(r",(?![^\[]*\])", settings) if settings else []:
+        key, given, value = pair.partition("=")
+        if not given:
+            raise ConfigError(f"'{text}': write settings as key=value, not {pair!r}")
+        config[key.strip()] = YAML(typ="safe").load(value)
+    return config
 
 
 BACKBONES = Registry("BACKBONES", "backbone", "toolkit.backbones")

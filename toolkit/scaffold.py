@@ -2,6 +2,7 @@
 
 import keyword
 import os
+import re
 from pathlib import Path
 
 from toolkit.errors import ConfigError, PluginError
@@ -25,7 +26,7 @@ class {title}(PeftMethod):
 
     def insert(self, backbone: Backbone) -> None:
         """One module a site. Other places: insertion.parallel; other roles: backbones/base.py."""
-        for site in backbone.sites(self.placement):
+        for site in self.sites(backbone, self.placement):
             insertion.after(site, "{name}", Scale(site.out_dim))
 
 
@@ -56,7 +57,8 @@ import torch
 from toolkit import plugins
 from toolkit.testing import check_method, tiny_backbone
 
-plugins.load([Path(__file__).parent])
+loaded = plugins.load([Path(__file__).parent])
+assert not plugins.report(loaded), plugins.report(loaded)
 
 
 def test_contract() -> None:
@@ -96,7 +98,8 @@ def new_plugin(name: str, place: Path) -> list[Path]:
         ConfigError: not a name, or one that is taken.
         PluginError: the folder is already there.
     """
-    if not name.isidentifier() or name != name.lower() or keyword.iskeyword(name):
+    taken = keyword.iskeyword(name) or name in ("true", "false", "null")  # in Python and in YAML
+    if taken or not re.fullmatch("(?!test_|conftest)[a-z][a-z0-9_]*", name):
         raise ConfigError(f"{name!r} cannot name a plugin; use lower-case letters, digits and _")
     if name in PEFT.names():
         raise ConfigError(f"there is already a PEFT method '{name}' at {PEFT.peek(name).origin}")

@@ -129,7 +129,7 @@ def _check_range(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
     low, high = metadata.get("minimum"), metadata.get("maximum")
     if value is None or isinstance(value, str | list | tuple | bool):
         return
-    if low is not None and value < low:
+    if low is not None and not value >= low:  # refuses NaN too
         raise ConfigError(f"'{name}' must be at least {low}, not {value}")
-    if high is not None and value > high:
+    if high is not None and not value <= high:
         raise ConfigError(f"'{name}' must be at most {high}, not {value}")

@@ -14,7 +14,9 @@ from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
 
 from toolkit.backbones.ast import AST, ASTBackbone
 from toolkit.backbones.base import Backbone
+from toolkit.errors import ConfigError
 from toolkit.model import AudioClassifier
+from toolkit.peft import insertion
 from toolkit.peft.base import PeftMethod
 from toolkit.registry import PEFT
 
@@ -55,6 +57,8 @@ def check_method(name: str, settings: Mapping[str, Any] | None = None) -> None:
     check_identity(method)
     check_training(method)
     check_saving(method)
+    check_merging(method)
+    check_layers({"name": name, **(settings or {})})
 
 
 def check_identity(method: PeftMethod) -> None:
@@ -115,3 +119,32 @@ def check_saving(method: PeftMethod) -> None:
         assert not torch.equal(models[1](features), expected)
         models[1].load_state({name: t.clone() for name, t in models[0].state().items()})
         assert torch.equal(models[1](features), expected), "the loaded model is another one"
+
+
+def check_merging(method: PeftMethod) -> None:
+    """A method whose modules all have `merge_into` merges exactly, and unmerging restores."""
+    torch.manual_seed(0)
+    model = AudioClassifier(tiny_backbone(), method, CLASSES, "all").eval()
+    modules = list(insertion.inserted(model.backbone))
+    if not modules or not all(hasattr(module, "merge_into") for module in modules):
+        return
+    with torch.no_grad():
+        for parameter in model.trainable().values():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        features, _ = tiny_batch(model.backbone)
+        expected = model(features)
+        method.merge(model.backbone)
+        torch.testing.assert_close(model(features), expected, rtol=1e-4, atol=1e-4)
+        method.unmerge(model.backbone)
+        assert torch.equal(model(features), expected), "unmerging did not restore the weights"
+
+
+def check_layers(config: Mapping[str, Any]) -> None:
+    """With `layers: last 1` nothing in another block changes, unless the setting is refused."""
+    try:
+        method = PEFT.create({**config, "layers": "last 1"}, "peft")
+    except ConfigError:
+        return
+    model = AudioClassifier(tiny_backbone(), method, CLASSES, "all")
+    blocks = {name.split(".")[1] for name in model.state() if name.startswith("blocks.")}
+    assert blocks <= {"1"}, f"`layers` is not respected (use self.sites): blocks {blocks}"

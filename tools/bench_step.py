@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from typing import Any
 
 import torch
 from torch.nn import functional
@@ -27,23 +26,18 @@ from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
 
 from toolkit import backbones, plugins
 from toolkit.model import AudioClassifier
-from toolkit.registry import PEFT
+from toolkit.registry import PEFT, parse_spec
 
 FRAMES, CLASSES = 500, 50
-
-
-def parse(spec: str) -> dict[str, Any]:
-    """`soft_moa:num_experts=7,slots=2` -> a method's configuration."""
-    name, _, settings = spec.partition(":")
-    pairs = [pair.split("=") for pair in settings.split(",") if pair]
-    return {"name": name, **{key: json.loads(value) for key, value in pairs}}
 
 
 def measure(spec: str, backbone: str, batch: int, steps: int) -> dict[str, float]:
     """In this process: one step to warm up, then the fastest of `steps`."""
     torch.manual_seed(0)
     source = backbones.create({"name": backbone})
-    model = AudioClassifier(source.load(FRAMES), PEFT.create(parse(spec), "peft"), CLASSES, "all")
+    model = AudioClassifier(
+        source.load(FRAMES), PEFT.create(parse_spec(spec), "peft"), CLASSES, "all"
+    )
     optimizer = torch.optim.AdamW(model.method.parameter_groups(model.trainable(), lr=1e-3))
     bins = model.backbone.features.mel_bins
     features, labels = torch.randn(batch, FRAMES, bins), torch.arange(batch) % CLASSES

@@ -18,7 +18,7 @@ class ScaleShift(PeftMethod):
 
     def insert(self, backbone: Backbone) -> None:
         """One affine map behind every projection and every norm."""
-        for site in backbone.sites(*LINEAR_ROLES, "norm.mhsa", "norm.ffn"):
+        for site in self.sites(backbone, *LINEAR_ROLES, "norm.mhsa", "norm.ffn"):
             insertion.after(site, "ssf", Affine(site.out_dim, self.init_std))
 
 
@@ -33,3 +33,9 @@ class Affine(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., d] -> [..., d]."""
         return torch.addcmul(self.beta, self.gamma, x)
+
+    def merge_into(self, stock: nn.Linear | nn.LayerNorm) -> None:
+        """Absorb the map into the weight and bias in front of it (section 3.3 of the paper)."""
+        rows = self.gamma[:, None] if stock.weight.ndim == 2 else self.gamma
+        stock.weight.mul_(rows)
+        stock.bias.mul_(self.gamma).add_(self.beta)

@@ -27,6 +27,8 @@ from toolkit.settings import Settings, setting
 from toolkit.training.brain import TrainingPlan
 
 EMBEDDED = "hparams/embedded.yaml"
+OBJECTS = ("optimizer", "augment", "peft", "backbone", "corpus", "pipeline")
+"""Keys of a configuration besides its options."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +67,14 @@ class Experiment:
         if broken and if_main_process():
             print(broken, file=sys.stderr)
         loaded = config.load(command, recipe)
-        if loaded.values["data_folder"] is None:
+        options = Options.of(loaded.values)
+        if options.data_folder is None:
             loaded = config.load(command, recipe, layers=[EMBEDDED])
+            options = Options.of(loaded.values)
         values = loaded.values
         experiment = cls(
             configuration=loaded,
-            options=Options.of(values),
+            options=options,
             command=f"{os.path.relpath(recipe_file)} {command.hparams}",
             method=PEFT.create(values["peft"], "peft"),
             source=backbones.create(values["backbone"]),
@@ -172,7 +176,7 @@ class Experiment:
             optimizer=values["optimizer"],
             warmup_epochs=self.options.warmup_epochs,
             label_smoothing=self.options.label_smoothing,
-            augment=values["augment"] or [],
+            augment=values["augment"],
             seed=seed,
         )
 
@@ -189,6 +193,7 @@ class Options(Settings):
     """The plain values of a configuration, as a recipe's `hparams/base.yaml` describes them."""
 
     recipe: str = setting("", "name of the recipe")
+    label: str = setting("", "names the results' folder")
     seed: int = setting(0, "of initialisation, order, dropout and augmentation", minimum=0)
     output_folder: str = setting("results", "where the run's files go")
     data_folder: str | None = setting(None, "the corpus; none: the embedded demonstration")
@@ -222,9 +227,14 @@ class Options(Settings):
             ConfigError: one of them has the wrong type or range, or is missing.
         """
         names = [field.name for field in dataclasses.fields(cls)]
-        for name in names:
+        for name in (*names, *OBJECTS):
             if name not in values:
                 raise ConfigError(f"the configuration lacks the key '{name}'")
+        if not callable(values["optimizer"]):
+            raise ConfigError("'optimizer' must make an optimiser, e.g. !name:torch.optim.AdamW")
+        augment = values["augment"]
+        if not isinstance(augment, list) or not all(callable(a) for a in augment):
+            raise ConfigError("'augment' must be a list of augmentations; [] for none")
         return cls(**{name: values[name] for name in names})
 
     def check(self) -> None:

@@ -301,10 +301,10 @@ def engine(rng: np.random.Generator, seconds: float, sample_rate: int) -> Signal
     slope = rng.uniform(0.2, 0.9)
     uneven = rng.uniform(0.05, 0.6)
     amplitudes = [
-        (1.0 if k % cylinders == 0 else uneven * rng.uniform()) / k**slope
-        for k in range(1, 24 * cylinders)
+        (1.0 if k % cylinders == 0 else uneven * rng.uniform()) / k**slope * (1 - k / 100) ** 2
+        for k in range(1, 100)
     ]
-    pulses = _harmonics(cycle, amplitudes[:80], sample_rate)
+    pulses = _harmonics(cycle, amplitudes, sample_rate)
     pulses /= _rms(pulses)
     hiss = _noise(rng, samples, sample_rate, rng.uniform(-6, 0))
     hiss *= 0.3 + np.maximum(pulses, 0)  # gas and valves are loud when a cylinder fires
@@ -357,15 +357,15 @@ def door_wood_knock(rng: np.random.Generator, seconds: float, sample_rate: int) 
 
 
 def crickets(rng: np.random.Generator, seconds: float, sample_rate: int) -> Signal:
-    """One to five insects, each a steady high tone cut into fast pulses and slower chirps."""
+    """Two to six insects, each a steady high tone cut into fast pulses and slower chirps."""
     samples = _samples(seconds, sample_rate)
     when = _axis(samples, sample_rate)
     track = np.zeros(samples)
     centre = _log_uniform(rng, 3000, 6500)
-    for _ in range(rng.integers(1, 6)):
-        carrier = np.full(samples, min(centre * 2 ** rng.normal(0, 0.12), 0.42 * sample_rate))
+    for _ in range(rng.integers(2, 7)):
+        carrier = np.full(samples, min(centre * 2 ** rng.normal(0, 0.1), 0.42 * sample_rate))
         tone = _harmonics(carrier, [1.0, rng.uniform(0, 0.25)], sample_rate)
-        pulses = np.maximum(np.sin(2 * np.pi * _log_uniform(rng, 12, 40) * when), 0)
+        pulses = np.maximum(np.sin(2 * np.pi * _log_uniform(rng, 12, 32) * when), 0)
         duty = rng.choice([1.0, rng.uniform(0.3, 0.8)])
         chirp = (when * _log_uniform(rng, 0.8, 5.0) + rng.uniform(0, 0.8 * duty)) % 1
         gate = np.clip((duty - chirp) * 30, 0, 1) if duty < 1 else 1.0
@@ -509,8 +509,9 @@ def _event(rng: np.random.Generator, name: str, seconds: float, sample_rate: int
     """An event of a class somewhere in the clip, 1 at its loudest 30 ms."""
     span = seconds * rng.uniform(*SPAN)
     event = CLASSES[name](rng, span, sample_rate)
-    fade = min(len(event) // 2, _samples(0.02, sample_rate))
-    event[len(event) - fade :] *= np.linspace(1, 0, fade)
+    fade = np.linspace(0, 1, min(len(event) // 2, _samples(0.02, sample_rate)))
+    event[: len(fade)] *= fade
+    event[len(event) - len(fade) :] *= fade[::-1]
     track = np.zeros(_samples(seconds, sample_rate))
     _add(track, event, rng.uniform(0, seconds - span), sample_rate)
     return track / _loudest(track, sample_rate)
@@ -534,7 +535,7 @@ def _record(rng: np.random.Generator, signal: Signal, sample_rate: int) -> Signa
     tilt = rng.uniform(*TILT)
     bands = np.geomspace(60, 12000, 12)
     response = rng.normal(0, COLOUR_DB, len(bands))
-    low, high = rng.choice([20.0, rng.uniform(20, 300)]), rng.choice([2e4, rng.uniform(3e3, 9e3)])
+    low, high = rng.choice([20.0, rng.uniform(20, 200)]), rng.choice([2e4, rng.uniform(5e3, 9e3)])
 
     def gain(frequencies: Signal) -> NDArray:
         octaves = np.log2(np.clip(frequencies, 60, 12000) / 1000)

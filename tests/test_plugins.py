@@ -1,0 +1,258 @@
+"""Plugins: where they are found, and that a broken one is reported and hurts nobody else."""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from toolkit import plugins
+from toolkit.cli import main
+from toolkit.errors import PluginError, UnknownName
+from toolkit.plugins import Plugin
+from toolkit.registry import PEFT, REGISTRIES
+
+METHOD = '''
+from toolkit.peft.base import PeftMethod
+from toolkit.registry import PEFT
+
+
+@PEFT.register("{name}")
+class Method(PeftMethod):
+    """The method {name}."""
+
+    def insert(self, backbone) -> None:
+        """Nothing."""
+'''
+
+
+@dataclasses.dataclass
+class EntryPoint:
+    """As `importlib.metadata` gives them."""
+
+    name: str
+    value: str
+    load: Callable[[], object]
+
+
+@pytest.fixture(autouse=True)
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An empty working directory, no entry points; what a test loads is forgotten after it."""
+    plugins.load()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TOOLKIT_PLUGINS", raising=False)
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [])
+    monkeypatch.setattr(plugins, "_loaded", dict(plugins._loaded))
+    names = {kind: registry.snapshot() for kind, registry in REGISTRIES.items()}
+    modules = set(sys.modules)
+    yield
+    for kind, registry in REGISTRIES.items():
+        registry.restore(names[kind])
+    for module in set(sys.modules) - modules:
+        if module.startswith(plugins.PACKAGE):
+            del sys.modules[module]
+
+
+def write(folder: Path | str, **files: str) -> Path:
+    """A folder of Python files."""
+    Path(folder).mkdir(parents=True)
+    for name, text in files.items():
+        (Path(folder) / f"{name}.py").write_text(text)
+    return Path(folder)
+
+
+def method(folder: Path | str, name: str | None = None) -> Path:
+    """A plugin that registers one method, called as its folder unless a name is given."""
+    return write(folder, method=METHOD.format(name=name or Path(folder).name))
+
+
+def loaded(*folders: Path | str) -> dict[str, Plugin]:
+    """All plugins by name."""
+    return {plugin.name: plugin for plugin in plugins.load(folders)}
+
+
+# ---------------------------------------------------------------- where they are found
+
+
+def test_beside_the_recipes() -> None:
+    ssf = loaded()["ssf"]
+    assert ssf.error is None
+    assert Path(ssf.origin) == Path(__file__).parents[1] / "plugins" / "ssf"
+    assert PEFT.get("ssf").__module__ == "toolkit_plugins.ssf.ssf"
+
+
+def test_in_the_working_directory() -> None:
+    method("plugins/red")
+    method("plugins/blue")
+    assert {"red", "blue"} <= loaded().keys()
+    assert PEFT.names("[rb]*e*") == ["blue", "red"]
+    assert PEFT.create("red", "peft").registered_name == "red"
+
+
+def test_in_folders_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone, many = method(tmp_path / "x" / "alone"), tmp_path / "many"
+    method(many / "first")
+    method(many / "second")
+    monkeypatch.setenv("TOOLKIT_PLUGINS", os.pathsep.join([str(alone), "", str(many)]))
+    assert {"alone", "first", "second"} <= loaded().keys()
+    assert {"alone", "first", "second"} <= set(PEFT.names())
+
+
+def test_in_folders_named_on_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    method(tmp_path / "here" / "red")
+    method(tmp_path / "there" / "blue")
+    main(["list", "peft", "*", "--plugins", "here", "--plugins", "there/blue"])
+    output = capsys.readouterr()
+    assert "  red                The method red.\n" in output.out
+    assert "  blue               The method blue.\n" in output.out
+    assert output.err == ""
+
+
+def test_entry_points(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    write("installed_method", __init__=METHOD.format(name="from_wheel"))
+    monkeypatch.syspath_prepend(tmp_path)
+    point = EntryPoint("wheel", "installed_method", lambda: __import__("installed_method"))
+    asked = []
+    monkeypatch.setattr(plugins, "entry_points", lambda group: asked.append(group) or [point])
+    assert loaded()["wheel"] == Plugin("wheel", "installed_method")
+    assert PEFT.entry("from_wheel").description == "The method from_wheel."
+    assert asked == ["toolkit.plugins"]
+    del sys.modules["installed_method"]
+
+
+def test_each_is_imported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = tmp_path / "count"
+    folder = write("plugins/counting", count=f"open({str(counter)!r}, 'a').write('x')")
+    monkeypatch.setenv("TOOLKIT_PLUGINS", "plugins")
+    first, second = plugins.load([folder]), plugins.load([folder.resolve()])
+    assert first == second
+    assert [p.name for p in first].count("counting") == 1
+    assert counter.read_text() == "x"
+
+
+def test_several_files_and_relative_imports() -> None:
+    write(
+        "plugins/large",
+        a_method="from .parts import NAME\nfrom . import parts\n"
+        + METHOD.format(name="large").replace('"large"', "NAME"),
+        parts="from toolkit_plugins.large.words import WORD\nNAME = WORD\n",
+        words="WORD = 'large'\n",
+    )
+    assert loaded()["large"].error is None
+    assert PEFT.get("large").__module__ == "toolkit_plugins.large.a_method"
+
+
+def test_a_folder_name_need_not_be_an_identifier() -> None:
+    method("plugins/my-method", "mine")
+    assert loaded()["my-method"].error is None
+    assert PEFT.create("mine", "peft").registered_name == "mine"
+
+
+def test_tests_hidden_folders_and_stray_files_are_no_plugins() -> None:
+    method("plugins/good")
+    for name in ("test_it", "conftest", "__init__"):
+        Path(f"plugins/good/{name}.py").write_text("raise RuntimeError('imported')")
+    write("plugins/.ipynb_checkpoints", copy=METHOD.format(name="good"))
+    write("plugins/__pycache__", cached="raise RuntimeError('imported')")
+    Path("plugins/stray.py").write_text("x = 1")
+    Path("plugins/empty").mkdir()
+    found = loaded()
+    assert plugins.report(found.values()) == ""
+    assert found.keys() & {"good", ".ipynb_checkpoints", "__pycache__", "plugins", "empty"} == {
+        "good"
+    }
+
+
+@pytest.mark.parametrize("how", ["argument", "environment"])
+def test_a_named_folder_that_is_missing(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if how == "environment":
+        monkeypatch.setenv("TOOLKIT_PLUGINS", "no/such/folder")
+    with pytest.raises(PluginError, match="plugin folder no/such/folder does not exist"):
+        plugins.load(["no/such/folder"] if how == "argument" else [])
+
+
+def test_the_command_says_which_folder_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["list", "--plugins", "nowhere"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: the plugin folder nowhere does not exist\n"
+
+
+# ---------------------------------------------------------------- broken ones
+
+BROKEN = {
+    "raises": ("raise RuntimeError('boom')", "RuntimeError: boom"),
+    "syntax": ("def f(:\n    pass", "SyntaxError"),
+    "exits": ("import sys\nsys.exit('bye')", "SystemExit: bye"),
+    "missing import": ("import no_such_package_at_all", "ModuleNotFoundError"),
+    "duplicate": (METHOD.format(name="lora"), "the PEFT method 'lora' is registered twice"),
+    "half": (METHOD.format(name="half") + "\nraise ValueError('after')", "ValueError: after"),
+    "bad setting": (
+        METHOD.format(name="half").replace("    def", "    rank: int = 'x' + 1\n\n    def"),
+        "TypeError",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_plugin_is_reported_and_hurts_nobody(kind: str) -> None:
+    source, complaint = BROKEN[kind]
+    before = {key: set(registry.names()) for key, registry in REGISTRIES.items()}
+    lora = PEFT.get("lora")
+    method("plugins/a_good")
+    method("plugins/z_good")
+    write("plugins/m_broken", a_first=METHOD.format(name="first_file"), broken=source)
+    found = loaded()
+    assert [name for name, plugin in found.items() if plugin.error] == ["m_broken"]
+    report = plugins.report(found.values())
+    assert report.startswith(f"plugin 'm_broken' ({Path('plugins/m_broken').resolve()}) is broken")
+    assert "Traceback (most recent call last)" in report
+    assert "m_broken/broken.py" in report
+    assert complaint in report
+    assert set(PEFT.names()) - before["peft"] == {"a_good", "z_good"}
+    assert all(set(REGISTRIES[k].names()) == before[k] for k in before if k != "peft")
+    assert PEFT.get("lora") is lora
+    assert PEFT.create("z_good", "peft").registered_name == "z_good"
+    with pytest.raises(UnknownName):
+        PEFT.get("first_file")
+
+
+def test_all_broken_plugins_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    write("plugins/one", code="1 / 0")
+    write("plugins/two", code="[][0]")
+    point = EntryPoint("three", "three:plugin", lambda: {}["key"])
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [point])
+    report = plugins.report(plugins.load())
+    for name, complaint in (("one", "ZeroDivision"), ("two", "IndexError"), ("three", "KeyError")):
+        assert f"plugin '{name}'" in report
+        assert complaint in report
+
+
+def test_two_folders_of_one_name(tmp_path: Path) -> None:
+    method("plugins/twin", "first_twin")
+    other = method(tmp_path / "elsewhere" / "twin", "second_twin")
+    broken = [plugin for plugin in plugins.load([other]) if plugin.error]
+    assert [plugin.origin for plugin in broken] == [str(other)]
+    assert "another plugin folder is also called 'twin'" in broken[0].error
+    assert PEFT.names("*_twin") == ["first_twin"]
+
+
+def test_an_interrupt_is_not_a_broken_plugin() -> None:
+    write("plugins/slow", code="raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        plugins.load()
+
+
+def test_the_command_reports_and_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    method("plugins/good")
+    write("plugins/bad", code="raise RuntimeError('boom')")
+    main(["list", "peft"])
+    output = capsys.readouterr()
+    assert "The method good." in output.out
+    assert "soft_moa" in output.out
+    assert output.err.startswith("plugin 'bad' (")
+    assert output.err.rstrip().endswith("RuntimeError: boom")
