@@ -1,12 +1,16 @@
 #!/usr/bin/env python
-"""Measure a training step of each method: seconds a clip and peak memory.
+"""Measure a training step of each method: seconds a clip, peak memory, share of the floor's rate.
 
     python tools/bench_step.py [METHOD[:setting=value,...] ...] [--rounds 3] [--batch 4]
+    python tools/bench_step.py --papers       the comparisons of the issue "Every method", below
 
-Without methods: every registered one, and Soft-MoA with 1, 7 and 15 experts. The backbone has
-AST-base's architecture (500 frames, 50 classes) with random weights, saved to a temporary folder
-and loaded as any local checkpoint. Every measurement has a process of its own; rounds are
-interleaved (A B C A B C ...), and medians and ratios to the first method are printed.
+Without methods: every registered one, and Soft-MoA with 1, 7 and 15 experts. Besides methods there
+are `hf_lora` (Hugging Face PEFT's LoRA on the stock model; `pip install peft`) and `loop:METHOD` (a
+mixture whose experts run one after the other). The backbone has AST-base's architecture (500
+frames, 50 classes) with random weights, saved to a temporary folder and loaded as any local
+checkpoint. Every measurement has a process of its own; rounds are interleaved (A B C A B C ...),
+and medians, ratios to the first method and to the floor are printed. The floor is the time of the
+matrix products that no method on a frozen backbone can do without, at this machine's own speed.
 `--backbone ast_tiny` measures the embedded backbone instead.
 """
 
@@ -21,6 +25,8 @@ import time
 from collections import defaultdict
 
 import torch
+from rivals import HuggingFaceLoRA, floor_seconds, loop_over_experts
+from torch import nn
 from torch.nn import functional
 from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
 
@@ -29,19 +35,37 @@ from toolkit.model import AudioClassifier
 from toolkit.registry import PEFT, parse_spec
 
 FRAMES, CLASSES = 500, 50
+FLOOR = "floor"
+PAPERS = [
+    "lora", "hf_lora", "adapter", "soft_moa:num_experts=7", "loop:soft_moa:num_experts=7",
+    "dense_moa:num_experts=7", "dense_moa:num_experts=15", "loop:dense_moa:num_experts=7",
+]  # fmt: skip
+
+
+def build(spec: str, backbone: str) -> nn.Module:
+    """The classifier of a method, or of a rival."""
+    if spec == "hf_lora":
+        return HuggingFaceLoRA(backbone, FRAMES, CLASSES)
+    looped = spec.startswith("loop:")
+    method = PEFT.create(parse_spec(spec.removeprefix("loop:")), "peft")
+    frozen = backbones.create({"name": backbone}).load(FRAMES)
+    model = AudioClassifier(frozen, method, CLASSES, "all")
+    return loop_over_experts(model) if looped else model
 
 
 def measure(spec: str, backbone: str, batch: int, steps: int) -> dict[str, float]:
     """In this process: one step to warm up, then the fastest of `steps`."""
     torch.manual_seed(0)
-    source = backbones.create({"name": backbone})
-    model = AudioClassifier(
-        source.load(FRAMES), PEFT.create(parse_spec(spec), "peft"), CLASSES, "all"
-    )
-    optimizer = torch.optim.AdamW(model.method.parameter_groups(model.trainable(), lr=1e-3))
-    bins = model.backbone.features.mel_bins
-    features, labels = torch.randn(batch, FRAMES, bins), torch.arange(batch) % CLASSES
-    loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    frozen = backbones.create({"name": backbone}).architecture(FRAMES)
+    if spec == FLOOR:
+        tokens = frozen.prefix_tokens + frozen.grid[0] * frozen.grid[1]
+        seconds = floor_seconds(frozen.model.config, tokens, batch)
+        return {"seconds": seconds / batch, "peak": 0.0, "trained": 0}
+    model = build(spec, backbone)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters)
+    features = torch.randn(batch, FRAMES, frozen.features.mel_bins)
+    labels = torch.arange(batch) % CLASSES
     model.train()
     seconds = []
     for _ in range(steps + 1):
@@ -53,8 +77,8 @@ def measure(spec: str, backbone: str, batch: int, steps: int) -> dict[str, float
     return {
         "seconds": min(seconds[1:]) / batch,
         "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-        "loaded": loaded / 2**20,
-        "trained": model.count().method,
+        "trained": sum(p.numel() for p in parameters)
+        - sum(p.numel() for p in model.head.parameters()),
     }
 
 
@@ -63,6 +87,7 @@ def main() -> None:
     plugins.load()
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("methods", nargs="*")
+    parser.add_argument("--papers", action="store_true", help=f"measure {', '.join(PAPERS)}")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int, default=2)
@@ -73,10 +98,7 @@ def main() -> None:
         found = measure(options.methods[0], options.backbone, options.batch, options.steps)
         print(json.dumps(found))
         return
-    specs = options.methods or [
-        *(f"soft_moa:num_experts={n}" for n in (1, 7, 15)),
-        *(name for name in PEFT.names() if name != "soft_moa"),
-    ]
+    specs = options.methods or (PAPERS if options.papers else _everything())
     found: dict[str, list[dict[str, float]]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         backbone = options.backbone or folder
@@ -84,21 +106,33 @@ def main() -> None:
             ASTModel(ASTConfig()).save_pretrained(folder)
             ASTFeatureExtractor().save_pretrained(folder)
         for number in range(options.rounds):
-            for spec in specs:
+            for spec in (FLOOR, *specs):
                 print(f"round {number + 1}/{options.rounds}: {spec}", file=sys.stderr)
                 command = [sys.executable, __file__, spec, "--child", "--backbone", backbone]
                 command += ["--batch", str(options.batch), "--steps", str(options.steps)]
                 run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
                 found[spec].append(json.loads(run.stdout.splitlines()[-1]))
-    print("| method | parameters trained | s a clip | ratio | peak GiB |")
-    print("|---|---|---|---|---|")
-    for spec in specs:
-        pairs = zip(found[spec], found[specs[0]], strict=True)
-        ratio = statistics.median(a["seconds"] / b["seconds"] for a, b in pairs)
+    print(
+        "| method | parameters trained | s a clip | to the first | of the floor's rate | peak GiB |"
+    )
+    print("|---|---|---|---|---|---|")
+    for spec in (FLOOR, *specs):
         seconds = statistics.median(row["seconds"] for row in found[spec])
+        first = _median_ratio(found[spec], found[specs[0]])
+        floor = _median_ratio(found[FLOOR], found[spec])
         peak = statistics.median(row["peak"] for row in found[spec])
         trained = int(found[spec][0]["trained"])
-        print(f"| {spec} | {trained:,} | {seconds:.3f} | {ratio:.2f} | {peak:.2f} |")
+        print(f"| {spec} | {trained:,} | {seconds:.3f} | {first:.2f} | {floor:.0%} | {peak:.2f} |")
+
+
+def _everything() -> list[str]:
+    soft = [f"soft_moa:num_experts={n}" for n in (1, 7, 15)]
+    return [*soft, *(name for name in PEFT.names() if name != "soft_moa")]
+
+
+def _median_ratio(above: list[dict[str, float]], below: list[dict[str, float]]) -> float:
+    """Median over rounds of the ratio of two methods' times."""
+    return statistics.median(a["seconds"] / b["seconds"] for a, b in zip(above, below, strict=True))
 
 
 if __name__ == "__main__":

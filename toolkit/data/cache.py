@@ -15,6 +15,7 @@ import logging
 import mmap
 import os
 import shutil
+import threading
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -266,7 +267,7 @@ def _computed(
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that readers see the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)

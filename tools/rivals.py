@@ -1,0 +1,107 @@
+"""What `bench_step.py` puts beside our methods: others' code, a naive loop, and the floor.
+
+Each builds a module from features [B, T, F] to logits [B, C]; the floor is a time.
+"""
+
+import time
+
+import torch
+from torch import Tensor, nn
+from transformers import ASTConfig, ASTModel
+
+from toolkit.errors import ToolkitError
+from toolkit.model import AudioClassifier
+from toolkit.peft import insertion
+from toolkit.peft.soft_moa import SoftMixture
+from toolkit.routing import soft
+from toolkit.routing.experts import Experts
+
+
+class HuggingFaceLoRA(nn.Module):
+    """LoRA by Hugging Face PEFT on the stock model, r = 6 on queries and values.
+
+    The final norm and the head train, as with our methods.
+    """
+
+    def __init__(self, folder: str, max_length: int, num_classes: int) -> None:
+        super().__init__()
+        try:
+            from peft import LoraConfig, get_peft_model
+        except ImportError:
+            raise ToolkitError("hf_lora needs Hugging Face PEFT: `pip install peft`") from None
+        config = ASTConfig.from_pretrained(folder)
+        config.max_length = max_length
+        stock = ASTModel.from_pretrained(folder, config=config, ignore_mismatched_sizes=True)
+        lora = LoraConfig(r=6, lora_alpha=0.75, target_modules=["q_proj", "v_proj"])
+        self.model = get_peft_model(stock, lora)
+        self.model.base_model.model.layernorm.requires_grad_(True)
+        self.head = nn.Linear(config.hidden_size, num_classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, T, F] -> [B, C]."""
+        return self.head(self.model(input_values=features).last_hidden_state.mean(dim=1))
+
+
+def loop_over_experts(model: AudioClassifier) -> AudioClassifier:
+    """Our mixture with its experts evaluated one after the other, as the papers' code does."""
+    for wrapper in list(insertion.wrappers(model.backbone)):
+        wrapper.add_module(wrapper.name, LoopedMixture(wrapper.inserted))
+    return model
+
+
+class LoopedMixture(nn.Module):
+    """A Soft-MoA or Dense-MoA that runs each expert by itself and stacks the outputs."""
+
+    def __init__(self, mixture: nn.Module) -> None:
+        super().__init__()
+        self.mixture = mixture
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, d] -> [B, T, d]."""
+        experts = self.mixture.experts
+        if isinstance(self.mixture, SoftMixture):
+            routing = soft.route(x, self.mixture.phi)
+            slots = routing.slots(x)
+            count = experts.num_experts
+            outputs = torch.stack([_one(experts, e, slots[:, e]) for e in range(count)], dim=1)
+            return routing.tokens(outputs)
+        gates = self.mixture.router(x)
+        outputs = torch.stack([_one(experts, e, x) for e in range(experts.num_experts)], dim=-1)
+        return (outputs * gates[:, :, None]).sum(dim=-1)  # [B, T, d, E]
+
+
+def _one(experts: Experts, e: int, x: Tensor) -> Tensor:
+    hidden = nn.functional.linear(x, experts.down[e], experts.down_bias[e])
+    hidden = nn.functional.gelu(hidden)
+    return nn.functional.linear(hidden, experts.up[e], experts.up_bias[e])
+
+
+def floor_seconds(config: ASTConfig, tokens: int, batch: int, repeats: int = 3) -> float:
+    """Seconds of the matrix products that a step on a frozen backbone cannot do without.
+
+    Forward and the gradient of every linear's input, and attention forward and backward, at this
+    machine's own speed for their shapes; the fastest of some repeats.
+    """
+    d, hidden, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
+    rows = batch * tokens
+    products = {(d, d): 4, (d, hidden): 1, (hidden, d): 1}  # one block's linears
+    seconds = 0.0
+    for (inner, outer), count in products.items():
+        x, weight = torch.randn(rows, inner), torch.randn(inner, outer)
+        gradient = torch.randn(rows, outer)
+        seconds += count * _fastest(lambda x=x, w=weight: x @ w, repeats)
+        seconds += count * _fastest(lambda g=gradient, w=weight: g @ w.T, repeats)
+    q = torch.randn(batch * heads, tokens, d // heads)
+    scores = torch.randn(batch * heads, tokens, tokens)
+    seconds += 3 * _fastest(lambda: q @ q.mT, repeats)  # scores, and their gradient by values
+    seconds += 3 * _fastest(lambda: scores @ q, repeats)  # output, gradients of q and k
+    return config.num_hidden_layers * seconds
+
+
+def _fastest(function: object, repeats: int) -> float:
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
