@@ -196,7 +196,7 @@ def test_adalora_budget_falls_to_its_target() -> None:
         loss = functional.cross_entropy(model(features), labels)
         (loss + sum(method.auxiliary_losses(backbone).values())).backward()
         optimizer.step()
-        method.on_step(backbone, step, steps)
+        method.on_step(backbone, optimizer, step, steps)
         optimizer.zero_grad()
         alive.append(sum(int(update.alive.sum()) for update in updates))
     assert alive[19] == 6 * len(updates) and alive[-1] == 4 * len(updates)

@@ -82,17 +82,21 @@ def check_training(method: PeftMethod, steps: int = 6) -> None:
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     start = {name: p.detach().clone() for name, p in trainable.items()}
     optimizer = torch.optim.AdamW(method.parameter_groups(trainable, lr=1e-3), weight_decay=0.0)
-    losses = []
+    history = []
     model.train()
+
+    def task_loss(logits: Tensor) -> Tensor:
+        return functional.cross_entropy(logits, labels)
+
     for step in range(steps):
-        loss = functional.cross_entropy(model(features), labels)
-        total = loss + sum(method.auxiliary_losses(model.backbone).values())
+        losses = method.training_losses(model.backbone, model, features, task_loss)
+        history.append(losses["task"].item())
+        total = torch.stack(list(losses.values())).sum()
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
-        method.on_step(model.backbone, step + 1, steps)
-        losses.append(loss.item())
-    assert losses[-1] < losses[0], f"the loss did not fall: {losses}"
+        method.on_step(model.backbone, optimizer, step + 1, steps)
+    assert history[-1] < history[0], f"the loss did not fall: {history}"
     still = [name for name, p in trainable.items() if torch.equal(p, start[name])]
     assert not still, f"trainable tensors that did not move: {still}"
     moved = [

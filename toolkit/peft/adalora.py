@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim import Optimizer
 
 from toolkit.backbones.base import Backbone
 from toolkit.errors import ConfigError
@@ -53,7 +54,9 @@ class AdaLoRA(LinearMethod):
         return {"orthogonality": self.orthogonality * torch.stack(losses).mean()}
 
     @torch.no_grad()
-    def on_step(self, backbone: Backbone, step: int, total_steps: int) -> None:
+    def on_step(
+        self, backbone: Backbone, optimizer: Optimizer, step: int, total_steps: int
+    ) -> None:
         """Follow the sensitivities; prune when it is time (section 3.3)."""
         updates = _updates(backbone)
         for update in updates:

@@ -5,11 +5,12 @@ the benchmark) follows from the structure of what it inserted.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from toolkit.backbones.base import Backbone, Placement, Site
 from toolkit.errors import ConfigError
@@ -38,6 +39,9 @@ class PeftMethod(Settings, ABC):
 
     trains_backbone: ClassVar[bool] = False
     """True if stock modules train as a whole; their dropout then runs too."""
+
+    sparse: ClassVar[bool] = False
+    """True if some trainable tensors may get no gradient in some steps (experts not used)."""
 
     identity_at_start: ClassVar[bool] = True
     """Whether the adapted backbone equals the frozen one before training; false only where what a
@@ -90,12 +94,31 @@ class PeftMethod(Settings, ABC):
         """Named losses of the last forward pass, to be added to the task's loss."""
         return {}
 
-    def on_step(self, backbone: Backbone, step: int, total_steps: int) -> None:
-        """Called after optimiser step `step` (from 1) of `total_steps`, gradients still in place:
-        schedules, and what is learned from gradients."""
+    def training_losses(
+        self,
+        backbone: Backbone,
+        forward: Callable[[Tensor], Tensor],
+        features: Tensor,
+        task_loss: Callable[[Tensor], Tensor],
+    ) -> dict[str, Tensor]:
+        """The named losses of one training batch, whose sum is minimised; `task` is the task's.
 
-    def on_epoch(self, backbone: Backbone, epoch: int) -> None:
-        """Called when epoch `epoch` (from 1) has ended: adding or dropping experts."""
+        Args:
+            backbone: the adapted backbone.
+            forward: features -> logits; call it once a step (several passes as one larger batch).
+            features: normalised [B, T, F].
+            task_loss: logits [B, C] -> scalar.
+        """
+        return {"task": task_loss(forward(features)), **self.auxiliary_losses(backbone)}
+
+    def on_step(
+        self, backbone: Backbone, optimizer: Optimizer, step: int, total_steps: int
+    ) -> None:
+        """Called after optimiser step `step` (from 1) of `total_steps`, gradients still in place:
+        schedules, what is learned from gradients, experts that come and go."""
+
+    def on_epoch(self, backbone: Backbone, optimizer: Optimizer, epoch: int) -> None:
+        """Called when the training of epoch `epoch` (from 1) has ended."""
 
     def parameter_groups(
         self, parameters: dict[str, nn.Parameter], lr: float

@@ -124,33 +124,42 @@ class ClassificationBrain(sb.Brain):
 
     # Forward and loss
 
-    def compute_forward(self, batch: Batch, stage: sb.Stage) -> tuple[Tensor, Tensor]:
-        """Logits [B, C] and targets [B, C] (probabilities)."""
+    def _prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Normalised features [B, T, F] and targets [B, C] (probabilities) on the device."""
         batch = batch.to(self.device)
         features = self.model.backbone.features.normalise(batch.features)
-        classes = self.model.head.out_features
-        targets = functional.one_hot(batch.labels, classes).float()
-        if stage == sb.Stage.TRAIN:
-            for augmentation in self.plan.augment:
-                features, targets = augmentation(features, targets, self.generator)
-        return self.modules.model(features), targets
+        return features, functional.one_hot(batch.labels, self.model.head.out_features).float()
+
+    def training_loss(self, batch: Batch) -> Tensor:
+        """The sum of the method's losses on an augmented batch; remembers all but the task's."""
+        features, targets = self._prepare(batch)
+        for augmentation in self.plan.augment:
+            features, targets = augmentation(features, targets, self.generator)
+
+        def task_loss(logits: Tensor) -> Tensor:
+            smoothing = self.plan.label_smoothing
+            return functional.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+
+        method, backbone = self.model.method, self.model.backbone
+        losses = method.training_losses(backbone, self.modules.model, features, task_loss)
+        for name, value in losses.items():
+            if name != "task":
+                self.auxiliary[name] = self.auxiliary.get(name, 0.0) + float(value.detach())
+        return torch.stack(list(losses.values())).sum()
+
+    def compute_forward(self, batch: Batch, stage: sb.Stage) -> tuple[Tensor, Tensor]:
+        """In evaluation: logits [B, C] and targets [B, C]."""
+        features, targets = self._prepare(batch)
+        return self.modules.model(features).float(), targets
 
     def compute_objectives(
         self, predictions: tuple[Tensor, Tensor], batch: Batch, stage: sb.Stage
     ) -> Tensor:
-        """Mean cross-entropy; in training with label smoothing and the method's own losses."""
+        """In evaluation: the mean cross-entropy; every clip's prediction is remembered."""
         logits, targets = predictions
-        logits = logits.float()
-        if stage != sb.Stage.TRAIN:
-            losses = functional.cross_entropy(logits, targets, reduction="none")
-            self._remember(batch, logits.softmax(dim=-1), losses)
-            return losses.mean()
-        loss = functional.cross_entropy(logits, targets, label_smoothing=self.plan.label_smoothing)
-        auxiliary = self.model.method.auxiliary_losses(self.model.backbone)
-        for name, value in auxiliary.items():
-            self.auxiliary[name] = self.auxiliary.get(name, 0.0) + float(value.detach())
-            loss = loss + value
-        return loss
+        losses = functional.cross_entropy(logits, targets, reduction="none")
+        self._remember(batch, logits.softmax(dim=-1), losses)
+        return losses.mean()
 
     def _remember(self, batch: Batch, probabilities: Tensor, losses: Tensor) -> None:
         rows = zip(
@@ -189,7 +198,7 @@ class ClassificationBrain(sb.Brain):
             self.modules["model"] = DistributedDataParallel(
                 model,
                 device_ids=[torch.device(self.device)] if on_gpu else None,
-                find_unused_parameters=self.find_unused_parameters,
+                find_unused_parameters=self.model.method.sparse,
             )
 
     def init_optimizers(self) -> None:
@@ -225,8 +234,7 @@ class ClassificationBrain(sb.Brain):
         self.generator = torch.Generator().manual_seed(seed)
         with self.no_sync(not should_step):
             with self.training_ctx:
-                outputs = self.compute_forward(batch, sb.Stage.TRAIN)
-                loss = self.compute_objectives(outputs, batch, sb.Stage.TRAIN)
+                loss = self.training_loss(batch)
             self._refuse_nonfinite(loss, batch)
             # DDP averages over processes; the group's clips shall all weigh the same.
             clips = sum(self.batches.sizes[group * factor : (group + 1) * factor])
@@ -257,7 +265,8 @@ class ClassificationBrain(sb.Brain):
         self.scaler.update()
         self.optimizer_step += 1
         total = self.plan.epochs * self.steps_per_epoch
-        self.model.method.on_step(self.model.backbone, self.optimizer_step, total)
+        method, backbone = self.model.method, self.model.backbone
+        method.on_step(backbone, self.optimizer, self.optimizer_step, total)
         self.optimizer.zero_grad(set_to_none=True)
 
     def _should_save_intra_epoch_ckpt(self, last_ckpt_time: float, steps_since_ckpt: int) -> bool:
@@ -298,7 +307,7 @@ class ClassificationBrain(sb.Brain):
         seconds = time.perf_counter() - self.stage_start
         if stage == sb.Stage.TRAIN:
             self.train_seconds, self.train_loss = seconds, self._over_processes(stage_loss)
-            self.model.method.on_epoch(self.model.backbone, epoch)
+            self.model.method.on_epoch(self.model.backbone, self.optimizer, epoch)
             return
         self.predictions = self._gather()
         if stage == sb.Stage.VALID:
