@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from toolkit import __version__, backbones
 from toolkit.backbones.base import BackboneSource, FeatureSpec
 from toolkit.errors import BundleError
 from toolkit.model import AudioClassifier
-from toolkit.registry import PEFT
+from toolkit.registry import PEFT, TOOLS
 
 FORMAT = 1
 DESCRIPTION, WEIGHTS = "bundle.json", "weights.safetensors"
@@ -50,6 +51,7 @@ def save_bundle(
     source: BackboneSource,
     classes: list[str],
     origin: dict[str, Any],
+    tools: Sequence[dict[str, Any]] = (),
 ) -> Path:
     """Write a bundle; one that is there is replaced when the new one is whole.
 
@@ -59,6 +61,8 @@ def save_bundle(
         source: the settings that its backbone was loaded with.
         classes: class names in the order of the logits.
         origin: where it comes from (corpus, fold, seed, ...), for the reader.
+        tools: what tools changed in the trained mixture, in order, each `{"tool": {"name": ...,
+            setting: value}, "plan": ...}`.
     """
     weights = save({name: t.cpu().contiguous() for name, t in model.state().items()})
     info = {
@@ -71,6 +75,7 @@ def save_bundle(
         "pooling": model.pooling,
         "classes": classes,
         "origin": origin,
+        "tools": list(tools),
         "weights_hash": _hash(weights),
     }
     temporary = folder.with_name(f".{folder.name}.partial")
@@ -107,6 +112,8 @@ def load_bundle(folder: str | Path, backbone: str | None = None) -> Bundle:
         )
     method = PEFT.create(info["peft"], "peft")
     model = AudioClassifier(frozen, method, len(info["classes"]), info["pooling"])
+    for change in info["tools"]:
+        TOOLS.create(change["tool"], "tool").restructure(model, change["plan"])
     model.load_state(weights)
     return Bundle(model.eval(), info["classes"], info)
 

@@ -16,7 +16,10 @@ from toolkit.registry import REGISTRIES, Entry, Registry, parse_spec
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; an error that is the user's to mend is one message, exit status 2."""
-    options = _parser().parse_args(arguments)
+    options, rest = _parser().parse_known_args(arguments)
+    if rest and "verb" not in options:
+        _parser().error(f"unrecognised arguments: {' '.join(rest)}")
+    options.settings = rest
     try:
         broken = plugins.report(plugins.load(options.plugins))
         if broken:
@@ -65,6 +68,22 @@ def _parser() -> argparse.ArgumentParser:
     guess.add_argument("--backbone", help="where the bundle's backbone is now")
     guess.add_argument("--device", default="cpu")
     guess.set_defaults(run=predict)
+
+    for verb, help_text in (("compress", "make a trained mixture smaller"),
+                            ("prune", "drop experts of a trained mixture")):  # fmt: skip
+        change = commands.add_parser(
+            verb,
+            parents=[common],
+            help=help_text,
+            epilog="Further options are the tool's settings, e.g. --avg-bits 2.5; see `toolkit "
+            "describe tool NAME`.",
+        )
+        change.add_argument("bundle", type=Path)
+        change.add_argument("--method", required=True, metavar="TOOL")
+        change.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE")
+        change.add_argument("--data_folder", type=Path, help="the corpus it was trained on")
+        change.add_argument("--corpus", default="esc50", metavar="NAME[:setting=value,...]")
+        change.set_defaults(run=change_mixture, verb=verb)
     return parser
 
 
@@ -184,3 +203,26 @@ def _as_json(prediction: object, classes: list[str]) -> dict[str, object]:
         "probabilities": dict(zip(classes, prediction.probabilities.tolist(), strict=True)),
         "windows": prediction.windows.tolist(),
     }
+
+
+def change_mixture(options: argparse.Namespace) -> None:
+    """`toolkit compress` and `toolkit prune`."""
+    from toolkit.config import parse_settings
+    from toolkit.data.cache import default_cache_folder
+    from toolkit.registry import CORPORA, TOOLS
+    from toolkit.tools.base import run_tool
+
+    verb = TOOLS.entry(options.method).metadata.get("verb")
+    if verb != options.verb:
+        raise ConfigError(f"'{options.method}' is for `toolkit {verb}`")
+    settings = parse_settings(options.settings)
+    tool = TOOLS.create({"name": options.method, **settings}, options.method)
+    corpus = CORPORA.create(parse_spec(options.corpus), "corpus")
+    folder = options.data_folder
+    if folder is None:
+        corpus = CORPORA.create("synthetic", "corpus")
+        folder = default_cache_folder() / "synthetic"
+    report = run_tool(tool, options.bundle, corpus, folder, options.output)
+    print(f"wrote {options.output}")
+    for key, value in report.items():
+        print(f"  {key}: {value:.4f}" if isinstance(value, float) else f"  {key}: {value}")

@@ -80,29 +80,45 @@ def parse_command_line(arguments: Sequence[str]) -> CommandLine:
     Raises:
         ConfigError: no hparams file, or more than one.
     """
-    files: list[str] = []
-    overrides: dict[str, Any] = {}
-    folders: list[str] = []
-    queue = list(arguments)
-    while queue:
-        word = queue.pop(0)
-        if not word.startswith("--"):
-            files.append(word)
-            continue
-        key, given, text = word[2:].partition("=")
-        if not given:
-            text = queue.pop(0) if queue and not queue[0].startswith("--") else "true"
-        if key == "plugins":
-            folders.append(text)
-        else:
-            overrides[key] = _parse(text, f"--{key}")
+    files, options = _split_options(arguments)
     if len(files) != 1:
         raise ConfigError(
             "name one configuration file, e.g. `train.py hparams/softmoa.yaml --seed 1`"
             + (f", not {len(files)}: {', '.join(files)}" if files else "")
         )
+    folders = [text for key, text in options if key == "plugins"]
+    overrides = {k: _parse(text, f"--{k}") for k, text in options if k != "plugins"}
     trust = overrides.pop("trust", False)
     return CommandLine(files[0], overrides, folders, trust is True)
+
+
+def parse_settings(arguments: Sequence[str]) -> dict[str, Any]:
+    """Read `--avg-bits 2.5 --fast` as `{"avg_bits": 2.5, "fast": True}`.
+
+    Raises:
+        ConfigError: a word that belongs to no option.
+    """
+    words, options = _split_options(arguments)
+    if words:
+        raise ConfigError(f"what is {words[0]!r}? Settings are given as --name value")
+    return {key.replace("-", "_"): _parse(text, f"--{key}") for key, text in options}
+
+
+def _split_options(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Words by themselves, and options with their text (`true` for a flag)."""
+    words: list[str] = []
+    options: list[tuple[str, str]] = []
+    queue = list(arguments)
+    while queue:
+        word = queue.pop(0)
+        if not word.startswith("--"):
+            words.append(word)
+            continue
+        key, given, text = word[2:].partition("=")
+        if not given:
+            text = queue.pop(0) if queue and not queue[0].startswith("--") else "true"
+        options.append((key, text))
+    return words, options
 
 
 def load(command: CommandLine, recipe: Path, layers: Sequence[str] = ()) -> Configuration:

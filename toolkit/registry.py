@@ -222,5 +222,14 @@ BACKBONES = Registry("BACKBONES", "backbone", "toolkit.backbones")
 PEFT = Registry("PEFT", "PEFT method", "toolkit.peft")
 PIPELINES = Registry("PIPELINES", "data pipeline", "toolkit.data")
 CORPORA = Registry("CORPORA", "corpus", "toolkit.data.corpora")
+TOOLS = Registry("TOOLS", "tool on a trained mixture", "toolkit.tools")
+SEARCHES = Registry("SEARCHES", "architecture search", "toolkit.tools")
 
-REGISTRIES = {"peft": PEFT, "backbone": BACKBONES, "corpus": CORPORA, "pipeline": PIPELINES}
+REGISTRIES = {
+    "peft": PEFT,
+    "backbone": BACKBONES,
+    "corpus": CORPORA,
+    "pipeline": PIPELINES,
+    "tool": TOOLS,
+    "search": SEARCHES,
+}

@@ -1,0 +1,158 @@
+"""The contract of tools on a trained mixture: a bundle goes in, a bundle and a report come out."""
+
+import dataclasses
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from toolkit import backbones
+from toolkit.bundle import WEIGHTS, Bundle, load_bundle, save_bundle
+from toolkit.data.cache import default_cache_folder
+from toolkit.data.manifest import Corpus
+from toolkit.data.pipelines import Batch, Fbank
+from toolkit.errors import BundleError
+from toolkit.model import AudioClassifier
+from toolkit.peft import insertion
+from toolkit.settings import Settings
+from toolkit.training.splits import cross_validation
+
+__all__ = ["MixtureData", "MixtureTool", "mixtures", "run_tool"]
+
+
+class MixtureTool(Settings, ABC):
+    """A change to a trained mixture of adapters."""
+
+    @abstractmethod
+    def apply(self, model: AudioClassifier, data: "MixtureData") -> dict[str, Any]:
+        """Change a model in place.
+
+        Args:
+            model: as trained, in eval mode.
+            data: clips to calibrate on (training folds) and to measure on (the test fold).
+
+        Returns:
+            the plan: plain values from which `restructure` gives a fresh model the same shape.
+
+        Raises:
+            ConfigError: this tool cannot work on this mixture; the message says why.
+        """
+
+    @abstractmethod
+    def restructure(self, model: AudioClassifier, plan: dict[str, Any]) -> None:
+        """Give a freshly built model the modules that `apply` left; weights are loaded later."""
+
+    def report(self, model: AudioClassifier, plan: dict[str, Any]) -> dict[str, Any]:
+        """What else the report shall say, such as active experts."""
+        return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class MixtureData:
+    """Clips for a tool, in the split that a bundle was trained with.
+
+    Attributes:
+        calibration: clips of the training folds.
+        test: clips of the test fold.
+        classes: class names in the order of the labels.
+        batches: makes batches of some of the clips, on the CPU.
+    """
+
+    calibration: pd.DataFrame
+    test: pd.DataFrame
+    classes: list[str]
+    _dataset: Any
+    _collate: Any
+
+    @classmethod
+    def of(cls, bundle: Bundle, corpus: Corpus, folder: Path) -> "MixtureData":
+        """Read a corpus for a bundle.
+
+        Raises:
+            BundleError: the bundle was trained on other classes or does not say its fold.
+        """
+        manifest = corpus.manifest(folder)
+        if manifest.classes != bundle.classes:
+            raise BundleError(
+                f"the bundle knows {bundle.classes}, the corpus has {manifest.classes}: name the "
+                "corpus that it was trained on"
+            )
+        fold = bundle.info["origin"].get("test_fold")
+        splits = {split.test: split for split in cross_validation(manifest.folds)}
+        if fold not in splits:
+            raise BundleError("the bundle does not say which fold it was tested on")
+        pipeline, spec = Fbank(), bundle.features
+        cache = pipeline.cache(manifest.clips, spec, default_cache_folder())
+        rows = pd.Series(range(len(manifest.clips)), index=manifest.clips["id"])
+        return cls(
+            calibration=manifest.of_folds(splits[fold].train),
+            test=manifest.of_folds([fold]),
+            classes=manifest.classes,
+            _dataset=lambda clips: pipeline.dataset(clips, rows, cache),
+            _collate=pipeline.collate(spec),
+        )
+
+    def batches(self, clips: pd.DataFrame, batch_size: int = 16) -> Iterator[Batch]:
+        """Batches of raw features in the clips' order."""
+        dataset = self._dataset(clips)
+        for begin in range(0, len(dataset), batch_size):
+            end = min(begin + batch_size, len(dataset))
+            yield self._collate([dataset[i] for i in range(begin, end)])
+
+    @torch.no_grad()
+    def accuracy(self, model: AudioClassifier, clips: pd.DataFrame) -> float:
+        """Share of clips that a model classifies right."""
+        model.eval()
+        right = 0
+        for batch in self.batches(clips):
+            features = model.backbone.features.normalise(batch.features)
+            right += int((model(features).argmax(dim=-1) == batch.labels).sum())
+        return right / len(clips)
+
+
+def mixtures(model: AudioClassifier) -> list[tuple[str, Any]]:
+    """The inserted mixtures of a model with the names of their sites, e.g. `blocks.0.mhsa`."""
+    found = []
+    for path, module in model.backbone.model.named_modules():
+        if isinstance(module, insertion.Wrapper) and hasattr(module.inserted, "experts"):
+            found.append((model.backbone.canonical(path), module.inserted))
+    return found
+
+
+def run_tool(
+    tool: MixtureTool, bundle_folder: Path, corpus: Corpus, data_folder: Path, output: Path
+) -> dict[str, Any]:
+    """Apply a tool to a bundle, write the changed bundle, and report.
+
+    Returns:
+        accuracy before and after on the test fold, bytes of the weights before and after, and what
+        the tool adds; also written to `report.json` in the new bundle's folder.
+    """
+    bundle = load_bundle(bundle_folder)
+    data = MixtureData.of(bundle, corpus, data_folder)
+    before = data.accuracy(bundle.model, data.test)
+    plan = tool.apply(bundle.model, data)
+    changes: Sequence[dict[str, Any]] = [
+        *bundle.info["tools"],
+        {"tool": {"name": tool.registered_name, **tool.as_dict()}, "plan": plan},
+    ]
+    source = backbones.create(bundle.info["backbone"])
+    save_bundle(output, bundle.model, source, bundle.classes, bundle.info["origin"], changes)
+    changed = load_bundle(output)
+    report = {
+        "tool": tool.registered_name,
+        "settings": tool.as_dict(),
+        "test_fold": bundle.info["origin"]["test_fold"],
+        "test_clips": len(data.test),
+        "accuracy_before": before,
+        "accuracy_after": data.accuracy(changed.model, data.test),
+        "bytes_before": (bundle_folder / WEIGHTS).stat().st_size,
+        "bytes_after": (output / WEIGHTS).stat().st_size,
+        **tool.report(changed.model, plan),
+    }
+    (output / "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
+    return report
