@@ -1,5 +1,6 @@
 """The Audio Spectrogram Transformer (Gong et al., arXiv:2104.01778), in transformers' own class."""
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 import torch
@@ -17,7 +18,6 @@ from toolkit.settings import setting
 
 HUB_ID = "MIT/ast-finetuned-audioset-10-10-0.4593"
 TINY = Path(__file__).with_name("ast_tiny")
-TINY_SEED = 20240202
 ROLES = {
     "attn.q": "attention.q_proj",
     "attn.k": "attention.k_proj",
@@ -57,12 +57,15 @@ class ASTBackbone(Backbone):
         self.model.get_parameter("embeddings.position_embeddings").zero_()
 
 
-@BACKBONES.register("ast", paper="arXiv:2104.01778", model_type="audio-spectrogram-transformer")
-class AST(BackboneSource):
-    """Audio Spectrogram Transformer, from the hub or from a local folder."""
+class ASTSource(BackboneSource, ABC):
+    """Base of the sources of an AST."""
 
-    source: str = setting(HUB_ID, "hub id, or a folder written by save_pretrained")
     stride: int | None = setting(None, "patch stride; none keeps the checkpoint's own", minimum=1)
+
+    @property
+    @abstractmethod
+    def checkpoint(self) -> str:
+        """Hub id, or a folder written by `save_pretrained`."""
 
     def load(self, max_length: int) -> ASTBackbone:
         """See `BackboneSource.load`."""
@@ -73,12 +76,12 @@ class AST(BackboneSource):
         extra = [k for k in info["unexpected_keys"] if not k.startswith("classifier.")]
         if lost or extra:
             raise BackboneError(
-                f"the checkpoint {self.source} is not a whole AST: "
+                f"the checkpoint {self.checkpoint} is not a whole AST: "
                 f"without a place: {', '.join(sorted(extra)) or 'none'}; "
                 f"missing or of another shape: {', '.join(sorted(lost)) or 'none'}"
             )
         extractor = ASTFeatureExtractor()  # a folder without one: AudioSet's statistics
-        folder = Path(self.source)
+        folder = Path(self.checkpoint)
         if not folder.is_dir() or (folder / "preprocessor_config.json").is_file():
             extractor = self._from_pretrained(ASTFeatureExtractor)
         return self._wrap(model, extractor, max_length)
@@ -86,8 +89,8 @@ class AST(BackboneSource):
     def architecture(self, max_length: int) -> ASTBackbone:
         """See `BackboneSource.architecture`; a hub id stands for AST-base."""
         config = ASTConfig()
-        if Path(self.source).is_dir():
-            config = ASTConfig.from_pretrained(self.source)
+        if Path(self.checkpoint).is_dir():
+            config = ASTConfig.from_pretrained(self.checkpoint)
         with torch.device("meta"):
             return self._wrap(ASTModel(config), ASTFeatureExtractor(), max_length)
 
@@ -95,11 +98,11 @@ class AST(BackboneSource):
         logging.disable_progress_bar()  # of the weights' loading; a download keeps its own
         try:
             return stock.from_pretrained(
-                self.source, local_files_only=not hub_is_reachable(), **options
+                self.checkpoint, local_files_only=not hub_is_reachable(), **options
             )
         except (OSError, ValueError, SafetensorError) as error:
             raise BackboneError(
-                f"{stock.__name__} cannot be had from '{self.source}' ({_first_line(error)}): "
+                f"{stock.__name__} cannot be had from '{self.checkpoint}' ({_first_line(error)}): "
                 "without internet use `--backbone ast_tiny` (embedded) or `--backbone PATH` "
                 "(a folder that holds the checkpoint)"
             ) from error
@@ -128,27 +131,26 @@ class AST(BackboneSource):
         )
 
 
-@BACKBONES.register("ast_tiny", paper="this toolkit")
-class ASTTiny(AST):
-    """The small AST embedded in the package (d 192, 6 layers, patches of 16 x 16)."""
+@BACKBONES.register("ast", paper="arXiv:2104.01778", model_type="audio-spectrogram-transformer")
+class AST(ASTSource):
+    """Audio Spectrogram Transformer, from the hub or from a local folder."""
 
-    source: str = setting(str(TINY), "the package's own folder")
+    source: str = setting(HUB_ID, "hub id, or a folder written by save_pretrained")
 
-    def load(self, max_length: int) -> ASTBackbone:
-        """See `BackboneSource.load`."""
-        config = ASTConfig.from_pretrained(self.source)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(TINY_SEED)
-            model = ASTModel(config)
-            nn.init.trunc_normal_(model.embeddings.position_embeddings, std=0.02)
-        return self._wrap(model, ASTFeatureExtractor(), max_length)
+    @property
+    def checkpoint(self) -> str:
+        """See `ASTSource.checkpoint`."""
+        return self.source
 
-    def note(self) -> str:
-        """See `BackboneSource.note`."""
-        return (
-            "ast_tiny has random weights: its accuracies say nothing about transfer from "
-            "pretraining"
-        )
+
+@BACKBONES.register("ast_tiny", paper="recipes/Pretrain")
+class ASTTiny(ASTSource):
+    """The small pretrained AST embedded in the package (d 192, 6 layers, patches of 16 x 16)."""
+
+    @property
+    def checkpoint(self) -> str:
+        """See `ASTSource.checkpoint`."""
+        return str(TINY)
 
 
 def set_geometry(model: ASTModel, max_length: int, stride: int | None = None) -> None:

@@ -244,10 +244,6 @@ class BackboneSource(Settings, ABC):
     def architecture(self, max_length: int) -> Backbone:
         """The same backbone on the meta device: shapes and roles without weights or a download."""
 
-    def note(self) -> str:
-        """What a user should know about these weights; `""` for nothing."""
-        return ""
-
 
 def _site(root: nn.Module, path: str, dim: int, block: int, role: str) -> Site:
     """The site of the module at `path`; linears say their own widths, all others keep d."""

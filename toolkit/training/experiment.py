@@ -132,8 +132,6 @@ class Experiment:
             f"{self.source.registered_name}, {count.method:,} of "
             f"{count.total - count.head:,} parameters trained ({share:.2f} %), and the head"
         )
-        if self.source.note():
-            say(f"Note: {self.source.note()}.")
         if self.embedded:
             say(
                 "This is the embedded demonstration (hparams/embedded.yaml): sounds that the "
