@@ -183,6 +183,26 @@ def test_layers_lie_between_file_and_command_line(recipe: Path) -> None:
     assert loaded.values["output"] == "results/full/5"
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], 0.2),
+        (["--peft", "full"], 0.3),
+        (["--peft.name", "lora"], 0.5),
+        (["--peft", "full", "--lr", "0.7"], 0.7),
+    ],
+)
+def test_a_layer_may_hold_values_of_some_methods(
+    recipe: Path, words: list[str], expected: float
+) -> None:
+    layer = "lr: 0.5\nmethods: {linear_probe: {lr: 0.2}, full: {lr: 0.3}}\n"
+    (recipe / "layer.yaml").write_text(layer)
+    command_line = config.parse_command_line(["hparams/base.yaml", *words])
+    loaded = config.load(command_line, recipe, layers=["layer.yaml"])
+    assert loaded.values["lr"] == expected
+    assert "methods" not in loaded.values
+
+
 TREES = st.recursive(
     st.integers(0, 9),
     lambda inner: st.dictionaries(st.sampled_from("abcd"), inner, min_size=1, max_size=3),

@@ -129,17 +129,23 @@ def load(command: CommandLine, recipe: Path, layers: Sequence[str] = ()) -> Conf
         recipe: the folder of `train.py`; relative paths are looked up here after the working
             directory.
         layers: further files whose values go over those of the hparams file, and under the
-            command line's (a recipe's `hparams/embedded.yaml`).
+            command line's (a recipe's `hparams/embedded.yaml`). What such a file holds under
+            `methods` goes over the rest of it for the method of that name.
 
     Raises:
         ConfigError: see the module's docstring.
     """
     path = _locate(command.hparams, recipe)
     tree, schema = _read_extended(path)
-    for layer in layers:
-        _merge(tree, _read(_locate(layer, recipe)))
-    for key, value in command.overrides.items():
-        _override(tree, key, value)
+    over = [_read(_locate(layer, recipe)) for layer in layers]
+    of_methods = [layer.pop("methods", {}) for layer in over]
+    for layer in over:
+        _merge(tree, layer)
+    _override_all(tree, command)
+    for of_method in of_methods:
+        _merge(tree, of_method.get(tree["peft"]["name"], {}))
+    if of_methods:
+        _override_all(tree, command)
     _check(tree, schema, trusted=command.trust)
     return _construct(tree, path.stem, trusted=command.trust)
 
@@ -244,6 +250,11 @@ def _merge(tree: CommentedMap, child: CommentedMap) -> None:
             _merge(old, value)
         else:
             tree[key] = value
+
+
+def _override_all(tree: CommentedMap, command: CommandLine) -> None:
+    for key, value in command.overrides.items():
+        _override(tree, key, value)
 
 
 def _override(tree: CommentedMap, key: str, value: Any) -> None:

@@ -1,0 +1,288 @@
+#!/usr/bin/env python
+"""What pretraining is worth: the embedded small AST against the same one with random weights.
+
+    python tools/bench_transfer.py --data ../shared/data [--methods linear,softmoa] [--seeds 1,2]
+                                   [--backbones pretrained,random] [--epochs N] [--precision bf16]
+                                   [--output DIR]
+
+Two corpora of real recordings: ESC-10 (`DIR/ESC-10`, in ESC-50's layout, five official folds) and
+spoken digits of a speaker who was never heard (`DIR/spoken-digits`, in Speech Commands' layout:
+george and jackson train with takes 10 to 49 and validate with takes 0 to 9, lucas tests). Every
+method runs through the ESC-50 recipe with one schedule, the one of `hparams/embedded.yaml`, and its
+epoch is chosen on validation clips only. Logistic regression on the mean and standard deviation of
+the log-mel frames stands beside them. Runs are kept in the output folder: a killed table goes on,
+and a finished one is printed again from its `result.json` files. Writes `table.md` and `table.csv`.
+"""
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.nn import functional
+from transformers import ASTConfig, ASTModel
+
+from toolkit import config
+from toolkit.backbones.ast import TINY
+from toolkit.data.audio import read_audio
+from toolkit.data.fbank import log_mel
+from toolkit.data.manifest import Corpus, Manifest
+from toolkit.errors import DataError
+from toolkit.registry import CORPORA, parse_spec
+from toolkit.training.experiment import EMBEDDED, Experiment, main
+from toolkit.training.folds import cross_validate
+from toolkit.training.splits import cross_validation, selected
+
+RECIPE = Path(__file__).parent.parent / "recipes" / "ESC50"
+METHODS = ["linear", "bitfit", "lora", "adapter", "softmoa", "densemoa", "full"]
+BASELINE = "log-mel statistics"
+RATE = 16000
+
+
+@CORPORA.register("unseen_speaker")
+class UnseenSpeaker(Corpus):
+    """Spoken digits; the fold that is tested (1) is a speaker who does not train (3, 2)."""
+
+    def manifest(self, folder: Path) -> Manifest:
+        """See `Corpus.manifest`: files are `<word>/<speaker>_nohash_<take>.wav`."""
+        rows = []
+        for path in sorted(folder.glob("*/*_nohash_*.wav")):
+            speaker, take = path.stem.split("_nohash_")
+            if speaker in ("george", "jackson"):
+                fold = 2 if int(take) < 10 else 3
+            elif speaker == "lucas":
+                fold = 1
+            else:
+                continue
+            rows.append((f"{path.parent.name}/{path.name}", str(path), path.parent.name, fold))
+        if not rows:
+            raise DataError(f"{folder} holds no spoken digits: name their parent with `--data`")
+        clips = pd.DataFrame(rows, columns=["id", "path", "label", "fold"])
+        words = sorted(clips["label"].unique())
+        return Manifest("spoken digits", clips.assign(label=clips["label"].map(words.index)), words)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A corpus in the table.
+
+    Attributes:
+        name: its column.
+        folder: its name under `--data`.
+        corpus: a registered corpus and its settings.
+        max_length: frames of 10 ms.
+        folds: that are tested.
+    """
+
+    name: str
+    folder: str
+    corpus: str
+    max_length: int
+    folds: str
+
+
+TASKS = [
+    Task("ESC-10", "ESC-10", "esc50:esc10=true", 500, "all"),
+    Task("digits, unseen speaker", "spoken-digits", "unseen_speaker", 96, "1"),
+]
+
+
+def result_of(
+    task: Task, method: str, backbone: str, seed: int, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Run a method through the recipe, or read what it found before."""
+    data, corpus = options.data / task.folder, parse_spec(task.corpus)
+    command = [f"hparams/{method}.yaml", "--noprogressbar", "true", "--seed", str(seed)]
+    command += ["--data_folder", str(data), "--corpus", str(corpus)]
+    command += ["--max_length", str(task.max_length), "--folds", task.folds]
+    command += ["--backbone", "ast_tiny" if backbone == "pretrained" else str(options.random)]
+    folder = options.output / task.folder / backbone / method / str(seed)
+    command += ["--output_folder", str(folder)]
+    for key, value in {**schedule(method), **options.schedule}.items():
+        command += [f"--{key}", str(value)]
+    return cross_validate(Experiment.from_command_line(str(RECIPE / "train.py"), command))
+
+
+def schedule(method: str) -> dict[str, Any]:
+    """Epochs, batch size and learning rate of the embedded demonstration."""
+    command = config.parse_command_line([f"hparams/{method}.yaml"])
+    values = config.load(command, RECIPE, layers=[EMBEDDED]).values
+    return {key: values[key] for key in ("epochs", "batch_size", "lr")}
+
+
+def baseline(task: Task, data: Path) -> list[float]:
+    """Test accuracies of logistic regression on log-mel statistics, one a fold.
+
+    It is fitted to the training clips alone; nothing about it is chosen.
+    """
+    corpus = CORPORA.create(parse_spec(task.corpus), "corpus")
+    manifest = corpus.manifest(data / task.folder)
+    statistics = torch.stack([log_mel_statistics(path) for path in manifest.clips["path"]])
+    labels = torch.tensor(manifest.clips["label"].to_numpy())
+    accuracies = []
+    for split in selected(cross_validation(manifest.folds), task.folds):
+        train, test = (
+            torch.tensor(manifest.clips["fold"].isin(folds).tolist())
+            for folds in (split.train, [split.test])
+        )
+        mean = statistics[train].mean(dim=0)
+        std = statistics[train].std(dim=0).clamp(min=1e-6)  # some low bands are always empty
+        x = ((statistics - mean) / std).double()
+        predicted = logistic_regression(x[train], labels[train], len(manifest.classes), x[test])
+        accuracies.append(float((predicted == labels[test]).float().mean()))
+    return accuracies
+
+
+def log_mel_statistics(path: str) -> torch.Tensor:
+    """Mean and standard deviation over time of a file's 128 log-mel bins [256]."""
+    waveform = torch.from_numpy(read_audio(path, RATE))
+    frames = log_mel(waveform[None], RATE, 128)[0]
+    return torch.cat([frames.mean(dim=0), frames.std(dim=0)])
+
+
+def logistic_regression(
+    x: torch.Tensor, labels: torch.Tensor, classes: int, tested: torch.Tensor
+) -> torch.Tensor:
+    """Classes of `tested` [M, d] by a regression with a unit Gaussian prior on x [N, d]."""
+    weight = torch.zeros(classes, x.shape[1] + 1, dtype=x.dtype, requires_grad=True)
+    optimiser = torch.optim.LBFGS([weight], max_iter=500, line_search_fn="strong_wolfe")
+
+    def scores(inputs: torch.Tensor) -> torch.Tensor:
+        return functional.linear(inputs, weight[:, 1:], weight[:, 0])
+
+    def loss() -> torch.Tensor:
+        optimiser.zero_grad()
+        value = functional.cross_entropy(scores(x), labels, reduction="sum")
+        value = value + weight[:, 1:].square().sum() / 2
+        value.backward()
+        return value
+
+    optimiser.step(loss)
+    with torch.no_grad():
+        return scores(tested).argmax(dim=1)
+
+
+def save_random_backbone(folder: Path, seed: int = 0) -> Path:
+    """The embedded AST's architecture with fresh weights, as a local checkpoint."""
+    if not (folder / "config.json").is_file():
+        torch.manual_seed(seed)
+        ASTModel(ASTConfig.from_pretrained(TINY)).save_pretrained(folder)
+    return folder
+
+
+def table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Accuracies in % as mean and standard deviation over folds and seeds, by method.
+
+    Args:
+        rows: one a fold: task, method, backbone, accuracy, trained (without the head), share.
+    """
+    keys = ["method", "task", "backbone"]
+    cells = rows.groupby(keys, sort=False)["accuracy"].apply(spread)
+    cells = cells.unstack(["task", "backbone"])
+    cells.columns = [", ".join(column) for column in cells.columns]
+    trained = rows.groupby("method")[["trained", "share"]].first()
+    cells.insert(
+        0, "trained", [f"{n:,.0f} ({s:.2%})" for n, s in trained.loc[cells.index].to_numpy()]
+    )
+    order = [m for m in [BASELINE, *METHODS] if m in cells.index]
+    return cells.loc[order].fillna("")
+
+
+def spread(accuracies: pd.Series) -> str:
+    """Mean and, of more than one, standard deviation in %."""
+    mean, std = 100 * accuracies.mean(), 100 * accuracies.std()
+    return f"{mean:.1f} ± {std:.1f}" if len(accuracies) > 1 else f"{mean:.1f}"
+
+
+def markdown(cells: pd.DataFrame) -> list[str]:
+    """A table of texts in Markdown."""
+    lines = [["method", *cells.columns], ["---"] * (1 + len(cells.columns))]
+    lines += [[name, *row] for name, row in zip(cells.index, cells.to_numpy(), strict=True)]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def verdict(rows: pd.DataFrame) -> list[str]:
+    """Whether some method with under 10 % of the parameters comes near full fine-tuning."""
+    sentences = []
+    for task, part in rows[rows["backbone"] == "pretrained"].groupby("task", sort=False):
+        stats = part.groupby("method")["accuracy"].agg(["mean", "std"])
+        small = part.groupby("method")["share"].first().between(0.0001, 0.1, inclusive="left")
+        small = stats.loc[small[small].index]
+        if "full" in stats.index and len(small):
+            full, best = stats.loc["full"], small["mean"].idxmax()
+            gap = small.loc[best, "mean"] - full["mean"]
+            near = "within" if gap >= -np.nan_to_num(full["std"]) else "not within"
+            sentences.append(
+                f"{task}: {best} is {100 * gap:+.1f} points from full fine-tuning, {near} one "
+                "standard deviation of it, with under 10 % of its parameters."
+            )
+    return sentences
+
+
+def run(arguments: list[str]) -> None:
+    """Make the table as the command line says."""
+    options = parser().parse_args(arguments)
+    options.random = save_random_backbone(options.output / "random-backbone")
+    options.schedule = {"precision": options.precision}
+    if options.epochs is not None:
+        options.schedule["epochs"] = options.epochs
+    records = []
+    for task in TASKS:
+        accuracies = baseline(task, options.data)
+        for backbone in options.backbones:  # it has none: the same numbers in both columns
+            records += [(task.name, BASELINE, backbone, a, 0, 0.0) for a in accuracies]
+    for seed in options.seeds:
+        for task in TASKS:
+            for method in options.methods:
+                for backbone in options.backbones:
+                    result = result_of(task, method, backbone, seed, options)
+                    count = result["parameters"]
+                    share = count["method"] / (count["total"] - count["head"])
+                    records += [
+                        (task.name, method, backbone, accuracy, count["method"], share)
+                        for accuracy in result["accuracy"]["folds"].values()
+                    ]
+    columns = ["task", "method", "backbone", "accuracy", "trained", "share"]
+    rows = pd.DataFrame(records, columns=columns)
+    text = [*markdown(table(rows)), "", *verdict(rows), "", *explanation(options)]
+    (options.output / "table.md").write_text("\n".join(text) + "\n")
+    rows.to_csv(options.output / "table.csv", index=False)
+    print("\n" + "\n".join(text))
+
+
+def explanation(options: argparse.Namespace) -> list[str]:
+    """What the numbers are."""
+    seeds = ", ".join(map(str, options.seeds))
+    return [
+        f"Test accuracy in %, mean ± standard deviation over folds and seeds ({seeds}): ESC-10 has "
+        "5 folds, the digits one speaker who is never heard in training. Trained: parameters "
+        "without the head, and their share of the backbone.",
+        f"{BASELINE}: logistic regression on mean and standard deviation over time of 128 log-mel "
+        "bins. Epochs are chosen on validation clips only; no setting was chosen on a test clip.",
+    ]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+
+    def names(text: str) -> list[str]:
+        return text.split(",")
+
+    made = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    made.add_argument("--data", type=Path, required=True)
+    made.add_argument("--methods", type=names, default=METHODS)
+    made.add_argument("--backbones", type=names, default=["pretrained", "random"])
+    made.add_argument(
+        "--seeds", type=lambda text: [int(n) for n in text.split(",")], default=[1, 2]
+    )
+    made.add_argument("--epochs", type=int)
+    made.add_argument("--precision", default="fp32", help="bf16 halves the time on some machines")
+    made.add_argument("--output", type=Path, default=Path("results/transfer"))
+    return made
+
+
+if __name__ == "__main__":
+    main(run)
