@@ -33,7 +33,7 @@ from toolkit.errors import DataError
 Signal = NDArray[np.float64]
 Synthesiser = Callable[[np.random.Generator, float, int], Signal]
 
-GENERATOR_VERSION = 2  # raised by every change that alters a sample of any clip
+GENERATOR_VERSION = 3  # raised by every change that alters a sample of any clip
 FOLDS = 5
 COLUMNS = ("filename", "fold", "target", "category", "esc10", "src_file", "take")
 SETTINGS_FILE = "synthetic.json"
@@ -466,17 +466,17 @@ NEIGHBOURS: dict[str, tuple[str, ...]] = {
 
 # ---------------------------------------------------------------- the scene around the event
 
-# Chosen by measurement, so that simple classifiers do about as well as on the real ESC-10; with
-# much wider ranges of noise, tilt and level, a linear probe of a random encoder is near chance.
+# Chosen by measurement: a linear probe of the embedded backbone finds about 83 % of the validation
+# clips, and logistic regression on log-mel statistics 65 %, so that there is something to gain.
 SPAN = (0.75, 1.0)  # part of the clip in which the event sounds
-DISTRACTOR_CHANCE = 0.5
-DISTRACTOR_DB = (-36.0, -12.0)  # below the loudest moment of the event
-NOISE_DB = (-50.0, -41.0)  # likewise
-NOISE_SLOPE = (-5.0, -1.0)  # dB an octave
+DISTRACTOR_CHANCE = 0.8
+DISTRACTOR_DB = (-24.0, -6.0)  # below the loudest moment of the event
+NOISE_DB = (-40.0, -25.0)  # likewise
+NOISE_SLOPE = (-6.0, 0.0)  # dB an octave
 ROOM_SECONDS = (0.08, 1.0)  # time in which the reverberation falls by 60 dB
-ROOM_DB = (-30.0, -12.0)  # reverberant against direct sound
-TILT = (-1.0, 1.0)  # dB an octave around 1 kHz
-COLOUR_DB = 1.5  # standard deviation of the random frequency response of a microphone
+ROOM_DB = (-24.0, -6.0)  # reverberant against direct sound
+TILT = (-2.0, 2.0)  # dB an octave around 1 kHz
+COLOUR_DB = 3.0  # standard deviation of the random frequency response of a microphone
 PEAK_DB = (-6.0, -1.0)  # below full scale
 
 
