@@ -1,4 +1,4 @@
-"""Shared fixtures: real recordings, reference values, and a machine without the hub."""
+"""Fixtures of tests and plugins: real recordings, reference values, a machine without the hub."""
 
 import os
 from collections.abc import Iterator
@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+# Tests run in several processes, whose threads would only wait for one another. Read by torch.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 os.environ.pop("TOOLKIT_PLUGINS", None)
-SHARED = Path(__file__).parents[2] / "shared"
+SHARED = Path(__file__).parents[1] / "shared"
 GOLDEN = Path(os.environ.get("TOOLKIT_TEST_GOLDEN", SHARED / "golden"))
 
 
