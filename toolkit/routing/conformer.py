@@ -5,7 +5,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from toolkit.routing.experts import Experts
+from toolkit.routing.experts import Experts, without_padding
 
 
 class Conformer(Experts):
@@ -40,9 +40,18 @@ class Conformer(Experts):
         bias = self.down_bias + (self.down @ self.norm_bias[..., None]).squeeze(-1)
         return functional.layer_norm(x, (self.dim,)), weight, bias
 
-    def middle(self, hidden: Tensor) -> Tensor:
+    def middle(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """See `Experts.middle`."""
-        channels = rearrange(functional.glu(hidden), "b t e r -> b (e r) t")
+        channels = rearrange(functional.glu(without_padding(hidden, mask)), "b t e r -> b (e r) t")
         channels = self.depthwise(functional.pad(channels, self.padding))
-        channels = functional.silu(self.batch_norm(channels))
+        channels = functional.silu(self._batch_norm(channels, mask))
         return rearrange(channels, "b (e r) t -> b t e r", e=self.num_experts)
+
+    def _batch_norm(self, channels: Tensor, mask: Tensor | None) -> Tensor:
+        """[B, C, T] -> the same; padding has no part in the statistics."""
+        if mask is None:
+            return self.batch_norm(channels)
+        tokens = rearrange(channels, "b c t -> b t c")
+        normed = torch.zeros_like(tokens)
+        normed[mask] = self.batch_norm(tokens[mask]).to(normed.dtype)
+        return rearrange(normed, "b t c -> b c t")

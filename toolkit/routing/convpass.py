@@ -5,7 +5,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from toolkit.routing.experts import Experts
+from toolkit.routing.experts import Experts, without_padding
 
 
 class Convpass(Experts):
@@ -45,9 +45,9 @@ class Convpass(Experts):
         centre = self.conv.weight.detach()[(..., *[1] * (1 if grid is None else 2))]  # [E r, r]
         centre.copy_(torch.eye(width).repeat(num_experts, 1))
 
-    def middle(self, hidden: Tensor) -> Tensor:
+    def middle(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """See `Experts.middle`."""
-        hidden = quick_gelu(hidden)
+        hidden = quick_gelu(without_padding(hidden, mask))
         if self.convolve:
             channels = rearrange(hidden, "b t e r -> b (e r) t")
             channels = self._over_grid(channels) if self.grid else self.conv(channels)

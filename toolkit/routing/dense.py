@@ -23,6 +23,24 @@ class DenseRouter(nn.Module):
         return self.linear(x).softmax(dim=-1)
 
 
+def kept(gates: Tensor, keep: Tensor) -> Tensor:
+    """Only some of a token's experts, their gates enlarged in proportion to the same sum.
+
+    Args:
+        gates: [..., E], not negative.
+        keep: [..., E], True for an expert of each token that has any.
+    """
+    some = gates * keep
+    total = some.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(gates.dtype).tiny)
+    return some * (gates.sum(dim=-1, keepdim=True) / total)
+
+
+def entropy(probabilities: Tensor) -> Tensor:
+    """-sum p log p in nats, [..., E] -> [...]; its gradient, unlike `entr`'s, is finite at 0."""
+    tiny = torch.finfo(probabilities.dtype).tiny
+    return -(probabilities * probabilities.clamp(min=tiny).log()).sum(dim=-1)
+
+
 def metrics(gates: Tensor) -> dict[str, Tensor]:
     """What a gate does, averaged over clips and tokens; detached.
 

@@ -7,11 +7,19 @@ S slots an expert, T tokens.
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn import functional
+
+from toolkit.context import TokenContext
+from toolkit.routing.dispatch import in_blocks
+
+SPARSE_FROM = 32
+"""Experts from which leaving out pays: a bottleneck is so narrow that for fewer of them one large
+matrix product over all is quicker than sorting tokens (measured, see plugins/topk_moa)."""
 
 
 class Experts(nn.Module, ABC):
@@ -25,7 +33,12 @@ class Experts(nn.Module, ABC):
         dim: token width d.
         width: channels r before `up`.
         widening: channels after `down`, in multiples of r.
+
+    Attributes:
+        context: which tokens are real, for kinds whose middle mixes tokens; None: all are.
     """
+
+    context: TokenContext | None = None
 
     def __init__(self, num_experts: int, dim: int, width: int, widening: int = 1) -> None:
         super().__init__()
@@ -38,8 +51,13 @@ class Experts(nn.Module, ABC):
         nn.init.uniform_(self.down, -bound, bound)
 
     @abstractmethod
-    def middle(self, hidden: Tensor) -> Tensor:
-        """Channels after `down` [B, T, E, w] -> channels before `up` [B, T, E, r]."""
+    def middle(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Channels after `down` [B, T, E, w] -> channels before `up` [B, T, E, r].
+
+        Args:
+            hidden: of tokens, or of slots in their place.
+            mask: [B, T], True where a token is real; None: all are.
+        """
 
     def projection(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What `down` reads, and its weight [E, w, d] and bias [E, w]; for kinds with a norm."""
@@ -71,17 +89,109 @@ class Experts(nn.Module, ABC):
         """
         x, down, bias = self.projection(x)
         hidden = functional.linear(x, down.flatten(0, 1), bias.flatten())
-        hidden = self.middle(rearrange(hidden, "b t (e w) -> b t e w", e=self.num_experts))
+        mask = None if self.context is None else self.context.mask
+        hidden = self.middle(rearrange(hidden, "b t (e w) -> b t e w", e=self.num_experts), mask)
         up = rearrange(self.up, "e d r -> d (e r)")
         if gates is None:
             return functional.linear(hidden.flatten(2), up, self.up_bias.sum(dim=0))
         hidden = hidden * gates[..., None]
         return functional.linear(hidden.flatten(2), up) + gates @ self.up_bias
 
+    def mix_chosen(self, x: Tensor, gates: Tensor) -> Tensor:
+        """As `mix`, for gates that are mostly zero: a kind may leave out the experts of gate zero.
+
+        Args:
+            x: tokens [B, T, d].
+            gates: [B, T, E].
+
+        Returns:
+            [B, T, d].
+        """
+        return self.mix(x, gates)
+
+    def shared_out(self, x: Tensor, experts: Tensor) -> Tensor:
+        """Equal shares of the clips, one after the other, each through one expert alone.
+
+        Args:
+            x: tokens [B, T, d].
+            experts: numbers [G] of the experts of the shares; G divides B.
+
+        Returns:
+            [B, T, d].
+        """
+        gates = functional.one_hot(experts, self.num_experts).to(x.dtype)
+        gates = gates.repeat_interleave(len(x) // len(experts), dim=0)
+        return self.mix(x, repeat(gates, "b e -> b t e", t=x.shape[1]))
+
+    @torch.no_grad()
+    def take(self, source: "Experts", numbers: Sequence[int]) -> None:
+        """Take over experts of another batch of the same kind and widths.
+
+        Args:
+            source: experts.
+            numbers: one of them for each expert here.
+        """
+        theirs = source.state_dict()
+        for name, tensor in self.state_dict().items():
+            if tensor.ndim:
+                mine = by_expert(tensor, self.num_experts)
+                mine.copy_(by_expert(theirs[name], source.num_experts)[list(numbers)])
+
+    def of(self, expert: int) -> dict[str, Tensor]:
+        """What belongs to one expert: views by name, whose first axis is the expert's share."""
+        tensors = self.state_dict(keep_vars=True)
+        return {n: by_expert(t, self.num_experts)[expert] for n, t in tensors.items() if t.ndim}
+
 
 class Bottleneck(Experts):
     """Bottleneck adapters: `up(GELU(down(x)))` (Houlsby et al., arXiv:1902.00751)."""
 
-    def middle(self, hidden: Tensor) -> Tensor:
+    def middle(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """See `Experts.middle`."""
         return functional.gelu(hidden)
+
+    def mix_chosen(self, x: Tensor, gates: Tensor) -> Tensor:
+        """See `Experts.mix_chosen`; from `SPARSE_FROM` experts on, its time depends on how many
+        gates are not zero, and hardly on E."""
+        if self.num_experts < SPARSE_FROM:
+            return self.mix(x, gates)
+        tokens, flat = x.flatten(0, 1), gates.flatten(0, 1)
+        rows, chosen = flat.nonzero(as_tuple=True)
+        blocks = in_blocks(chosen, self.num_experts)
+        down, down_bias, up, up_bias = (
+            tensor.index_select(0, blocks.owners)
+            for tensor in (self.down, self.down_bias, self.up, self.up_bias)
+        )
+        inputs = tokens.index_select(0, blocks.fill(rows).flatten()).unflatten(0, (-1, blocks.size))
+        hidden = self.middle(torch.baddbmm(down_bias[:, None], inputs, down.mT))
+        gate = blocks.fill(flat[rows, chosen])[..., None].to(hidden.dtype)
+        up = torch.cat([up, up_bias[..., None]], dim=-1)  # so that the gate scales the bias too
+        out = blocks.read(torch.bmm(torch.cat([hidden * gate, gate], dim=-1), up.mT))
+        return torch.zeros_like(tokens).index_add(0, rows, out.to(tokens.dtype)).view_as(x)
+
+    def shared_out(self, x: Tensor, experts: Tensor) -> Tensor:
+        """See `Experts.shared_out`; its time does not depend on E."""
+        shares = rearrange(x, "(g b) t d -> g (b t) d", g=len(experts))
+        down, down_bias, up, up_bias = (
+            tensor[experts] for tensor in (self.down, self.down_bias, self.up, self.up_bias)
+        )
+        hidden = torch.baddbmm(down_bias[:, None], shares, down.mT)
+        out = torch.baddbmm(up_bias[:, None], self.middle(hidden), up.mT)
+        return rearrange(out, "g (b t) d -> (g b) t d", b=len(x) // len(experts))
+
+
+def by_expert(tensor: Tensor, num_experts: int) -> Tensor:
+    """A view of an expert module's tensor by expert: [E k, ...] -> [E, k, ...]."""
+    return tensor.unflatten(0, (num_experts, -1))
+
+
+def without_padding(hidden: Tensor, mask: Tensor | None) -> Tensor:
+    """Channels [B, T, E, w] with zeros where a token is not real, as behind the end of a clip.
+
+    Args:
+        hidden: channels.
+        mask: [B, T], True where a token is real; None: all are.
+    """
+    if mask is None:
+        return hidden
+    return hidden.masked_fill(~rearrange(mask, "b t -> b t 1 1"), 0)

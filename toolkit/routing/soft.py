@@ -81,8 +81,12 @@ def normalised_over_experts(x: Tensor, phi: Tensor, scale: Tensor) -> tuple[Tens
     return x / (x.norm(dim=-1, keepdim=True) + 1e-6), phi
 
 
-def metrics(routing: SoftRouting) -> dict[str, Tensor]:
+def metrics(routing: SoftRouting, mask: Tensor | None = None) -> dict[str, Tensor]:
     """What a routing does, averaged over clips and tokens; detached.
+
+    Args:
+        routing: of tokens [B, T, d].
+        mask: [B, T], True where a token is real; None: all are.
 
     Returns:
         load: [E], share of the output that each expert makes; sums to 1.
@@ -97,14 +101,17 @@ def metrics(routing: SoftRouting) -> dict[str, Tensor]:
     columns = functional.normalize(dispatch, dim=1)
     cosine = einsum(columns, columns, "b t i, b t j -> b i j")
     others = cosine.sum(dim=(1, 2)) - slots
+    if mask is None:
+        mask = torch.ones_like(dispatch[..., 0], dtype=torch.bool)
+    tokens = mask.sum(dim=1, keepdim=True)
     return {
-        "load": routing.combine.detach().sum(dim=-1).mean(dim=(0, 1)),
-        "combine_entropy": _entropy(combine, dim=-1).mean(),
-        "dispatch_entropy": _entropy(dispatch, dim=1).mean(),
+        "load": routing.combine.detach()[mask].sum(dim=-1).mean(dim=0),
+        "combine_entropy": (_entropy(combine[mask]) / math.log(max(slots, 2))).mean(),
+        "dispatch_entropy": (_entropy(dispatch.mT) / tokens.clamp(min=2).log()).mean(),
         "slot_similarity": (others / max(slots * (slots - 1), 1)).mean(),
     }
 
 
-def _entropy(p: Tensor, dim: int) -> Tensor:
-    """Entropy along `dim`, divided by its maximum."""
-    return torch.special.entr(p).sum(dim=dim) / math.log(max(p.shape[dim], 2))
+def _entropy(p: Tensor) -> Tensor:
+    """Entropy along the last axis."""
+    return torch.special.entr(p).sum(dim=-1)

@@ -1,0 +1,126 @@
+"""Sparse mixtures of adapters: what the methods with a top-k gate share.
+
+Apart from the plugins that register them, since several methods and tools build on this mixture.
+"""
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from toolkit.backbones.base import Backbone, Site
+from toolkit.errors import ConfigError
+from toolkit.peft.base import Recorder, insertion, setting
+from toolkit.peft.blocks import REFERENCE_STD
+from toolkit.peft.mixture import MixtureMethod
+from toolkit.routing import topk
+from toolkit.routing.experts import Experts, by_expert
+
+
+class TopKMethod(MixtureMethod):
+    """Base of the methods in which every token chooses k experts by a softmax."""
+
+    sparse: ClassVar[bool] = True
+
+    k: int = setting(2, "experts a token", minimum=1)
+    renormalise: bool | None = setting(
+        None, "a token's gates sum to 1 (GShard), or are its probabilities (Switch); none: if k > 1"
+    )
+    w_balance: float = setting(0.01, "weight of the loss that balances experts", minimum=0)
+    w_z: float = setting(0.0, "weight of the loss that keeps the router's logits small", minimum=0)
+    w_entropy: float = setting(
+        0.0, "weight of the routing's entropy (SEER-MoE's second stage)", minimum=0
+    )
+    jitter: float = setting(
+        0.0, "in training the router's input is multiplied by 1 +- this", minimum=0, maximum=1
+    )
+    noise: float = setting(0.0, "standard deviation of the logits' noise in training", minimum=0)
+    capacity: float | None = setting(
+        None,
+        "tokens an expert takes in training, in multiples of a fair share; none: any number",
+        minimum=0.01,
+    )
+
+    def check(self) -> None:
+        """There are k experts to choose."""
+        if self.k > self.num_experts:
+            raise ConfigError(
+                f"a token cannot go to {self.k} of {self.num_experts} experts: lower 'k' or raise "
+                "'num_experts'"
+            )
+
+    def mixture(self, backbone: Backbone, site: Site) -> "TopKMixture":
+        """See `MixtureMethod.mixture`."""
+        renormalise = self.k > 1 if self.renormalise is None else self.renormalise
+        router = topk.TopKRouter(
+            site.out_dim,
+            self.num_experts,
+            self.k,
+            renormalise,
+            self.jitter,
+            self.noise,
+            self.capacity,
+        )
+        if self.is_on("reference_init"):
+            nn.init.trunc_normal_(router.linear.weight, std=REFERENCE_STD)
+        experts = self.experts(backbone, self.num_experts, site.out_dim)
+        return self.mixture_of(experts, router)
+
+    def mixture_of(self, experts: Experts, router: topk.TopKRouter) -> "TopKMixture":
+        """The mixture of these; a method with a kind of its own says so here."""
+        return TopKMixture(experts, router)
+
+    def auxiliary_losses(self, backbone: Backbone) -> dict[str, Tensor]:
+        """The routers' losses whose weight is not 0, weighted and summed over the mixtures."""
+        wanted = {
+            "balance": (self.w_balance, topk.balance),
+            "router_z": (self.w_z, topk.z_loss),
+            "gate_entropy": (self.w_entropy, topk.entropy),
+        }
+        routings = [mixture.router.take_routing() for mixture in topk_mixtures(backbone)]
+        return {
+            name: weight * torch.stack([loss(routing) for routing in routings]).sum()
+            for name, (weight, loss) in wanted.items()
+            if weight
+        }
+
+
+class TopKMixture(Recorder):
+    """`sum_e g_e E_e(x)` over the experts that the router gives a gate.
+
+    Args:
+        experts: E experts of width d.
+        router: tokens [B, T, d] -> gates [B, T, E], most of them zero.
+    """
+
+    def __init__(self, experts: Experts, router: topk.TopKRouter) -> None:
+        super().__init__()
+        self.experts, self.router = experts, router
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Tokens [B, T, d] and an optional mask [B, T] of real tokens -> [B, T, d]."""
+        gates = self.router(x) if mask is None else self.router(x, mask)
+        if self.recording:
+            self.records.append(topk.metrics(self.router.route(x, mask)))
+        return self.experts.mix_chosen(x, gates)
+
+
+def forget(optimizer: Optimizer, parameters: Iterable[nn.Parameter], experts: Tensor) -> None:
+    """Clear what an optimiser remembers of some experts.
+
+    Args:
+        optimizer: its state's tensors of a parameter's shape are set to zero at these experts.
+        parameters: whose first axis is that of the experts.
+        experts: [E], bool.
+    """
+    for parameter in parameters:
+        for state in optimizer.state.get(parameter, {}).values():
+            if isinstance(state, Tensor) and state.shape == parameter.shape:
+                by_expert(state, len(experts))[experts] = 0
+
+
+def topk_mixtures(backbone: Backbone) -> list[TopKMixture]:
+    """Every sparse mixture that was inserted."""
+    return [m for m in insertion.inserted(backbone) if isinstance(m, TopKMixture)]

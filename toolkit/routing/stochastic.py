@@ -1,0 +1,65 @@
+"""Routing without a router: experts drawn at random, and losses that make two draws agree.
+
+Zuo et al., Taming Sparsely Activated Transformer with Stochastic Experts (arXiv:2110.04260).
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+TABLE = 1021
+"""Draws of a `fixed_draws` table; a prime, so that regular keys reach all of them."""
+
+
+def uniform_draws(
+    shape: tuple[int, ...], num_experts: int, device: torch.device | None = None
+) -> Tensor:
+    """Independent expert numbers, uniform over 0 .. E - 1, from the device's default generator."""
+    return torch.randint(num_experts, shape, device=device)
+
+
+def fixed_draws(num_experts: int, seed: int) -> Tensor:
+    """[TABLE] uniform draws that depend on the seed alone, on the CPU; read with `look_up`."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(num_experts, (TABLE,), generator=generator, device="cpu")
+
+
+def look_up(table: Tensor, keys: Tensor) -> Tensor:
+    """The draw of each integer key, of any shape: equal keys have equal draws."""
+    return table[keys % TABLE]
+
+
+def clip_keys(features: Tensor) -> Tensor:
+    """An integer for each clip [B] that its features [B, T, F] determine, in whatever batch."""
+    return features.float().contiguous().view(torch.int32).flatten(1).sum(dim=1)
+
+
+def one_hot(draws: Tensor, num_experts: int, like: Tensor) -> Tensor:
+    """Gates [B, T, E] of one expert a token, from draws [B, T], [B, 1] or [1, T].
+
+    Args:
+        draws: expert numbers.
+        num_experts: E.
+        like: tokens [B, T, d].
+    """
+    gates = functional.one_hot(draws, num_experts).to(like.dtype)
+    return gates.expand(*like.shape[:2], num_experts)
+
+
+def symmetric_kl(logits: Tensor, other: Tensor) -> Tensor:
+    """1/2 [KL(p|q) + KL(q|p)] = 1/2 sum (p - q)(log p - log q) of softmaxes, mean over clips.
+
+    Args:
+        logits, other: [B, C]; the gradient flows into both.
+    """
+    log_p, log_q = (x.float().log_softmax(dim=-1) for x in (logits, other))
+    return 0.5 * ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(dim=-1).mean()
+
+
+def symmetric_bernoulli_kl(logits: Tensor, other: Tensor) -> Tensor:
+    """As `symmetric_kl`, of one Bernoulli variable a class (sigmoids), summed over classes.
+
+    With p = sigmoid(a) and q = sigmoid(b) it is 1/2 (p - q)(a - b).
+    """
+    a, b = logits.float(), other.float()
+    return 0.5 * ((a.sigmoid() - b.sigmoid()) * (a - b)).sum(dim=-1).mean()

@@ -1,0 +1,169 @@
+"""Top-any gating: every expert decides for itself whether it takes a token.
+
+Guo et al., Dynamic Mixture of Experts (arXiv:2405.14297). An expert's slot can be alive or dead;
+dead ones never fire, so that experts can be born and removed while training.
+
+Shapes: B clips, T tokens, d width, E slots (alive or dead).
+"""
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from toolkit.routing import dense
+
+MAX_TAU = 100.0
+"""Largest learned factor of the cosines (as in the paper's code)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TopAnyRouting:
+    """Who takes which token.
+
+    Attributes:
+        scores: [B, T, E], sigmoid(tau cos(x, w_e)).
+        fired: [B, T, E], 1 where an expert takes a token, else 0; its gradient is that of
+            `scores - sigmoid(tau G_e)` where it is 1, and none elsewhere.
+        uncovered: [B, T], True where no expert fired (before any fallback).
+    """
+
+    scores: Tensor
+    fired: Tensor
+    uncovered: Tensor
+
+    @property
+    def gates(self) -> Tensor:
+        """[B, T, E], `fired` divided by the number K of experts that fired (1 if none did)."""
+        return self.fired / self.fired.detach().sum(dim=-1, keepdim=True).clamp(min=1)
+
+
+class TopAnyGate(nn.Module):
+    """Expert e fires on x if sigmoid(tau cos(x, w_e)) > sigmoid(tau G_e), i.e. cos > G_e.
+
+    Decided in float32 whatever the precision around it, since a decision is not continuous.
+
+    Args:
+        dim: token width d.
+        slots: E.
+        alive: slots that are alive at the start, the first ones.
+        tau: factor of the cosines.
+        learn_tau: train it, up to `MAX_TAU`.
+        fallback: in evaluation a token on which nothing fires goes to its best expert.
+
+    Attributes:
+        keys: w [E, d], orthogonal at the start.
+        thresholds: G [E], 0 at the start.
+        alive: [E], which slots can fire.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        slots: int,
+        alive: int,
+        tau: float = 1.0,
+        learn_tau: bool = False,
+        fallback: bool = True,
+    ) -> None:
+        super().__init__()
+        self.keys = nn.Parameter(torch.empty(slots, dim))
+        self.thresholds = nn.Parameter(torch.zeros(slots))
+        log_tau = math.log(tau)
+        self.log_tau = nn.Parameter(torch.tensor(log_tau)) if learn_tau else log_tau
+        self.register_buffer("alive", torch.arange(slots) < alive)
+        self.fallback = fallback
+        nn.init.orthogonal_(self.keys)
+
+    @property
+    def tau(self) -> Tensor | float:
+        """Factor of the cosines."""
+        if isinstance(self.log_tau, nn.Parameter):
+            return self.log_tau.clamp(max=math.log(MAX_TAU)).exp()
+        return math.exp(self.log_tau)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, d] -> gates [B, T, E]."""
+        return self.route(x).gates
+
+    def route(self, x: Tensor) -> TopAnyRouting:
+        """[B, T, d] -> who takes which token."""
+        with torch.autocast(x.device.type, enabled=False):
+            unit = functional.normalize(x.to(self.keys.dtype), dim=-1)
+            cosine = functional.linear(unit, functional.normalize(self.keys, dim=-1))
+            tau = self.tau
+            scores = torch.sigmoid(tau * cosine)
+            margin = scores - torch.sigmoid(tau * self.thresholds)
+            # Compared as cosines: both sigmoids round to 1 where tau is large.
+            hard = ((cosine > self.thresholds) & self.alive).to(scores.dtype)
+            fired = hard + hard * (margin - margin.detach())  # straight through the sign alone
+            uncovered = hard.sum(dim=-1) == 0
+            if self.fallback and not self.training:
+                best = scores.masked_fill(~self.alive, -1).argmax(dim=-1)
+                one = functional.one_hot(best, len(self.keys)).to(fired.dtype)
+                fired = torch.where(uncovered[..., None], one, fired)
+        return TopAnyRouting(scores, fired, uncovered)
+
+
+def diversity(keys: Tensor, alive: Tensor) -> Tensor:
+    """|M * (W W^T - I)|_F of unit-length keys, M being the pairs of alive ones.
+
+    Args:
+        keys: [E, d].
+        alive: [E].
+    """
+    unit = functional.normalize(keys, dim=-1)
+    excess = unit @ unit.T - torch.eye(len(keys), device=keys.device, dtype=keys.dtype)
+    return torch.linalg.matrix_norm(excess * (alive[:, None] & alive))
+
+
+def simplicity(keys: Tensor) -> Tensor:
+    """Mean length of all keys [E, d], dead ones included."""
+    return torch.linalg.vector_norm(keys, dim=-1).mean()
+
+
+def balance(routing: TopAnyRouting, alive: Tensor) -> Tensor:
+    """Alive experts times sum_e (mean gate of e) (share of e), over the tokens that are covered.
+
+    1 if every token goes to one expert and all get as many; the form that the paper's later code
+    gives to the loss of GShard (arXiv:2006.16668).
+    """
+    covered = (~routing.uncovered).sum().clamp(min=1)
+    gates = routing.gates.flatten(0, -2).sum(dim=0) / covered
+    shares = routing.fired.detach().flatten(0, -2).sum(dim=0) / covered
+    return alive.sum() * (gates * shares).sum()
+
+
+def efficiency(routing: TopAnyRouting) -> Tensor:
+    """Share of all slots that fire on a token, mean: the paper's later code penalises it."""
+    return routing.fired.mean()
+
+
+def metrics(routing: TopAnyRouting, alive: Tensor) -> dict[str, Tensor]:
+    """What a gate does, averaged over clips and tokens; detached.
+
+    Returns:
+        load, gate_entropy: see `dense.metrics`; of the averaged gates.
+        usage: [E], share of the tokens on which each expert fires.
+        active_mean: experts that fire on a token.
+        active_hist: [E + 1], share of the tokens on which 0, 1, ... E experts fire.
+        uncovered: share of the tokens on which none fires before the fallback.
+        alive: number of alive slots.
+        unused: share of these that fire on no token.
+    """
+    fired = (routing.fired.detach() > 0).float()
+    active = fired.sum(dim=-1)
+    counts = torch.arange(len(alive) + 1, device=active.device)
+    usage = fired.flatten(0, -2).mean(dim=0)
+    number = alive.sum().float()
+    return {
+        **dense.metrics(routing.gates),
+        "usage": usage,
+        "active_mean": active.mean(),
+        "active_hist": (active.flatten()[:, None] == counts).float().mean(dim=0),
+        "uncovered": routing.uncovered.float().mean(),
+        "alive": number,
+        "unused": ((usage == 0) & alive).sum() / number,
+    }

@@ -1,0 +1,199 @@
+"""Sparse routing: every token goes to the k experts that a softmax prefers.
+
+Shazeer et al. (arXiv:1701.06538), GShard (Lepikhin et al., arXiv:2006.16668), Switch Transformer
+(Fedus et al., arXiv:2101.03961), ST-MoE (Zoph et al., arXiv:2202.08906).
+
+Shapes: B clips, T tokens, d width, E experts.
+"""
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from toolkit.routing import dense
+
+INIT_SCALE = 0.1
+"""The router starts as a truncated normal of variance 0.1 / d (Switch Transformer, section 2.4)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TopKRouting:
+    """Who takes which token.
+
+    Attributes:
+        logits: [B, T, E]; -inf for an expert that is not alive.
+        probabilities: [B, T, E], their softmax.
+        chosen: [B, T, E], bool: the token's k experts before any is dropped for want of capacity.
+        gates: [B, T, E], the factors of the experts' outputs; zero where not chosen or dropped.
+        real: [B, T], bool, tokens that are not padding.
+    """
+
+    logits: Tensor
+    probabilities: Tensor
+    chosen: Tensor
+    gates: Tensor
+    real: Tensor
+
+
+class TopKRouter(nn.Module):
+    """Gates g_e = p_e for the k largest of p = softmax(W x), else 0.
+
+    Decided in float32 whatever the precision around it (Switch's selective precision), since a
+    decision is not continuous.
+
+    Args:
+        dim: token width d.
+        num_experts: E.
+        k: experts a token; all, if there are fewer alive.
+        renormalise: divide a token's gates by their sum (GShard); not: keep the probabilities
+            (Switch), so that the router learns from the task at k = 1 too.
+        jitter: in training the router reads x * U(1 - jitter, 1 + jitter) (Switch).
+        noise: standard deviation of the noise on the logits in training (Shazeer et al.).
+        capacity: in training an expert takes at most this multiple of its fair share k B T / E of
+            the batch, first choices before second ones, in the order of the tokens (GShard); None:
+            any number, no token is dropped. Evaluation never drops.
+
+    Attributes:
+        alive: [E], bool, which experts can be chosen; all, unless a method drops some.
+        routing: of the last training pass, until it is taken.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        k: int = 2,
+        renormalise: bool = True,
+        jitter: float = 0.0,
+        noise: float = 0.0,
+        capacity: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, num_experts, bias=False)
+        self.k, self.renormalise = k, renormalise
+        self.jitter, self.noise, self.capacity = jitter, noise, capacity
+        self.register_buffer("alive", torch.ones(num_experts, dtype=torch.bool))
+        self.routing: TopKRouting | None = None
+        nn.init.trunc_normal_(self.linear.weight, std=math.sqrt(INIT_SCALE / dim))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Tokens [B, T, d] and an optional mask [B, T] of real ones -> gates [B, T, E]."""
+        routing = self.route(x, mask)
+        if self.training:
+            self.routing = routing
+        return routing.gates.to(x.dtype)
+
+    def take_routing(self) -> TopKRouting:
+        """The routing of the last training pass, once.
+
+        Raises:
+            RuntimeError: there was no training pass since the last call.
+        """
+        routing, self.routing = self.routing, None
+        if routing is None:
+            raise RuntimeError("call the model in train mode before asking for its losses")
+        return routing
+
+    def route(self, x: Tensor, mask: Tensor | None = None) -> TopKRouting:
+        """Who takes which token; see `forward`."""
+        with torch.autocast(x.device.type, enabled=False):
+            logits = self._logits(x.to(self.linear.weight.dtype))
+            probabilities = logits.softmax(dim=-1)
+            count = min(self.k, logits.shape[-1])
+            top = probabilities.topk(count, dim=-1).indices
+            real = torch.ones_like(logits[..., 0], dtype=torch.bool) if mask is None else mask
+            chosen = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, top, True)
+            chosen = chosen & self.alive & real[..., None]
+            gates = probabilities * chosen
+            if self.renormalise:
+                total = gates.sum(dim=-1, keepdim=True)
+                gates = gates / total.clamp(min=torch.finfo(gates.dtype).tiny)
+            if self.training and self.capacity is not None:
+                gates = gates * within(top, chosen, self._room(top))
+        return TopKRouting(logits, probabilities, chosen, gates, real)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        if self.training and self.jitter:
+            x = x * torch.empty_like(x).uniform_(1 - self.jitter, 1 + self.jitter)
+        logits = self.linear(x)
+        if self.training and self.noise:
+            logits = logits + self.noise * torch.randn_like(logits)
+        return logits.masked_fill(~self.alive, -math.inf)
+
+    def _room(self, top: Tensor) -> int:
+        """Tokens that an expert may take."""
+        return math.ceil(self.capacity * top.numel() / self.linear.out_features)
+
+
+def within(top: Tensor, chosen: Tensor, room: int) -> Tensor:
+    """Which choices an expert has room for: first choices before second ones, in tokens' order.
+
+    Args:
+        top: experts of each token, best first, [B, T, k].
+        chosen: [B, T, E], bool, which of them count.
+        room: choices an expert can take.
+
+    Returns:
+        [B, T, E], bool; True also where nothing was chosen.
+    """
+    ranks = functional.one_hot(top, chosen.shape[-1]).flatten(0, 1)  # [B T, k, E]
+    ranks = ranks * chosen.flatten(0, 1)[:, None]
+    queue = ranks.transpose(0, 1).flatten(0, 1).cumsum(dim=0)  # first choices come first
+    places = queue.unflatten(0, (top.shape[-1], -1)).transpose(0, 1)  # [B T, k, E]
+    return ((places * ranks).sum(dim=1) <= room).view_as(chosen)
+
+
+def balance(routing: TopKRouting) -> Tensor:
+    """E_alive sum_e f_e P_e: f the share of all choices, P the mean probability (Switch, eq. 4-6).
+
+    1 where all experts get as many; for k > 1 every choice counts as one (GShard counts the first
+    choices alone).
+    """
+    tokens = routing.real.sum().clamp(min=1)
+    choices = routing.chosen.sum().clamp(min=1)
+    shares = routing.chosen.flatten(0, 1).sum(dim=0) / choices
+    mean = (routing.probabilities * routing.real[..., None]).flatten(0, 1).sum(dim=0) / tokens
+    alive = torch.isfinite(routing.logits).any(dim=0).any(dim=0).sum()
+    return alive * (shares * mean).sum()
+
+
+def z_loss(routing: TopKRouting) -> Tensor:
+    """Mean squared log-sum-exp of the logits, which keeps them small (ST-MoE, eq. 5)."""
+    return _mean(routing.logits.logsumexp(dim=-1).square(), routing.real)
+
+
+def entropy(routing: TopKRouting) -> Tensor:
+    """Mean entropy of a token's softmax, in nats; minimised it makes routing decided (SEER-MoE)."""
+    return _mean(dense.entropy(routing.probabilities), routing.real)
+
+
+def _mean(values: Tensor, real: Tensor) -> Tensor:
+    return (values * real).sum() / real.sum().clamp(min=1)
+
+
+def metrics(routing: TopKRouting) -> dict[str, Tensor]:
+    """What a gate does, averaged over clips and tokens; detached.
+
+    Returns:
+        load: [E], share of the choices that each expert gets; sums to 1.
+        importance: [E], mean probability of each expert.
+        gate_entropy: of a token's probabilities over all experts, divided by its maximum.
+        active_mean: experts of a token.
+        alive: experts that can be chosen.
+        unused: share of these that no token chose.
+    """
+    probabilities, used = routing.probabilities.detach(), routing.gates.detach() > 0
+    counts = used.flatten(0, 1).sum(dim=0).float()
+    alive = torch.isfinite(routing.logits).flatten(0, 1).any(dim=0)
+    dense_metrics = dense.metrics(probabilities[routing.real])
+    return {
+        "load": counts / counts.sum().clamp(min=1),
+        "importance": dense_metrics["load"],
+        "gate_entropy": dense_metrics["gate_entropy"],
+        "active_mean": counts.sum() / routing.real.sum().clamp(min=1),
+        "alive": alive.sum().float(),
+        "unused": ((counts == 0) & alive).sum() / alive.sum(),
+    }
