@@ -14,12 +14,12 @@ from toolkit import backbones
 from toolkit.bundle import WEIGHTS, Bundle, load_bundle, save_bundle
 from toolkit.data.cache import default_cache_folder
 from toolkit.data.manifest import Corpus
-from toolkit.data.pipelines import Batch, Fbank
+from toolkit.data.pipelines import Batch
 from toolkit.errors import BundleError
 from toolkit.model import AudioClassifier
 from toolkit.peft import insertion
+from toolkit.registry import PIPELINES
 from toolkit.settings import Settings
-from toolkit.training.splits import cross_validation
 
 __all__ = ["MixtureData", "MixtureTool", "mixtures", "run_tool"]
 
@@ -37,6 +37,8 @@ class MixtureTool(Settings, ABC):
 
         Returns:
             the plan: plain values from which `restructure` gives a fresh model the same shape.
+            A tool may also turn the model into one of another method: it then sets `model.method`,
+            and the bundle is an ordinary one of that method, for which no tool is needed.
 
         Raises:
             ConfigError: this tool cannot work on this mixture; the message says why.
@@ -81,11 +83,17 @@ class MixtureData:
                 f"the bundle knows {bundle.classes}, the corpus has {manifest.classes}: name the "
                 "corpus that it was trained on"
             )
+        if manifest.multi_label:
+            raise BundleError(
+                f"tools measure accuracy, and clips of {manifest.corpus} may have several classes: "
+                "name a bundle of a corpus with one class a clip"
+            )
         fold = bundle.info["origin"].get("test_fold")
-        splits = {split.test: split for split in cross_validation(manifest.folds)}
+        splits = {split.test: split for split in manifest.splits}
         if fold not in splits:
             raise BundleError("the bundle does not say which fold it was tested on")
-        pipeline, spec = Fbank(), bundle.features
+        spec = bundle.features
+        pipeline = PIPELINES.create(spec.kind, "pipeline")
         cache = pipeline.cache(manifest.clips, spec, default_cache_folder())
         rows = pd.Series(range(len(manifest.clips)), index=manifest.clips["id"])
         return cls(
@@ -109,8 +117,8 @@ class MixtureData:
         model.eval()
         right = 0
         for batch in self.batches(clips):
-            features = model.backbone.features.normalise(batch.features)
-            right += int((model(features).argmax(dim=-1) == batch.labels).sum())
+            logits = model.logits(batch.features, batch.lengths)
+            right += int((logits.argmax(dim=-1) == batch.labels).sum())
         return right / len(clips)
 
 
@@ -135,11 +143,12 @@ def run_tool(
     bundle = load_bundle(bundle_folder)
     data = MixtureData.of(bundle, corpus, data_folder)
     before = data.accuracy(bundle.model, data.test)
+    method = bundle.model.method
     plan = tool.apply(bundle.model, data)
-    changes: Sequence[dict[str, Any]] = [
-        *bundle.info["tools"],
-        {"tool": {"name": tool.registered_name, **tool.as_dict()}, "plan": plan},
-    ]
+    changes: Sequence[dict[str, Any]] = []
+    if bundle.model.method is method:
+        change = {"tool": {"name": tool.registered_name, **tool.as_dict()}, "plan": plan}
+        changes = [*bundle.info["tools"], change]
     source = backbones.create(bundle.info["backbone"])
     save_bundle(output, bundle.model, source, bundle.classes, bundle.info["origin"], changes)
     changed = load_bundle(output)

@@ -1,0 +1,278 @@
+"""AdapMoE: fewer experts where they hardly matter, and a cache for the others.
+
+Zhong et al., AdapMoE: Adaptive Sensitivity-based Expert Gating and Management for Efficient MoE
+Inference (arXiv:2408.10284), on a trained mixture of adapters.
+"""
+
+import dataclasses
+import itertools
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.errors import ConfigError
+from toolkit.model import AudioClassifier
+from toolkit.peft.base import setting
+from toolkit.peft.soft_moa import SoftMixture
+from toolkit.registry import TOOLS
+from toolkit.routing.experts import Experts
+from toolkit.tools.base import MixtureData, MixtureTool, mixtures
+from toolkit.tools.observe import some_of, visit, weighs_experts
+
+from . import allocation
+from .cache import CachedExperts, by_count, total_counts
+from .gating import AdaptiveRouter, budget_for, strongest, tails, threshold_of
+from .sensitivity import Sensitivity, measure
+from .simulator import Visit, simulate
+
+
+@TOOLS.register("adapmoe", paper="arXiv:2408.10284", verb="compress")
+class AdapMoE(MixtureTool):
+    """AdapMoE: tokens leave out experts that hardly change the loss; an expert cache, prefetch."""
+
+    T: float | None = setting(
+        None,
+        "what leaving out an expert may cost, mass^2 times sensitivity; none: so much that a token "
+        "has `target_active` experts (the paper's 0.005 is on the scale of its own sensitivities)",
+        minimum=0,
+    )
+    target_active: float = setting(1.75, "experts a token, on average, if T is none", minimum=1)
+    sensitivity: Sensitivity = setting(
+        "fisher_delta",
+        "of a mixture: squared gradients times the squared difference of a token's two strongest "
+        "experts, or squared gradients alone (fisher_out)",
+    )
+    base_topk: int = setting(2, "experts a token keeps before any is left out, K", minimum=1)
+    cache_slots: int | None = setting(
+        None, "experts that the caches of all mixtures hold together; none: no cache", minimum=0
+    )
+    alloc: Literal["dp", "uniform"] = setting(
+        "dp", "how they are shared out: fewest expected loads, or evenly"
+    )
+    prefetch: Literal["gate_reuse", "none"] = setting(
+        "gate_reuse", "the next mixture's experts, guessed by its router from the present tokens"
+    )
+    load_time: float = setting(
+        1.0, "of an expert, in times of a block, where the cache is simulated", minimum=0
+    )
+    calibration_clips: int = setting(128, "clips of the training folds to calibrate on", minimum=1)
+
+    def apply(self, model: AudioClassifier, data: MixtureData) -> dict[str, Any]:
+        """See `MixtureTool.apply`: measure sensitivities, choose thresholds, share out slots."""
+        _refuse(model)
+        clips = some_of(data.calibration, self.calibration_clips)
+        self._insert_routers(model)
+        at_top_k = data.accuracy(model, data.test)
+        sensitivities = measure(model, data, clips, self.sensitivity)
+        trace = Trace(model, list(sensitivities), self.base_topk)
+        visit(model, data, clips, trace.see, batch_size=1)
+        budget = self._budget(trace, sensitivities)
+        thresholds = {site: threshold_of(budget, s) for site, s in sensitivities.items()}
+        usages = trace.usages(thresholds)
+        plan = {
+            "slots": None if self.cache_slots is None else self._slots(usages),
+            "calibration": {
+                "accuracy_at_top_k": at_top_k,
+                "active_at_top_k": trace.active_at_top_k(),
+                "T": budget,
+                "sensitivities": sensitivities,
+                "thresholds": thresholds,
+                "prefetch_accuracy": {site: usage.accuracy for site, usage in usages.items()},
+            },
+        }
+        if plan["slots"] is not None:
+            plan["calibration"] |= self._foreseen(trace, thresholds, usages, plan["slots"])
+            self._insert_caches(model, plan["slots"])
+        for site, mixture in mixtures(model):
+            mixture.router.threshold.fill_(thresholds[site])
+            mixture.router.active.zero_()
+        return plan
+
+    def restructure(self, model: AudioClassifier, plan: dict[str, Any]) -> None:
+        """See `MixtureTool.restructure`."""
+        self._insert_routers(model)
+        if plan["slots"] is not None:
+            self._insert_caches(model, plan["slots"])
+
+    def report(self, model: AudioClassifier, plan: dict[str, Any]) -> dict[str, Any]:
+        """What was found in calibration; and what was done since the model was loaded (`run_tool`
+        measures on the test fold in between)."""
+        found = dict(mixtures(model))
+        active = torch.stack([mixture.router.active for mixture in found.values()]).sum(dim=0)
+        share = active.double() / active.sum().clamp(min=1)
+        mean = (share * torch.arange(len(share))).sum().item()
+        report = {
+            **plan["calibration"],
+            "active_mean": mean,
+            "active_share": share.tolist(),
+            "single_expert_share": share[1].item(),
+            "fewer_activations": 1 - mean / plan["calibration"]["active_at_top_k"],
+        }
+        if plan["slots"] is not None:
+            counts = total_counts(mixture.experts.cache for mixture in found.values())
+            report |= {"slots": plan["slots"], "cache": counts}
+        return report
+
+    def _insert_routers(self, model: AudioClassifier) -> None:
+        for _, mixture in mixtures(model):
+            number = mixture.experts.num_experts
+            router = AdaptiveRouter(mixture.router, self.base_topk, number)
+            mixture.router = router.to(next(mixture.experts.buffers(), mixture.experts.up).device)
+
+    def _insert_caches(self, model: AudioClassifier, slots: dict[str, int]) -> None:
+        found = dict(mixtures(model))
+        for site, number in slots.items():
+            experts = found[site].experts
+            single = model.method.experts(model.backbone, 1, experts.dim)
+            found[site].experts = CachedExperts(experts, single, number)
+        if self.prefetch == "gate_reuse":
+            for site, following in itertools.pairwise(slots):
+                following_one = found[following]
+                found[site].experts.following = (following_one.router, following_one.experts)
+
+    def _budget(self, trace: "Trace", sensitivities: dict[str, float]) -> float:
+        """T, given or chosen."""
+        if self.T is not None:
+            return self.T
+        costs = [tails(trace.weights(s)).double().square() * v for s, v in sensitivities.items()]
+        tokens = sum(len(cost) for cost in costs)
+        return budget_for(torch.cat([c.flatten() for c in costs]), tokens, self.target_active)
+
+    def _slots(self, usages: dict[str, "Usage"]) -> dict[str, int]:
+        """Cache slots of each mixture."""
+        if self.alloc == "uniform":
+            chosen = allocation.uniform([u.experts for u in usages.values()], self.cache_slots)
+        else:
+            chosen = allocation.allocate([u.curve() for u in usages.values()], self.cache_slots)
+        return dict(zip(usages, chosen, strict=True))
+
+    def _foreseen(
+        self,
+        trace: "Trace",
+        thresholds: dict[str, float],
+        usages: dict[str, "Usage"],
+        slots: dict[str, int],
+    ) -> dict[str, Any]:
+        """Expected loads a token, and a simulation of the calibration clips, of the slots and of
+        an even share of as many."""
+        even = allocation.uniform([u.experts for u in usages.values()], sum(slots.values()))
+        visits, foreseen = trace.visits(thresholds), {}
+        for name, numbers in (("chosen", list(slots.values())), ("uniform", even)):
+            outcome = simulate(visits, numbers, self.load_time, self.prefetch == "gate_reuse")
+            loads = sum(u.curve()[n] for u, n in zip(usages.values(), numbers, strict=True))
+            foreseen[name] = {"expected_loads": loads, **outcome}
+        return {"simulation": foreseen}
+
+
+@dataclasses.dataclass(frozen=True)
+class Usage:
+    """How tokens use a mixture.
+
+    Attributes:
+        experts: E.
+        active: share of tokens with 0, 1, ... experts.
+        accuracy: share of the experts they use that were guessed one mixture before.
+    """
+
+    experts: int
+    active: list[float]
+    accuracy: float
+
+    def curve(self) -> list[float]:
+        """Expected loads of a token with 0, ..., E slots."""
+        return [
+            allocation.expected_loads(slots, self.experts, self.active, self.accuracy)
+            for slots in range(self.experts + 1)
+        ]
+
+
+class Trace:
+    """Which experts tokens want, clip by clip, and which were guessed for them.
+
+    Args:
+        model: with adaptive routers.
+        sites: of its mixtures, in the order in which they run.
+        count: K.
+    """
+
+    def __init__(self, model: AudioClassifier, sites: list[str], count: int) -> None:
+        self.count, found = count, dict(mixtures(model))
+        self.experts = {site: found[site].experts.num_experts for site in sites}
+        self._next = {a: (b, found[b].router) for a, b in itertools.pairwise(sites)}
+        self._chosen: dict[str, list[tuple[Tensor, Tensor]]] = {site: [] for site in sites}
+        self._guessed: dict[str, list[Tensor]] = {site: [] for site in sites}
+
+    def see(self, site: str, mixture: nn.Module, x: Tensor) -> None:
+        """Note one clip [1, T, d] at a mixture."""
+        self._chosen[site].append(strongest(mixture.router.router(x)[0], self.count))
+        if site in self._next:
+            following, router = self._next[site]
+            self._guessed[following].append(router.guess(x)[0])
+
+    def weights(self, site: str) -> Tensor:
+        """Weights of the K strongest experts of all tokens [N, K]."""
+        return torch.cat([weights for weights, _ in self._chosen[site]])
+
+    def active_at_top_k(self) -> float:
+        """Experts of a token before any is left out, mean."""
+        weights = torch.cat([self.weights(site) for site in self._chosen])
+        return (weights > 0).sum(dim=-1).double().mean().item()
+
+    def usages(self, thresholds: dict[str, float]) -> dict[str, Usage]:
+        """How tokens use the mixtures with these thresholds."""
+        usages = {}
+        for site, chosen in self._chosen.items():
+            kept = [_kept(weights, thresholds[site]) for weights, _ in chosen]
+            numbers = torch.cat(kept).sum(dim=-1)
+            share = torch.bincount(numbers, minlength=self.count + 1) / len(numbers)
+            right = sum(
+                ((experts[:, :, None] == guess[:, None]).any(dim=-1) & keep).sum().item()
+                for guess, (_, experts), keep in zip(
+                    self._guessed[site], chosen, kept, strict=False
+                )
+            )  # the first mixture has no guesses
+            usages[site] = Usage(self.experts[site], share.tolist(), right / int(numbers.sum()))
+        return usages
+
+    def visits(self, thresholds: dict[str, float]) -> list[list[Visit]]:
+        """The same as a simulator reads it."""
+        sites = list(self._chosen)
+        clips = []
+        for clip in range(len(self._chosen[sites[0]])):
+            visits = []
+            for site, following in zip(sites, [*sites[1:], None], strict=True):
+                weights, experts = self._chosen[site][clip]
+                needed = experts[_kept(weights, thresholds[site])].unique().tolist()
+                guessed = by_count(self._guessed[following][clip]) if following else []
+                visits.append(Visit(needed, guessed))
+            clips.append(visits)
+        return clips
+
+
+def _kept(weights: Tensor, threshold: float) -> Tensor:
+    """Which of the K strongest experts [N, K] are left."""
+    keep = torch.ones_like(weights, dtype=torch.bool)
+    keep[:, 1:] = tails(weights) >= threshold
+    return keep & (weights > 0)
+
+
+def _refuse(model: AudioClassifier) -> None:
+    """Say why a mixture cannot be gated adaptively."""
+    method, found = model.method.registered_name, [m for _, m in mixtures(model)]
+    if any(isinstance(mixture, SoftMixture) for mixture in found):
+        raise ConfigError(
+            "adaptive gating leaves out experts that a token chose, and in Soft-MoA tokens choose "
+            "none: every expert reads slots made of all tokens; use a bundle of dense_moa or "
+            "topk_moa"
+        )
+    if not found or not all(weighs_experts(mixture) for mixture in found):
+        raise ConfigError(
+            f"'{method}' is no mixture whose router weighs a token's experts by a softmax: use a "
+            "bundle of dense_moa or topk_moa"
+        )
+    if not all(isinstance(m.experts, Experts) and m.experts.num_experts > 1 for m in found):
+        raise ConfigError(
+            f"the mixtures of '{method}' need two adapters at least, and no cache yet: there must "
+            "be a choice to leave one out"
+        )

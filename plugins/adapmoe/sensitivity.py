@@ -1,0 +1,102 @@
+"""How much the loss minds a change at each mixture: the Fisher information of its output."""
+
+from typing import Literal
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from toolkit.model import AudioClassifier
+from toolkit.tools.base import MixtureData, mixtures
+from toolkit.tools.observe import trained
+
+Sensitivity = Literal["fisher_delta", "fisher_out"]
+
+
+def measure(
+    model: AudioClassifier, data: MixtureData, clips: pd.DataFrame, kind: Sensitivity
+) -> dict[str, float]:
+    """The sensitivity S of every mixture, in the order in which they run.
+
+    g being the gradient of a clip's cross-entropy by the mixture's output at a token,
+    `fisher_delta` is the mean over tokens of `sum_k g_k^2 (E_1 - E_2)_k^2`, E_1 and E_2 being the
+    token's two strongest experts; `fisher_out` is the mean of `sum_k g_k^2`.
+
+    Args:
+        model: in eval mode.
+        data, clips: what to measure on, with their true classes.
+        kind: see above.
+    """
+    totals: dict[str, Tensor] = {}
+    tokens = 0
+    for batch in data.batches(clips, batch_size=4):
+        features = model.backbone.features.normalise(batch.features)
+        for site, (mixture, x, gradient) in _gradients(model, features, batch.labels).items():
+            change = None if kind == "fisher_out" else between_strongest(mixture, x)
+            totals[site] = totals.get(site, 0.0) + curvature(gradient.square(), change).sum()
+        tokens += gradient.shape[0] * gradient.shape[1]
+    return {site: (total / tokens).item() for site, total in totals.items()}
+
+
+def curvature(diagonal: Tensor, change: Tensor | None) -> Tensor:
+    """`sum_k h_k c_k^2` of each token: twice the loss's change at a minimum, to second order.
+
+    Args:
+        diagonal: h [..., d], of the Hessian or what stands for it.
+        change: c [..., d] of the output; None stands for ones.
+
+    Returns:
+        [...].
+    """
+    return (diagonal if change is None else diagonal * change.square()).sum(dim=-1)
+
+
+@torch.no_grad()
+def between_strongest(mixture: nn.Module, x: Tensor) -> Tensor:
+    """E_1(x) - E_2(x) of each token's two strongest experts: a mixture with gates 1 and -1.
+
+    Args:
+        mixture: with a router.
+        x: tokens [B, T, d].
+
+    Returns:
+        [B, T, d].
+    """
+    gates = trained(mixture.router)(x)
+    first, second = gates.topk(2, dim=-1).indices.unbind(dim=-1)
+    number = gates.shape[-1]
+    signs = functional.one_hot(first, number) - functional.one_hot(second, number)
+    return mixture.experts.mix(x, signs.to(x.dtype))
+
+
+def _gradients(
+    model: AudioClassifier, features: Tensor, labels: Tensor
+) -> dict[str, tuple[nn.Module, Tensor, Tensor]]:
+    """Mixture, its tokens and the gradient by its output, by site.
+
+    Clips do not interact in eval mode, so the gradient of the summed loss is each clip's own.
+    """
+    model.eval()
+    seen: dict[str, tuple[nn.Module, Tensor, Tensor]] = {}
+
+    def hook(site: str) -> object:
+        def note(mixture: nn.Module, arguments: tuple[Tensor], output: Tensor) -> Tensor:
+            probe = torch.zeros_like(output, requires_grad=True)
+            seen[site] = (mixture, arguments[0].detach(), probe)
+            return output + probe
+
+        return note
+
+    handles = [m.register_forward_hook(hook(site)) for site, m in mixtures(model)]
+    try:
+        with torch.enable_grad():
+            loss = functional.cross_entropy(model(features), labels, reduction="sum")
+            gradients = torch.autograd.grad(loss, [probe for *_, probe in seen.values()])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {
+        site: (mixture, x, gradient)
+        for (site, (mixture, x, _)), gradient in zip(seen.items(), gradients, strict=True)
+    }

@@ -1,0 +1,147 @@
+"""The mixtures that AutoMoE inserts: of one architecture, and elastic ones that can be any."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from toolkit.backbones.base import Site
+from toolkit.peft.base import Recorder
+from toolkit.routing import topk
+from toolkit.routing.experts import Bottleneck
+from toolkit.routing.ragged import Pack, RaggedExperts, front
+
+from .genome import Gene, Genome
+
+
+class SwitchMixture(Recorder, ABC):
+    """`sum over the top k of p_e(x) E_e(x)`, p = softmax(W x) over the experts there are.
+
+    Gates are not made to sum to 1: so the router learns from the task if k = 1 too (Fedus et al.,
+    Switch Transformers, arXiv:2101.03961, equation 2).
+
+    Args:
+        router: of tokens [B, T, d] to gates [B, T, E].
+        most: experts of the largest mixture in the model; statistics have as many entries.
+    """
+
+    def __init__(self, router: topk.TopKRouter, most: int) -> None:
+        super().__init__()
+        self.router, self.most = router, most
+
+    @abstractmethod
+    def pack(self) -> Pack | None:
+        """The experts there are now; None if there is no mixture."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, d] -> [B, T, d]; a mere 0 if there is no mixture."""
+        pack = self.pack()
+        if pack is None:
+            return x.new_zeros(())
+        gates = self.router(x)
+        if self.recording:
+            self.records.append(self._metrics(x))
+        return pack.mix(x, gates[..., : pack.num_experts])
+
+    def _metrics(self, x: Tensor) -> dict[str, Tensor]:
+        found = topk.metrics(self.router.route(x))
+        more = (0, self.most - len(self.router.alive))
+        return {name: functional.pad(t, more) if t.ndim else t for name, t in found.items()}
+
+
+class FixedMixture(SwitchMixture):
+    """The mixture of one gene.
+
+    Args:
+        dim: token width d.
+        gene: which experts.
+        most: see `SwitchMixture`.
+    """
+
+    def __init__(self, dim: int, gene: Gene, most: int) -> None:
+        super().__init__(_router(dim, gene.experts, gene.topk), most)
+        self.experts = RaggedExperts(dim, gene.ranks)
+
+    def pack(self) -> Pack:
+        """See `SwitchMixture.pack`."""
+        return self.experts.pack()
+
+    @torch.no_grad()
+    def load(self, elastic: "ElasticMixture") -> None:
+        """Take over the weights of an elastic mixture that is this gene now."""
+        self.experts.load(elastic.pack())
+        weight = self.router.linear.weight
+        weight.copy_(elastic.router.linear.weight[: len(weight)])
+
+
+class Elastic:
+    """What a supernet inserts at one site: it can be what any gene says.
+
+    Attributes:
+        block, role: of the site.
+        gene: what it is now; None where there is nothing.
+    """
+
+    block: int
+    role: str
+    gene: Gene | None = None
+
+    def choose(self, genome: Genome) -> None:
+        """Be what a genome says."""
+        gene = genome[self.block]
+        self.gene = gene if self.role in gene.roles else None
+
+
+class ElasticMixture(SwitchMixture, Elastic):
+    """M experts of the greatest width, of which a gene uses the front: the first ones, of each the
+    first channels, and the router's first rows.
+
+    Args:
+        dim: token width d.
+        max_experts: M.
+        width: of every expert.
+        site: where it is.
+    """
+
+    def __init__(self, dim: int, max_experts: int, width: int, site: Site) -> None:
+        super().__init__(_router(dim, max_experts, max_experts), max_experts)
+        self.block, self.role = site.block, site.role
+        self.experts = Bottleneck(max_experts, dim, width)
+
+    def choose(self, genome: Genome) -> None:
+        """See `Elastic.choose`."""
+        super().choose(genome)
+        if self.gene is not None:
+            alive = self.router.alive
+            alive.copy_(torch.arange(len(alive), device=alive.device) < self.gene.experts)
+            self.router.k = self.gene.topk
+
+    def pack(self) -> Pack | None:
+        """See `SwitchMixture.pack`."""
+        return None if self.gene is None else front(self.experts, self.gene.ranks)
+
+
+class ElasticNorm(nn.Module, Elastic):
+    """A layer norm with learned weights where the sublayer behind it has a mixture, else stock.
+
+    Args:
+        stock: the layer norm, whose values it starts with.
+        site: the sublayer.
+    """
+
+    def __init__(self, stock: nn.LayerNorm, site: Site) -> None:
+        super().__init__()
+        self.block, self.role = site.block, site.role
+        self.weight = nn.Parameter(stock.weight.detach().clone())
+        self.bias = nn.Parameter(stock.bias.detach().clone())
+
+    def forward(self, x: Tensor, stock: nn.LayerNorm) -> Tensor:
+        """[..., d] -> [..., d]."""
+        if self.gene is None:
+            return stock(x)
+        return functional.layer_norm(x, x.shape[-1:], self.weight, self.bias, stock.eps)
+
+
+def _router(dim: int, num_experts: int, k: int) -> topk.TopKRouter:
+    return topk.TopKRouter(dim, num_experts, k, renormalise=False)

@@ -1,0 +1,271 @@
+"""What a search leaves: Pareto front, picture, the winner's configuration and bundle, a report."""
+
+import dataclasses
+import json
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+
+from toolkit.bundle import save_bundle
+from toolkit.config import CommandLine, recipe_of
+from toolkit.data.cache import write_atomically
+from toolkit.model import AudioClassifier
+from toolkit.registry import REGISTRIES
+from toolkit.training.experiment import Experiment, say
+from toolkit.training.folds import Fold
+from toolkit.training.output import VOLATILE
+
+from .automoe import inherit
+from .costs import COSTS, FINAL, Costs, Predictor, Stopwatch
+from .evolution import State
+from .genome import Genome, text, to_config
+
+IN_A_LIST = re.compile(r"\.\d+(\.|$)")
+"""Keys such as `augment.0.freq_mask`, which a file that extends another cannot set."""
+UNITS = {
+    "trainable": "trained parameters",
+    "active": "active parameters",
+    "flops": "FLOPs of the mixtures, one clip",
+    "latency_ms": "latency of one clip, ms",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """A finished search.
+
+    Attributes:
+        experiment, command: what was searched in.
+        fold: whose clips were used.
+        model: the trained supernet.
+        costs: with the budget.
+        state: what was found.
+        predictor: of latency, if there was one.
+    """
+
+    experiment: Experiment
+    command: CommandLine
+    fold: Fold
+    model: AudioClassifier
+    costs: Costs
+    state: State
+    predictor: Predictor | None
+
+    @property
+    def budget(self) -> Mapping[str, float]:
+        """Cost -> the most that was allowed."""
+        return self.costs.budget
+
+    def write(self, folder: Path, stopwatch: Stopwatch) -> dict[str, Any]:
+        """Write all files of the search, `report.json` last.
+
+        Args:
+            folder: where.
+            stopwatch: measures the front once more if the budget bounds latency.
+
+        Returns:
+            what `report.json` holds.
+        """
+        front = pareto_front(self.state, list(self.budget))
+        measured = {}
+        if "latency_ms" in self.budget:
+            measured = {genome: stopwatch.measure(genome, FINAL) for genome in front}
+        table = self.table(front, measured)
+        write_atomically(folder / "candidates.csv", table.to_csv(index=False))
+        on_front = table[table["on_front"]].drop(columns="on_front")
+        write_atomically(
+            folder / "pareto.csv", on_front.sort_values("valid_loss").to_csv(index=False)
+        )
+        figure = draw(table, self.budget)
+        FigureCanvasAgg(figure).print_png(folder / "pareto.png")
+        winner = self.state.best
+        write_atomically(folder / "winner.yaml", self.winner_yaml(folder))
+        self.write_bundle(folder, winner)
+        report = {
+            "winner": to_config(winner),
+            **self.state.found[winner],
+            "budget": dict(self.budget),
+            "evaluated": len(self.state.found),
+            "generations": len(self.state.generations),
+            "front": len(front),
+            "train_folds": list(self.fold.split.train),
+            "valid_fold": self.fold.split.valid,
+            **self._latencies(measured),
+        }
+        write_atomically(folder / "report.json", json.dumps(report, indent=2))
+        say(f"Train the winner from scratch: {self.train_command(folder)}")
+        return report
+
+    def _latencies(self, measured: Mapping[Genome, float]) -> dict[str, Any]:
+        if not measured:
+            return {}
+        found = {"measured_latency_ms": measured[self.state.best]}
+        if self.predictor is not None:
+            gaps = [abs(self.state.found[g]["latency_ms"] - ms) for g, ms in measured.items()]
+            found |= {
+                "predictor_error_ms": self.predictor.error_ms,
+                "predictor_error_on_front_ms": float(np.mean(gaps)),
+            }
+        return found
+
+    def table(self, front: Sequence[Genome], measured: Mapping[Genome, float]) -> pd.DataFrame:
+        """A row for each evaluated architecture, in the order of evaluation."""
+        members = set(front)
+        first = {
+            genome: number
+            for number, row in reversed(list(enumerate(self.state.generations)))
+            for genome in row
+        }
+        rows = []
+        for genome, values in self.state.found.items():
+            row = {"genome": text(genome), "generation": first[genome], **values}
+            if measured:
+                row["measured_latency_ms"] = measured.get(genome)
+            rows.append(row | {"on_front": genome in members})
+        return pd.DataFrame(rows)
+
+    def winner_yaml(self, folder: Path) -> str:
+        """A configuration that trains the winner as everything else was trained.
+
+        Args:
+            folder: where it will lie; what it extends is named from there.
+        """
+        found = self.state.found[self.state.best]
+        numbers = ", ".join(f"{name} {found[name]:,.6g}" for name in COSTS if name in found)
+        bounds = ", ".join(f"{name} <= {bound:,.6g}" for name, bound in self.budget.items())
+        values = {
+            "extends": os.path.relpath(self.command.hparams, folder),
+            "label": "automoe_winner",
+            **_nested({k: v for k, v in self._overrides.items() if not IN_A_LIST.search(k)}),
+        }
+        values.setdefault("peft", {}).update(
+            name="automoe", genome=[_in_one_line(gene) for gene in to_config(self.state.best)]
+        )
+        return (
+            f"# Found by `toolkit search --method automoe` within {bounds}: {numbers};\n"
+            f"# validation loss {found['valid_loss']:.4f} with the supernet's weights.\n"
+            f"# {self.train_command(folder)}\n{_dump(values)}"
+        )
+
+    def train_command(self, folder: Path) -> str:
+        """What trains the winner: with the options that its file cannot hold, or that do not last
+        there, since the embedded demonstration's values go over those of files.
+
+        Args:
+            folder: where `winner.yaml` is.
+        """
+        words = [
+            os.path.relpath(recipe_of(Path(self.command.hparams))),
+            str(folder / "winner.yaml"),
+        ]
+        for key, value in self._overrides.items():
+            shadowed = self.experiment.embedded and key.split(".")[0] != "peft"
+            if shadowed or IN_A_LIST.search(key):
+                words += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
+        return f"python {shlex.join(words)}"
+
+    @property
+    def _overrides(self) -> dict[str, Any]:
+        """What was set on the command line and bears on what a run computes."""
+        return {
+            key: value
+            for key, value in self.command.overrides.items()
+            if key.split(".")[0] not in (*VOLATILE, "label")
+        }
+
+    def write_bundle(self, folder: Path, winner: Genome) -> None:
+        """The winner with the weights that it inherits, ready to predict."""
+        method = self.model.method.fixed(winner)
+        experiment = dataclasses.replace(self.experiment, method=method)
+        classes = self.fold.job.manifest.classes
+        model = experiment.model(len(classes)).eval()
+        inherit(self.model, model)
+        origin = {
+            "recipe": experiment.options.recipe,
+            "corpus": self.fold.job.manifest.corpus,
+            "seed": experiment.options.seed,
+            "test_fold": self.fold.split.test,
+            "valid_accuracy": self.state.found[winner]["valid_accuracy"],
+            "search": "automoe, inherited weights",
+        }
+        save_bundle(folder / "bundle", model, experiment.source, classes, origin)
+
+
+def pareto_front(state: State, costs: Sequence[str]) -> list[Genome]:
+    """The architectures than which none is better in one respect and as good in all others.
+
+    Args:
+        state: what was found.
+        costs: what counts besides the validation loss.
+    """
+    genomes = list(state.found)
+    points = np.array([[state.found[g][n] for n in ("valid_loss", *costs)] for g in genomes])
+    front = []
+    for genome, point in zip(genomes, points, strict=True):
+        beaten = (points <= point).all(axis=1) & (points < point).any(axis=1)
+        if not beaten.any():
+            front.append(genome)
+    return front
+
+
+def draw(table: pd.DataFrame, budget: Mapping[str, float]) -> Figure:
+    """Validation loss over each bounded cost: all that was evaluated, the front, the winner."""
+    figure = Figure(figsize=(6.4 * len(budget), 4.6), layout="constrained")
+    axes = figure.subplots(1, len(budget), squeeze=False)[0]
+    front = table[table["on_front"]]
+    winner = table.loc[table["valid_loss"].idxmin()]
+    for axis, (name, bound) in zip(axes, budget.items(), strict=True):
+        dots = axis.scatter(
+            table[name], table["valid_loss"], c=table["generation"], s=14, cmap="viridis", alpha=0.6
+        )
+        line = front.sort_values(name)
+        style = "o-" if len(budget) == 1 else "o"  # of several costs, the front is no line
+        axis.plot(
+            line[name], line["valid_loss"], style, color="tab:red", drawstyle="steps-post",
+            markersize=5, label="Pareto front",
+        )  # fmt: skip
+        axis.plot(
+            winner[name], winner["valid_loss"], "*", color="black", markersize=14, label="winner"
+        )
+        axis.axvline(bound, color="grey", linestyle="--", label="budget")
+        axis.set_xlabel(UNITS[name])
+        axis.set_ylabel("validation loss, inherited weights")
+        axis.legend()
+    figure.colorbar(dots, ax=axes, label="generation")
+    return figure
+
+
+def _nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"peft.balance": 0}` -> `{"peft": {"balance": 0}}`."""
+    tree: dict[str, Any] = {}
+    for key, value in overrides.items():
+        *path, last = key.split(".")
+        node = tree
+        for step in path:
+            node = node.setdefault(step, {})
+        node[last] = {"name": value} if key in REGISTRIES and isinstance(value, str) else value
+    return tree
+
+
+def _in_one_line(values: Mapping[str, Any]) -> CommentedMap:
+    line = CommentedMap(values)
+    line.fa.set_flow_style()
+    return line
+
+
+def _dump(values: Mapping[str, Any]) -> str:
+    yaml, stream = YAML(), StringIO()
+    yaml.width = 1000
+    yaml.dump(dict(values), stream)
+    return stream.getvalue()

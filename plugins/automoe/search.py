@@ -1,0 +1,258 @@
+"""`toolkit search --method automoe`: train a supernet, evolve in it, leave what was found."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch.nn import functional
+
+from toolkit.config import CommandLine
+from toolkit.data.cache import write_atomically
+from toolkit.errors import ConfigError, RunError, listing
+from toolkit.model import AudioClassifier
+from toolkit.registry import SEARCHES
+from toolkit.settings import setting
+from toolkit.tools.observe import some_of
+from toolkit.tools.search import Search
+from toolkit.training.experiment import Experiment, say
+from toolkit.training.folds import Fold, Job
+from toolkit.training.output import VOLATILE, OutputFolder
+from toolkit.training.sampling import derive_seed
+
+from .automoe import AutoMoE
+from .costs import COSTS, ClosedForm, Costs, Predictor, Stopwatch
+from .evolution import Plan, State, evolve
+from .genome import Genome, Space
+from .outcome import Outcome
+
+STATE = "search.json"
+
+
+@SEARCHES.register("automoe", paper="arXiv:2210.07535")
+class AutoMoESearch(Search):
+    """AutoMoE: evolution among the architectures of a trained supernet, under a budget."""
+
+    costs = COSTS
+
+    iterations: int = setting(15, "generations after the first, random one", minimum=0)
+    population: int = setting(125, "architectures of a generation", minimum=2)
+    parents: int | None = setting(
+        None, "of these, kept from the one before; none: a fifth", minimum=1
+    )
+    mutation_rate: float = setting(
+        0.3, "probability that a value of a gene is drawn anew in a mutant", minimum=0, maximum=1
+    )
+    max_tries: int = setting(10_000, "draws for one member before giving up", minimum=1)
+    fitness_clips: int | None = setting(
+        None, "validation clips that architectures are compared on; none: all", minimum=1
+    )
+    latency: Literal["predictor", "measured"] = setting(
+        "predictor",
+        "a budget of latency_ms bounds what a linear predictor says, or a measurement of each",
+    )
+    latency_samples: int = setting(40, "measurements that the predictor is fitted to", minimum=8)
+    latency_passes: int = setting(
+        100, "forward passes a measurement; three times as many on the Pareto front", minimum=1
+    )
+
+    def check(self) -> None:
+        """Some of a generation must be new."""
+        if self.parents is not None and self.parents >= self.population:
+            raise ConfigError(
+                f"'parents' {self.parents} leave no place in a 'population' of {self.population}: "
+                "lower them"
+            )
+
+    def run(
+        self,
+        experiment: Experiment,
+        command: CommandLine,
+        budget: Mapping[str, float],
+        folder: Path,
+    ) -> dict[str, Any]:
+        """See `Search.run`."""
+        method = experiment.method
+        if not isinstance(method, AutoMoE) or method.genome is not None:
+            raise ConfigError(
+                f"automoe searches in the supernet of the method automoe; {command.hparams} trains "
+                f"{'one genome' if isinstance(method, AutoMoE) else method.registered_name}: let "
+                "it have `peft: {name: automoe}` without a genome"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        journal = Journal.open(
+            folder / STATE, self._identity(experiment, budget), fresh=experiment.options.debug
+        )
+        backbone = experiment.source.load(experiment.options.max_length)
+        space = method.space(backbone)
+        spec = backbone.features
+        clip = spec.normalise(torch.zeros(1, spec.rows, spec.width))
+        stopwatch = Stopwatch(backbone, method, clip.to(experiment.device), self.latency_passes)
+        costs = Costs(
+            ClosedForm(backbone.dim, stopwatch.tokens, method.norms, method.final_norm),
+            budget,
+            self._latency(stopwatch, space, experiment.options.seed, journal),
+        )
+        costs.refuse_less_than(space.smallest)
+        fold, model = train_supernet(experiment)
+        state = self._evolve(space, costs, fold, model, journal)
+        return Outcome(experiment, command, fold, model, costs, state, journal.predictor).write(
+            folder, stopwatch
+        )
+
+    def _identity(self, experiment: Experiment, budget: Mapping[str, float]) -> dict[str, Any]:
+        """What must be the same for a search to be continued; `iterations` may grow."""
+        settings = {key: value for key, value in self.as_dict().items() if key != "iterations"}
+        configuration = experiment.configuration.digest(ignore=VOLATILE)
+        return {
+            **settings, "budget": dict(budget), "configuration": configuration,
+            "device": experiment.device, "debug": experiment.options.debug,
+        }  # fmt: skip
+
+    def _latency(
+        self, stopwatch: Stopwatch, space: Space, seed: int, journal: "Journal"
+    ) -> Callable[[Genome], float]:
+        """The estimator of latency, fitted now if the budget needs it."""
+        if self.latency == "measured":
+            return stopwatch.measure
+        if journal.predictor is None and "latency_ms" in journal.identity["budget"]:
+            say(f"measuring {self.latency_samples} architectures to predict latency")
+            journal.predictor = Predictor.sample(
+                space, self.latency_samples, derive_seed(seed, 0), stopwatch.measure
+            )
+            journal.write()
+        return journal.predictor or stopwatch.measure
+
+    def _evolve(
+        self, space: Space, costs: Costs, fold: Fold, model: AudioClassifier, journal: "Journal"
+    ) -> State:
+        plan = Plan(
+            iterations=self.iterations,
+            population=self.population,
+            parents=self.parents or max(1, self.population // 5),
+            mutation_rate=self.mutation_rate,
+            max_tries=self.max_tries,
+            seed=fold.seed,
+        )
+        fitness = Fitness(model, fold, self.fitness_clips)
+
+        def keep(state: State) -> None:
+            journal.write()
+            best = state.found[state.best]
+            say(
+                f"generation {len(state.generations) - 1}/{plan.iterations}: "
+                f"{len(state.found)} architectures evaluated, best validation loss "
+                f"{best['valid_loss']:.4f} ({100 * best['valid_accuracy']:.1f} %)"
+            )
+
+        def evaluate(genome: Genome) -> dict[str, Any]:
+            return fitness(genome) | costs.of(genome)
+
+        return evolve(space, plan, costs.admits, evaluate, journal.state, keep)
+
+
+def train_supernet(experiment: Experiment) -> tuple[Fold, AudioClassifier]:
+    """Train as the recipe does, or go on; the test fold is left alone.
+
+    Returns:
+        the fold, and the classifier as it is after the last epoch, in eval mode.
+    """
+    output = OutputFolder(
+        experiment.output_folder, experiment.configuration, fresh=experiment.options.debug
+    )
+    experiment.introduce()
+    job = Job.of(experiment, experiment.manifest(), output)
+    fold = Fold(job, job.splits[0])
+    job.progress.bar.total = fold.batches
+    brain = fold.brain()
+    fold.fit(brain)
+    job.progress.close()
+    return fold, brain.model.eval()
+
+
+class Fitness:
+    """How good an architecture is with the supernet's weights, on validation clips.
+
+    Args:
+        model: the trained supernet.
+        fold: whose validation clips.
+        clips: how many of them; None: all.
+    """
+
+    def __init__(self, model: AudioClassifier, fold: Fold, clips: int | None) -> None:
+        self.model = model
+        chosen = fold.valid if clips is None else some_of(fold.valid, clips)
+        device = fold.experiment.device
+        self.batches = [batch.to(device) for batch in fold.evaluation_loader(chosen)]
+        self.count = len(chosen)
+
+    @torch.inference_mode()
+    def __call__(self, genome: Genome) -> dict[str, float]:
+        """`valid_loss`, the mean cross-entropy, and `valid_accuracy`."""
+        model = self.model
+        loss, right = 0.0, 0
+        with model.method.subnet(model.backbone, genome):
+            for batch in self.batches:
+                logits = model.logits(batch.features, batch.lengths).float()
+                loss += functional.cross_entropy(logits, batch.labels, reduction="sum").item()
+                right += int((logits.argmax(dim=-1) == batch.labels).sum())
+        return {"valid_loss": loss / self.count, "valid_accuracy": right / self.count}
+
+
+@dataclasses.dataclass
+class Journal:
+    """What a search must remember to be continued, in a file that is always whole.
+
+    Attributes:
+        path: the file.
+        identity: what the search is.
+        state: what it has found.
+        predictor: of latency, if it needs one.
+    """
+
+    path: Path
+    identity: dict[str, Any]
+    state: State
+    predictor: Predictor | None = None
+
+    @classmethod
+    def open(cls, path: Path, identity: dict[str, Any], fresh: bool) -> "Journal":
+        """Read what is there, or begin.
+
+        Args:
+            path: the file.
+            identity: what the search is now.
+            fresh: begin anyway.
+
+        Raises:
+            RunError: another search is there.
+        """
+        if fresh or not path.is_file():
+            return cls(path, identity, State())
+        there = json.loads(path.read_text(encoding="utf-8"))
+        old = there["identity"]
+        changed = [
+            f"{key}: {old.get(key)} there, {value} now"
+            for key, value in identity.items()
+            if old.get(key) != value
+        ]
+        if changed:
+            raise RunError(
+                f"{path.parent} holds another search:\n{listing(changed)}\n"
+                "choose another folder with `-o`, or delete that one"
+            )
+        predictor = there["predictor"]
+        return cls(
+            path,
+            identity,
+            State.from_json(there),
+            None if predictor is None else Predictor(**predictor),
+        )
+
+    def write(self) -> None:
+        """Write all of it."""
+        predictor = None if self.predictor is None else self.predictor.as_dict()
+        content = {"identity": self.identity, "predictor": predictor, **self.state.to_json()}
+        write_atomically(self.path, json.dumps(content))

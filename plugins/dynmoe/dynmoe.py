@@ -1,0 +1,186 @@
+"""DynMoE: experts that choose their tokens, and are born and removed while training.
+
+Guo et al., Dynamic Mixture of Experts (arXiv:2405.14297), with adapters as experts.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.optim import Optimizer
+
+from toolkit.backbones.base import Backbone, Placement
+from toolkit.errors import ConfigError
+from toolkit.peft.base import Recorder, insertion, setting
+from toolkit.peft.blocks import BlockMethod
+from toolkit.registry import PEFT
+from toolkit.routing import top_any
+from toolkit.routing.experts import Experts, by_expert
+
+
+@PEFT.register("dynmoe", paper="arXiv:2405.14297")
+class DynMoE(BlockMethod):
+    """Dynamic mixture of adapters: any number of experts a token, and a number that adapts."""
+
+    placement: Placement = setting("mhsa", "which sublayers get a mixture: mhsa, ffn or both")
+    reduction: int = setting(128, "inner width is the token width divided by this", minimum=1)
+    n_init: int = setting(8, "experts alive at the start", minimum=1)
+    n_max: int = setting(16, "experts there is room for", minimum=1)
+    tau: float = setting(1.0, "factor of the cosines in the gate", minimum=0.01, maximum=100)
+    learn_tau: bool = setting(False, "train that factor (the code for GLUE does, from 10)")
+    adapt_every: int = setting(20, "steps between births and removals; 0: never", minimum=0)
+    record_window: int = setting(
+        10, "steps before births and removals whose routing decides about them", minimum=1
+    )
+    w_div: float = setting(0.01, "weight of the loss that sets keys apart", minimum=0)
+    w_simple: float = setting(0.01, "weight of the loss that keeps keys short", minimum=0)
+    w_balance: float = setting(0.0, "weight of the loss that balances experts", minimum=0)
+    w_eff: float = setting(0.0, "weight of the loss on how many experts fire", minimum=0)
+    fallback: bool = setting(True, "in evaluation, the best expert takes what no expert takes")
+
+    def check(self) -> None:
+        """There is room for the experts, and time for a record."""
+        if self.n_init > self.n_max:
+            raise ConfigError(
+                f"'n_init' {self.n_init} is more than there is room for: raise 'n_max' {self.n_max}"
+            )
+        if self.adapt_every and self.record_window > self.adapt_every:
+            raise ConfigError(
+                f"'record_window' {self.record_window} is longer than 'adapt_every' "
+                f"{self.adapt_every}: lower it, or adapt more seldom"
+            )
+
+    def insert(self, backbone: Backbone) -> None:
+        """One mixture parallel to each sublayer."""
+        for site in self.sites(backbone, self.placement):
+            router = top_any.TopAnyGate(
+                backbone.width, self.n_max, self.n_init, self.tau, self.learn_tau, self.fallback
+            )
+            mixture = DynamicMixture(self.experts(backbone, self.n_max), router)
+            insertion.parallel(site, "dynmoe", mixture)
+        if self.norms:
+            self.train_norms(backbone, self.placement)
+
+    def auxiliary_losses(self, backbone: Backbone) -> dict[str, Tensor]:
+        """The weighted losses on keys and routing, summed over the mixtures."""
+        return {"dynmoe": torch.stack([self._loss(m) for m in _mixtures(backbone)]).sum()}
+
+    def _loss(self, mixture: "DynamicMixture") -> Tensor:
+        gate, routing = mixture.router, mixture.take_routing()
+        loss = self.w_div * top_any.diversity(gate.keys, gate.alive)
+        loss = loss + self.w_simple * top_any.simplicity(gate.keys)
+        if routing is not None and self.w_balance:
+            loss = loss + self.w_balance * top_any.balance(routing, gate.alive)
+        if routing is not None and self.w_eff:
+            loss = loss + self.w_eff * top_any.efficiency(routing)
+        return loss
+
+    @torch.no_grad()
+    def on_step(
+        self, backbone: Backbone, optimizer: Optimizer, step: int, total_steps: int
+    ) -> None:
+        """Record within the window before a multiple of `adapt_every`; there, adapt."""
+        mixtures = _mixtures(backbone)
+        seen = torch.stack([mixture.take_seen() for mixture in mixtures])
+        if not self.adapt_every:
+            return
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(seen)
+        if (step - 1) % self.adapt_every >= self.adapt_every - self.record_window:
+            for mixture, row in zip(mixtures, seen, strict=True):
+                mixture.record.add_(row)
+        if step % self.adapt_every == 0:
+            for mixture in mixtures:
+                mixture.adapt(optimizer, lambda: self.experts(backbone, 1))
+
+
+def _mixtures(backbone: Backbone) -> list["DynamicMixture"]:
+    return [m for m in insertion.inserted(backbone) if isinstance(m, DynamicMixture)]
+
+
+class DynamicMixture(Recorder):
+    """The mean of the experts that fire on a token; nothing where none does.
+
+    Args:
+        experts: E experts of width d, one a slot of the gate.
+        router: a gate of E slots.
+
+    Attributes:
+        record: [E + 1 + d]: how often each expert fired on the training tokens since recording
+            began, the number of tokens on which none did, and the sum of these tokens.
+        born: experts that were born while training.
+        seed: of the weights of those; the same in every process of a job.
+    """
+
+    def __init__(self, experts: Experts, router: top_any.TopAnyGate) -> None:
+        super().__init__()
+        self.experts, self.router = experts, router
+        size = experts.num_experts + 1 + experts.dim
+        self.register_buffer("record", torch.zeros(size))
+        self.register_buffer("born", torch.zeros((), dtype=torch.long))
+        self.register_buffer("seed", torch.randint(2**31, ()))
+        # Of the passes since the last step; a buffer would be overwritten by the first process's.
+        self._seen: Tensor | None = None
+        self._routing: top_any.TopAnyRouting | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, d] -> [B, T, d]."""
+        routing = self.router.route(x)
+        if self.training:
+            self._routing = routing
+            self._observe(x.detach(), routing)
+        if self.recording:
+            self.records.append(top_any.metrics(routing, self.router.alive))
+        return self.experts.mix(x, routing.gates)
+
+    def _observe(self, x: Tensor, routing: top_any.TopAnyRouting) -> None:
+        uncovered = routing.uncovered.to(self.record.dtype)
+        counts = routing.fired.detach().sum(dim=(0, 1))
+        total = torch.einsum("b t, b t d -> d", uncovered, x.to(self.record.dtype))
+        now = torch.cat([counts.to(self.record.dtype), uncovered.sum()[None], total])
+        self._seen = now if self._seen is None else self._seen + now
+
+    def take_seen(self) -> Tensor:
+        """What `record` counts, of the passes since the last call."""
+        seen, self._seen = self._seen, None
+        return torch.zeros_like(self.record) if seen is None else seen
+
+    def take_routing(self) -> top_any.TopAnyRouting | None:
+        """The routing of the last training pass, once."""
+        routing, self._routing = self._routing, None
+        return routing
+
+    def adapt(self, optimizer: Optimizer, one_expert: Callable[[], Experts]) -> None:
+        """Remove the experts that never fired; if tokens were left, let one be born for them.
+
+        Its key is the direction of these tokens' sum; the record starts anew.
+
+        Args:
+            optimizer: its state of the new expert is cleared.
+            one_expert: makes an expert as new.
+        """
+        counts, uncovered, total = self.record.split(
+            [self.experts.num_experts, 1, self.experts.dim]
+        )
+        self.router.alive &= counts > 0
+        if uncovered > 0 and not self.router.alive.all():
+            slot = int(self.router.alive.int().argmin())
+            self._be_born(slot, one_expert, optimizer)
+            self.router.keys[slot] = functional.normalize(total, dim=0)
+            self.router.thresholds[slot] = 0
+            self.router.alive[slot] = True
+            self.born += 1
+        self.record.zero_()
+
+    def _be_born(self, slot: int, one_expert: Callable[[], Experts], optimizer: Optimizer) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(self.seed + self.born))
+            fresh = one_expert().of(0)
+        for name, tensor in self.experts.of(slot).items():
+            tensor.copy_(fresh[name])
+        slotted = [*self.experts.parameters(), self.router.keys, self.router.thresholds]
+        for parameter in slotted:
+            for state in optimizer.state.get(parameter, {}).values():
+                if isinstance(state, Tensor) and state.shape == parameter.shape:
+                    by_expert(state, self.experts.num_experts)[slot].zero_()

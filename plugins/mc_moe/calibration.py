@@ -1,0 +1,146 @@
+"""How a trained mixture uses its experts: what PMQ's costs and GPTQ's Hessians are made of.
+
+Shapes: B clips, T tokens, E experts, S what an expert reads (tokens, or a soft mixture's slots).
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from einops import einsum, rearrange, repeat
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from toolkit.peft.soft_moa import SoftMixture
+from toolkit.routing.experts import Experts
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """A mixture as the experts see it, for some clips.
+
+    Attributes:
+        inputs: what each expert reads, [B, E, S, d].
+        mass: share of each token's output that each expert makes, [B, T, E].
+        active: experts that count as activated by a token, [B, T, E], bool.
+        spread: outputs of the experts [B, E, S, m] -> their parts in the mixture's output [B, E, *,
+            m], or anything with the same scalar products.
+    """
+
+    inputs: Tensor
+    mass: Tensor
+    active: Tensor
+    spread: Callable[[Tensor], Tensor]
+
+
+def view(mixture: nn.Module, x: Tensor, router_topk: int) -> View:
+    """Look at a mixture.
+
+    Args:
+        mixture: soft, or with a router.
+        x: tokens [B, T, d].
+        router_topk: experts with the largest gates that count as activated by a token.
+    """
+    if isinstance(mixture, SoftMixture):
+        return _soft_view(mixture, x)
+    gates = mixture.router(x)
+    top = gates.topk(min(router_topk, gates.shape[-1]), dim=-1).indices
+    active = torch.zeros_like(gates, dtype=torch.bool).scatter(-1, top, True) & (gates > 0)
+    inputs = repeat(x, "b t d -> b e t d", e=gates.shape[-1])
+    weights = rearrange(gates, "b t e -> b e t 1")
+    return View(inputs, gates, active, lambda out: weights * out)
+
+
+def _soft_view(mixture: SoftMixture, x: Tensor) -> View:
+    """An expert's mass is that of its slots; the one with the largest counts as activated.
+
+    The parts in the output are C y; only C^T C matters to scalar products, so C's QR factor R
+    stands for it: [S, S] instead of [T, S] numbers an expert.
+    """
+    routing, tokens = mixture.route(x)
+    mass = routing.combine.sum(dim=-1)
+    active = functional.one_hot(mass.argmax(dim=-1), mass.shape[-1]).bool()
+    factor = torch.linalg.qr(rearrange(routing.combine, "b t e s -> b e t s"), mode="r").R
+    return View(routing.slots(tokens), mass, active, lambda out: factor @ out)
+
+
+class Usage:
+    """Sums over clips, of one mixture.
+
+    Args:
+        experts: its experts.
+        hessians: whether GPTQ needs them.
+
+    Attributes:
+        tokens: how many were seen.
+        activations: tokens that activated each expert, [E].
+        mass: of each expert, summed over tokens, [E].
+        ratios: second largest over largest gate, [tokens].
+        hessians: of `down` and `up`, 2 X X^T of what each expert's matrix multiplies [E, n, n],
+            every input weighted as it counts in the mixture's output.
+    """
+
+    def __init__(self, experts: Experts, hessians: bool) -> None:
+        number, up, down = experts.num_experts, experts.up, experts.down
+        self.tokens = 0
+        self.activations = up.new_zeros(number, dtype=torch.float64)
+        self.mass = up.new_zeros(number, dtype=torch.float64)
+        self.hessians: dict[str, Tensor] = {}
+        self._ratios: list[Tensor] = []
+        if hessians:
+            self.hessians = {
+                "down": down.new_zeros(number, down.shape[-1], down.shape[-1]),
+                "up": up.new_zeros(number, up.shape[-1], up.shape[-1]),
+            }
+
+    @property
+    def ratios(self) -> Tensor:
+        """See the class."""
+        return torch.cat(self._ratios)
+
+    def add(self, mixture: nn.Module, seen: View) -> None:
+        """Count some clips in."""
+        self.tokens += seen.mass.shape[0] * seen.mass.shape[1]
+        self.activations += seen.active.sum(dim=(0, 1))
+        self.mass += seen.mass.sum(dim=(0, 1), dtype=torch.float64)
+        top = seen.mass.flatten(0, 1).topk(min(2, seen.mass.shape[-1]), dim=-1).values
+        self._ratios.append(top[:, -1] / top[:, 0])
+        if self.hessians:
+            inputs = {"down": seen.inputs, "up": hidden(mixture.experts, seen.inputs)}
+            for name, hessian in self.hessians.items():
+                parts = seen.spread(inputs[name])
+                hessian += 2 * einsum(parts, parts, "b e s m, b e s n -> e m n")
+
+
+def hidden(experts: Experts, inputs: Tensor) -> Tensor:
+    """What the experts' `up` multiplies: inputs [B, E, S, d] -> [B, E, S, r]."""
+    x, down, bias = experts.projection(inputs)
+    channels = einsum(x, down, "b e s d, e w d -> b e s w") + bias[:, None]
+    channels = experts.middle(rearrange(channels, "b e s w -> b s e w"))
+    return rearrange(channels, "b s e r -> b e s r")
+
+
+def squared_errors(
+    mixture: nn.Module, seen: View, weights: dict[int, dict[str, Tensor]]
+) -> dict[int, Tensor]:
+    """How much the mixture's output changes if one expert has other weights, squared.
+
+    An expert adds its part to the output and no other expert reads it: so one pass with all
+    experts changed tells what each of them changes alone.
+
+    Args:
+        mixture: as trained.
+        seen: its view of some clips.
+        weights: width -> `down` and `up` of all experts.
+
+    Returns:
+        width -> [E], summed over tokens and channels.
+    """
+    exact = mixture.experts(seen.inputs)
+    errors = {}
+    for bits, changed in weights.items():
+        difference = exact - functional_call(mixture.experts, changed, (seen.inputs,))
+        parts = seen.spread(difference)
+        errors[bits] = parts.square().sum(dim=(0, 2, 3), dtype=torch.float64)
+    return errors

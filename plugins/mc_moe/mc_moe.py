@@ -1,0 +1,281 @@
+"""MC-MoE: mixed-precision quantisation of experts by integer programme, and online pruning.
+
+Huang et al., Mixture Compressor for Mixture-of-Experts LLMs (arXiv:2410.06270), on a trained
+mixture of adapters.
+"""
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.errors import ConfigError
+from toolkit.model import AudioClassifier
+from toolkit.peft.base import setting
+from toolkit.peft.soft_moa import SoftMixture
+from toolkit.registry import TOOLS
+from toolkit.routing.experts import Experts
+from toolkit.tools.base import MixtureData, MixtureTool, mixtures
+from toolkit.tools.observe import some_of, tokens_choose, visit, weighs_experts
+
+from . import calibration, pruning
+from .packing import HalfTensor, PackedTensor, replace
+from .programme import allocate, block_budgets
+from .quantise import Quantised, gptq, nearest
+
+WEIGHTS = {"down": 2, "up": 1}
+"""The packed weights of experts, and the axis of the token width d: groups run along it, since a
+row of `up` has but r weights."""
+
+
+@TOOLS.register("mc_moe", paper="arXiv:2410.06270", verb="compress")
+class MCMoE(MixtureTool):
+    """MC-MoE: experts of 1 to 3 bits chosen by integer programme, and online dynamic pruning."""
+
+    bits: list[int] = setting([1, 2, 3], "widths that an expert can have")
+    avg_bits: float = setting(2.5, "bits an expert, mean of a mixture's experts", minimum=1)
+    alpha: float = setting(1.0, "exponent of how often an expert is activated", minimum=0)
+    beta: float = setting(1.0, "exponent of an expert's routing weight", minimum=0)
+    gamma: float = setting(2.0, "exponent of the error of an expert at a width", minimum=0)
+    force_widths: list[int] = setting([2, 3], "widths that one expert of a mixture must have each")
+    equality: bool = setting(True, "spend avg_bits to the last bit; false: at most")
+    group_size: int = setting(
+        128, "weights of a row that share a scale, at most", minimum=1, maximum=128
+    )
+    backend: Literal["gptq", "rtn"] = setting("gptq", "GPTQ, or rounding to nearest")
+    rest_bits: Literal[4, 8, 16] | None = setting(
+        None,
+        "all else that was trained (head, router, biases, ...): matrices at these bits, vectors in "
+        "half precision; 16: all in half precision; none: as trained (paper: 4)",
+    )
+    router_topk: int = setting(
+        2, "experts of a token that count as activated, where tokens choose", minimum=1
+    )
+    mu: Literal["median"] | float | None = setting(
+        None,
+        "online pruning drops experts below this multiple of a token's first: a number, median (of "
+        "second to first over the calibration tokens, as the paper), or none: no pruning",
+        minimum=0,
+    )
+    protect: float = setting(
+        0.02,
+        "share of tokens that are never pruned, special tokens besides; 0: none, not even these",
+        minimum=0,
+        maximum=1,
+    )
+    calibration_clips: int = setting(128, "clips of the training folds to calibrate on", minimum=1)
+
+    def check(self) -> None:
+        """Widths that codes can have, and that can be chosen."""
+        if not self.bits or not all(1 <= bits <= 8 for bits in self.bits):
+            raise ConfigError(f"'bits' must be widths from 1 to 8, not {self.bits}")
+        if not set(self.force_widths) <= set(self.bits):
+            raise ConfigError(
+                f"'force_widths' {self.force_widths} are not all among 'bits' {self.bits}: leave "
+                "out the others"
+            )
+
+    def apply(self, model: AudioClassifier, data: MixtureData) -> dict[str, Any]:
+        """See `MixtureTool.apply`: calibrate, solve, quantise, pack."""
+        found = dict(mixtures(model))
+        self._refuse(model, found)
+        clips = some_of(data.calibration, self.calibration_clips)
+        usages = {
+            site: calibration.Usage(mixture.experts, self.backend == "gptq")
+            for site, mixture in found.items()
+        }
+        visit(model, data, clips, lambda site, m, x: usages[site].add(m, self._view(m, x)))
+        with torch.no_grad():
+            quantised = {s: self._quantise(m.experts, usages[s]) for s, m in found.items()}
+        errors = self._errors(model, data, clips, quantised)
+        widths = self._programme(usages, errors)
+        plan = {"widths": widths}
+        self.restructure(model, plan)
+        for site, mixture in found.items():
+            for name, at_widths in quantised[site].items():
+                mixture.experts.packed[name].fill(at_widths)
+            if self.mu is not None:
+                mixture.router.mu.fill_(self._threshold(usages[site]))
+        return plan
+
+    def restructure(self, model: AudioClassifier, plan: dict[str, Any]) -> None:
+        """See `MixtureTool.restructure`."""
+        for site, mixture in mixtures(model):
+            experts = mixture.experts
+            for name, axis in WEIGHTS.items():
+                shape = getattr(experts, name).shape
+                packed = PackedTensor(shape, axis, plan["widths"][site], self.group_size)
+                replace(experts, name, packed.to(experts.up_bias.device))
+            if self.mu is not None:
+                self._insert_pruning(model, site, mixture)
+        if self.rest_bits is not None:
+            pack_rest(model, self.rest_bits, self.group_size)
+
+    def report(self, model: AudioClassifier, plan: dict[str, Any]) -> dict[str, Any]:
+        """Widths and bytes of the experts; of online pruning, what it did since the model was
+        loaded (`run_tool` measures on the test fold in between)."""
+        found = mixtures(model)
+        packed = [m.experts.packed[name] for _, m in found for name in WEIGHTS]
+        sizes = {
+            kind: sum(b.nbytes for p in packed for n, b in p.named_buffers() if n.startswith(kind))
+            for kind in ("codes", "scale", "zero")
+        }
+        weights = sum(math.prod(p.moved) for p in packed)
+        widths = [width for own in plan["widths"].values() for width in own]
+        report = {
+            "bits_per_expert": plan["widths"],
+            "average_bits": sum(widths) / len(widths),
+            "bits_per_weight_with_scales": 8 * sum(sizes.values()) / weights,
+            "expert_bytes_before": 4 * weights,
+            "expert_bytes_after": sum(sizes.values()),
+            "expert_bytes_of_scales": sizes["scale"] + sizes["zero"],
+        }
+        return report | (self._pruned(model) if self.mu is not None else {})
+
+    def _pruned(self, model: AudioClassifier) -> dict[str, Any]:
+        routers = {site: mixture.router for site, mixture in mixtures(model)}
+        counts = torch.stack([router.counts for router in routers.values()]).sum(dim=0)
+        tokens, safe, before, after = counts.double().clamp(min=1).tolist()
+        return {
+            "mu": {site: router.mu.item() for site, router in routers.items()},
+            "pruned_share": 1 - after / before,
+            "protected_share": safe / tokens,
+            "active_mean_before": before / tokens,
+            "active_mean": after / tokens,
+        }
+
+    def _refuse(self, model: AudioClassifier, found: dict[str, nn.Module]) -> None:
+        """Say why a mixture cannot be compressed."""
+        method = model.method.registered_name
+        kinds = [isinstance(m, SoftMixture) or tokens_choose(m) for m in found.values()]
+        if not found or not all(kinds):
+            raise ConfigError(
+                f"'{method}' is no mixture whose experts mc_moe can weigh: use a bundle of a "
+                "mixture with a router (dense_moa, topk_moa) or of soft_moa"
+            )
+        experts = [mixture.experts for mixture in found.values()]
+        if not all(isinstance(e, Experts) and isinstance(e.down, nn.Parameter) for e in experts):
+            raise ConfigError(
+                f"the experts of '{method}' are not adapters in full precision: compress a bundle "
+                "that no other tool has packed"
+            )
+        if self.backend == "gptq" and any(
+            type(e).projection is not Experts.projection for e in experts
+        ):
+            raise ConfigError(
+                "GPTQ needs what the weights multiply, and these experts fold a norm into them: "
+                "use `--backend rtn`"
+            )
+        if self.mu is None:
+            return
+        if any(isinstance(mixture, SoftMixture) for mixture in found.values()):
+            raise ConfigError(
+                "online pruning saves nothing in Soft-MoA: its experts read slots, which are "
+                "computed whatever weights the tokens give them; leave out `--mu`"
+            )
+        if not all(weighs_experts(mixture) for mixture in found.values()):
+            raise ConfigError(
+                f"online pruning drops the experts that weigh least for a token, and the gates of "
+                f"'{method}' are no softmax that tells their weights; leave out `--mu`"
+            )
+        if any(e.num_experts < 2 for e in experts):
+            raise ConfigError("a mixture of one expert has none to prune; leave out `--mu`")
+
+    def _view(self, mixture: nn.Module, x: Tensor) -> calibration.View:
+        return calibration.view(mixture, x, self.router_topk)
+
+    def _quantise(
+        self, experts: Experts, usage: calibration.Usage
+    ) -> dict[str, dict[int, Quantised]]:
+        """Each packed weight at each width, all experts at once."""
+        at_widths: dict[str, dict[int, Quantised]] = {}
+        for name, axis in WEIGHTS.items():
+            vectors = getattr(experts, name).detach().movedim(axis, -1)  # [E, V, d]
+            for bits in set(self.bits):
+                if self.backend == "gptq":
+                    inputs = "within" if name == "down" else "across"
+                    hessian = usage.hessians[name]
+                    chosen = gptq(vectors, hessian, bits, self.group_size, inputs)
+                else:
+                    chosen = nearest(vectors, bits, self.group_size)
+                at_widths.setdefault(name, {})[bits] = chosen
+        return at_widths
+
+    def _errors(
+        self,
+        model: AudioClassifier,
+        data: MixtureData,
+        clips: Any,
+        quantised: dict[str, dict[str, dict[int, Quantised]]],
+    ) -> dict[str, dict[int, Tensor]]:
+        """epsilon of each expert at each width: the norm of the change of its mixture's output."""
+        weights = {
+            site: {
+                bits: {n: of[n][bits].weights().movedim(-1, a) for n, a in WEIGHTS.items()}
+                for bits in sorted(set(self.bits))
+            }
+            for site, of in quantised.items()
+        }
+        squares: dict[str, dict[int, Tensor]] = {site: {} for site in weights}
+
+        def see(site: str, mixture: nn.Module, x: Tensor) -> None:
+            found = calibration.squared_errors(mixture, self._view(mixture, x), weights[site])
+            for bits, square in found.items():
+                squares[site][bits] = squares[site].get(bits, 0) + square
+
+        visit(model, data, clips, see)
+        return {s: {bits: q.sqrt() for bits, q in of.items()} for s, of in squares.items()}
+
+    def _programme(
+        self, usages: dict[str, calibration.Usage], errors: dict[str, dict[int, Tensor]]
+    ) -> dict[str, list[int]]:
+        """The widths of each mixture's experts (PMQ)."""
+        sizes = [len(usage.mass) for usage in usages.values()]
+        budgets = block_budgets(self.avg_bits, sizes)
+        widths = {}
+        for budget, (site, usage) in zip(budgets, usages.items(), strict=True):
+            weight = (usage.activations / usage.tokens) ** self.alpha
+            weight = weight * (usage.mass / usage.tokens) ** self.beta
+            of = errors[site]
+            costs = [(weight * of[bits] ** self.gamma).tolist() for bits in sorted(of)]
+            rows = list(zip(*costs, strict=True))
+            widths[site] = allocate(rows, sorted(of), budget, self.force_widths, self.equality)
+        return widths
+
+    def _threshold(self, usage: calibration.Usage) -> float:
+        return usage.ratios.median().item() if self.mu == "median" else float(self.mu)
+
+    def _insert_pruning(self, model: AudioClassifier, site: str, mixture: nn.Module) -> None:
+        backbone = model.backbone
+        attention = pruning.attention_of(backbone, int(site.split(".")[1]))
+        if 0 < self.protect < 1:
+            pruning.observe(backbone)
+        special = backbone.prefix_tokens
+        mixture.router = pruning.PruningRouter(mixture.router, self.protect, special, attention)
+
+
+def pack_rest(model: AudioClassifier, bits: int, group_size: int) -> None:
+    """Pack every trained parameter that there is: matrices at a width, vectors in half precision.
+
+    Args:
+        model: its trainable parameters are replaced by packed tensors with their values.
+        bits: of matrices; 16 keeps them in half precision too.
+        group_size: see `quantise.nearest`.
+    """
+    trained = [
+        (owner, name, parameter.detach())
+        for owner in list(model.modules())
+        for name, parameter in list(owner.named_parameters(recurse=False))
+        if parameter.requires_grad
+    ]
+    for owner, name, values in trained:
+        if bits == 16 or values.ndim < 2:
+            packed = HalfTensor(values.shape)
+            packed.values.copy_(values)
+        else:
+            axis = max(range(values.ndim), key=values.shape.__getitem__)
+            packed = PackedTensor(values.shape, axis, [bits], group_size)
+            vectors = values.movedim(axis, -1).reshape(1, -1, values.shape[axis])
+            packed.fill({bits: nearest(vectors, bits, group_size)})
+        replace(owner, name, packed.to(values.device))

@@ -1,0 +1,97 @@
+"""muMoE: experts as slices of a factorised tensor (Oldfield et al., arXiv:2402.12550)."""
+
+from typing import Literal
+
+from torch import Tensor
+
+from toolkit.backbones.base import Backbone
+from toolkit.errors import ConfigError
+from toolkit.peft.base import PeftMethod, Placement, Recorder, insertion, setting
+from toolkit.registry import PEFT
+from toolkit.routing import multilinear
+from toolkit.routing.multilinear import MultilinearBlock
+
+
+@PEFT.register("mumoe", paper="arXiv:2402.12550")
+class MuMoE(PeftMethod):
+    """Multilinear mixture: all experts for every token, as one factorised tensor."""
+
+    placement: Placement = setting("ffn", "which sublayers it stands beside: mhsa, ffn or both")
+    num_experts: int = setting(64, "experts of the first mode, N1", minimum=1)
+    hierarchy: int = setting(
+        1, "experts of a second mode, N2: N1 N2 in all; 1: there is none", minimum=1
+    )
+    factorisation: Literal["cp", "tr"] = setting(
+        "cp", "sum of outer products (cp) or tensor ring with ranks 4, 4 and `rank` (tr)"
+    )
+    rank: int = setting(16, "rank R of both layers", minimum=1)
+    match_params: int | None = setting(
+        None, "instead of `rank`: the smallest that gives a block this many parameters", minimum=1
+    )
+    bottleneck: int = setting(16, "width b between the two layers", minimum=1)
+    act: Literal["entmax15", "softmax"] = setting("entmax15", "gates with exact zeros, or without")
+    norm: Literal["batch", "layer", "none"] = setting(
+        "batch", "in front of the gates: over clips and tokens, over experts, or none"
+    )
+    norms: bool = setting(True, "train the layer norms in front of those sublayers")
+
+    @property
+    def modes(self) -> tuple[int, ...]:
+        """Experts of each mode."""
+        return (self.num_experts,) if self.hierarchy == 1 else (self.num_experts, self.hierarchy)
+
+    def insert(self, backbone: Backbone) -> None:
+        """One block parallel to each sublayer."""
+        dim, rank = backbone.width, self.rank_at(backbone.width)
+        for site in self.sites(backbone, self.placement):
+            block = MultilinearBlock(
+                self.factorisation, self.modes, dim, self.bottleneck, rank, self.act, self.norm
+            )
+            insertion.parallel(site, "mumoe", MultilinearMixture(block))
+        if self.norms:
+            self.train_norms(backbone, self.placement)
+
+    def rank_at(self, dim: int) -> int:
+        """The rank in a backbone of width `dim`.
+
+        Raises:
+            ConfigError: `match_params` is not enough for rank 1.
+        """
+        if self.match_params is None:
+            return self.rank
+
+        def count(rank: int) -> int:
+            return MultilinearBlock.count(
+                self.factorisation, self.modes, dim, self.bottleneck, rank
+            )
+
+        rank = multilinear.matched_rank(self.match_params, count)
+        if rank < 1:
+            raise ConfigError(
+                f"'match_params' {self.match_params} is less than a block of rank 1 has "
+                f"({count(1)}); raise it, or lower 'num_experts'"
+            )
+        return rank
+
+
+class MultilinearMixture(Recorder):
+    """A block of two multilinear layers and its gates.
+
+    Args:
+        block: the layers.
+    """
+
+    def __init__(self, block: MultilinearBlock) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, d] -> [B, T, d]."""
+        gates = self.block.route(x)
+        if self.recording:
+            self.records.append(multilinear.metrics(gates))
+        return self.block(x, gates)
+
+    def token_weights(self, x: Tensor) -> dict[str, Tensor]:
+        """See `Recorder.token_weights`; of two modes, the experts (n1, n2) in that order."""
+        return {"gate": multilinear.joint(self.block.route(x))[..., None]}

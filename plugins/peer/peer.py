@@ -1,0 +1,154 @@
+"""PEER: retrieval from a pool of single neurons (He, Mixture of A Million Experts, 2407.04153)."""
+
+import math
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from toolkit.backbones.base import Backbone
+from toolkit.errors import ConfigError
+from toolkit.peft.base import PeftMethod, Placement, Recorder, insertion, setting
+from toolkit.registry import PEFT
+from toolkit.routing.pool import NeuronPool
+from toolkit.routing.product_key import ProductKeys
+
+GATES = {"softmax": partial(torch.softmax, dim=-1), "sigmoid": torch.sigmoid}
+
+
+@PEFT.register("peer", paper="arXiv:2407.04153")
+class Peer(PeftMethod):
+    """PEER: every token retrieves a few of very many tiny experts by product keys."""
+
+    placement: Placement = setting("ffn", "which sublayers it stands beside: mhsa, ffn or both")
+    n_keys: int = setting(32, "sub-keys a half; the pool holds n_keys^2 experts", minimum=1)
+    heads: int = setting(4, "retrievals a token", minimum=1)
+    topk: int = setting(8, "experts a retrieval", minimum=1)
+    d_key: int = setting(16, "width of queries and keys, both halves together", minimum=2)
+    query_bn: bool = setting(True, "batch norm on the queries: evens out which experts are used")
+    score: Literal["softmax", "sigmoid"] = setting(
+        "softmax", "gates of the retrieved: softmax over them, or each its own sigmoid"
+    )
+    expert_rank: int = setting(1, "neurons an expert", minimum=1)
+    share_pool: bool = setting(True, "one pool for all blocks; queries and keys are each block's")
+    pool_lr_mult: float = setting(1.0, "learning rate of the pool over that of the rest", minimum=0)
+    norms: bool = setting(True, "train the layer norms in front of those sublayers")
+
+    def check(self) -> None:
+        """Queries have two halves, and no more can be retrieved than there is."""
+        if self.d_key % 2:
+            raise ConfigError(f"'d_key' is cut into halves: give an even number, not {self.d_key}")
+        if self.topk > self.n_keys**2:
+            raise ConfigError(
+                f"'topk' {self.topk} is more than the {self.n_keys**2} experts of the pool; "
+                "lower it, or raise 'n_keys'"
+            )
+
+    def insert(self, backbone: Backbone) -> None:
+        """One retrieval a site; a shared pool is owned by the first."""
+        pool = None
+        for site in self.sites(backbone, self.placement):
+            owner = pool is None or not self.share_pool
+            if owner:
+                pool = NeuronPool(self.n_keys**2, backbone.width, self.expert_rank)
+            insertion.parallel(site, "peer", RetrievedExperts(self, backbone.dim, pool, owner))
+        if self.norms:
+            self.train_norms(backbone, self.placement)
+
+    def parameter_groups(
+        self, parameters: dict[str, nn.Parameter], lr: float
+    ) -> list[dict[str, Any]]:
+        """See `PeftMethod.parameter_groups`; the pool has a group of its own."""
+        pooled = {name for name in parameters if ".peer.pool." in name}
+        rest = [p for name, p in parameters.items() if name not in pooled]
+        return [
+            {"params": rest, "lr": lr},
+            {"params": [parameters[name] for name in sorted(pooled)], "lr": self.pool_lr_mult * lr},
+        ]
+
+    def statistics(self, backbone: Backbone) -> dict[str, float | list[float]]:
+        """How evenly the pool is used; with z each expert's share of all gates recorded:
+
+        usage: share of the experts with z > 0.
+        unevenness: log N + sum z log z, the divergence of z from the uniform: 0 is even.
+        gate_entropy: of a retrieval's gates, divided by its maximum (0 with `topk` 1).
+        active_mean: different experts that a token retrieves in a block.
+        """
+        modules = [m for m in insertion.inserted(backbone) if isinstance(m, RetrievedExperts)]
+        records = [(module.shared[0], module.records[0]) for module in modules if module.records]
+        if not records:
+            return {}
+        pools: dict[nn.Module, Tensor] = {}
+        for pool, record in records:
+            pools[pool] = pools.get(pool, 0) + record["gates"]
+        shares = torch.stack([gates / gates.sum() for gates in pools.values()])  # [pools, N]
+        uneven = math.log(shares.shape[1]) - torch.special.entr(shares).sum(dim=1)
+        means = {
+            key: torch.stack([record[key] / record["tokens"] for _, record in records]).mean()
+            for key in ("gate_entropy", "active_mean")
+        }
+        return {
+            "usage": (shares > 0).float().mean().item(),
+            "unevenness": uneven.mean().item(),
+            **{key: value.item() for key, value in means.items()},
+        }
+
+
+class RetrievedExperts(Recorder):
+    """`sum over heads and retrieved i of gate_i e_i(x)` (2407.04153, equation 4).
+
+    Args:
+        settings: see `Peer`.
+        dim: token width d.
+        pool: the experts.
+        owner: keep the pool as a child, so that it is trained, saved and follows the model to its
+            device; others refer to it.
+    """
+
+    def __init__(self, settings: Peer, dim: int, pool: NeuronPool, owner: bool) -> None:
+        super().__init__()
+        width = settings.heads * settings.d_key
+        self.heads, self.topk, self.score = settings.heads, settings.topk, settings.score
+        self.query = nn.Linear(dim, width, bias=False)
+        self.norm = nn.BatchNorm1d(width) if settings.query_bn else nn.Identity()
+        self.keys = ProductKeys(settings.n_keys, settings.d_key)
+        if owner:
+            self.pool = pool
+        self.shared = (pool,)  # in a tuple: a reference, not a child
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, d] -> [B, T, d]."""
+        tokens = rearrange(x, "b t d -> (b t) d")
+        gates, experts = self.retrieve(tokens)
+        if self.recording:
+            self._count(gates.detach(), experts)
+        return self.shared[0](tokens, gates.flatten(1), experts.flatten(1)).view_as(x)
+
+    def retrieve(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens [M, d] -> gates and numbers of the experts of each head, both [M, h, k]."""
+        query = rearrange(self.norm(self.query(tokens)), "m (h c) -> m h c", h=self.heads)
+        found = self.keys(query, self.topk)
+        return GATES[self.score](found.scores), found.indices
+
+    def token_weights(self, x: Tensor) -> dict[str, Tensor]:
+        """See `Recorder.token_weights`; an expert's gates of all heads are added up."""
+        gates, experts = (found.flatten(1) for found in self.retrieve(x.flatten(0, 1)))
+        dense = gates.new_zeros(len(gates), self.shared[0].num_experts)
+        return {"gate": dense.scatter_add(1, experts, gates).view(*x.shape[:2], -1, 1)}
+
+    def _count(self, gates: Tensor, indices: Tensor) -> None:
+        """Add up in one record: gates of each expert [N]; of tokens, what `statistics` averages."""
+        if not self.records:
+            sums = {"gates": gates.new_zeros(self.shared[0].num_experts)}
+            names = ("gate_entropy", "active_mean", "tokens")
+            self.records.append(sums | {name: gates.new_zeros(()) for name in names})
+        record = self.records[0]
+        record["gates"].index_add_(0, indices.flatten(), gates.flatten())
+        shares = gates / gates.sum(dim=-1, keepdim=True)
+        entropy = torch.special.entr(shares).sum(dim=-1) / math.log(max(self.topk, 2))  # [M, h]
+        repeated = (indices.flatten(1).sort(dim=1).values.diff(dim=1) == 0).sum(dim=1)
+        record["gate_entropy"] += entropy.mean(dim=1).sum()
+        record["active_mean"] += (self.heads * self.topk - repeated).sum()
+        record["tokens"] += len(gates)

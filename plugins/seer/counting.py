@@ -1,0 +1,84 @@
+"""Heavy hitters: how much each expert of a mixture is used, and which of them are used most."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.peft.soft_moa import SoftMixture
+from toolkit.routing.topk import TopKRouter
+
+
+def preferences(mixture: nn.Module, x: Tensor) -> Tensor:
+    """How a token's weight is shared out over the experts before any are cut off.
+
+    Args:
+        mixture: dense, top-k, or soft (there: the combine weights of an expert's slots, summed).
+        x: tokens [B, T, d].
+
+    Returns:
+        [B, T, E], sums to 1 over experts.
+    """
+    if isinstance(mixture, SoftMixture):
+        return mixture.route(x)[0].combine.sum(dim=-1)
+    if isinstance(mixture.router, TopKRouter):
+        return mixture.router.route(x).probabilities
+    return mixture.router(x)
+
+
+class Count:
+    """Counts of one mixture.
+
+    Args:
+        kind: `hard`, tokens that have the expert among their k; `soft`, the sum of its shares.
+        topk: k, where the mixture has none.
+
+    Attributes:
+        scores: [E], float64; sums to k times the tokens (hard) or to the tokens (soft).
+    """
+
+    def __init__(self, kind: Literal["hard", "soft"], topk: int) -> None:
+        self.kind, self.topk = kind, topk
+        self.scores = torch.zeros((), dtype=torch.float64)
+
+    def add(self, mixture: nn.Module, x: Tensor) -> None:
+        """Count tokens [B, T, d] in."""
+        shares = preferences(mixture, x).flatten(0, 1)
+        if self.kind == "soft":
+            self.scores = self.scores + shares.sum(dim=0, dtype=torch.float64)
+            return
+        k = getattr(getattr(mixture, "router", None), "k", self.topk)
+        top = shares.topk(min(k, shares.shape[-1]), dim=-1).indices
+        hits = torch.bincount(top.flatten(), minlength=shares.shape[-1])
+        self.scores = self.scores + hits.double()
+
+
+def chosen_most(
+    scores: dict[str, Tensor], scope: Literal["layer", "global"], keep_ratio: float, least: int
+) -> dict[str, list[int]]:
+    """The experts that stay: those with the largest scores.
+
+    Equal scores are told apart by the order of mixtures and experts.
+
+    Args:
+        scores: of each mixture's experts, [E].
+        scope: within each mixture, or over all of them.
+        keep_ratio: share that stays, of each mixture or of all together, rounded.
+        least: experts that every mixture keeps (all, if it has no more).
+
+    Returns:
+        rising numbers of the experts of each mixture.
+    """
+    ranked = {
+        site: s.sort(descending=True, stable=True).indices.tolist() for site, s in scores.items()
+    }
+    if scope == "layer":
+        sizes = {s: max(round(keep_ratio * len(r)), min(least, len(r))) for s, r in ranked.items()}
+        return {site: sorted(r[: sizes[site]]) for site, r in ranked.items()}
+    kept = {site: r[:least] for site, r in ranked.items()}
+    rest = [(site, e) for site, r in ranked.items() for e in r[least:]]
+    rest.sort(key=lambda pair: -float(scores[pair[0]][pair[1]]))
+    total = round(keep_ratio * sum(map(len, ranked.values())))
+    for site, expert in rest[: max(total - sum(map(len, kept.values())), 0)]:
+        kept[site].append(expert)
+    return {site: sorted(numbers) for site, numbers in kept.items()}

@@ -1,0 +1,177 @@
+"""SEER-MoE: prune the experts that tokens hardly use, then fine-tune the router's decisions.
+
+Muzio et al., SEER-MoE: Sparse Expert Efficiency through Regularization for Mixture-of-Experts
+(arXiv:2404.05089), on a trained mixture of adapters.
+"""
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from toolkit.errors import ConfigError
+from toolkit.model import AudioClassifier
+from toolkit.peft.base import setting
+from toolkit.registry import TOOLS
+from toolkit.routing import dense
+from toolkit.routing.topk import TopKRouter
+from toolkit.tools.base import MixtureData, MixtureTool, mixtures
+from toolkit.tools.observe import some_of, visit, watched
+
+from .counting import Count, chosen_most, preferences
+from .surgery import keep_experts, refuse_unless_prunable
+
+
+@TOOLS.register("seer", paper="arXiv:2404.05089", verb="prune")
+class Seer(MixtureTool):
+    """SEER-MoE: heavy-hitter pruning of experts, entropy-regularised fine-tuning."""
+
+    count: Literal["hard", "soft"] = setting(
+        "soft", "an expert counts its tokens (hard), or its share of every token's softmax (soft)"
+    )
+    scope: Literal["layer", "global"] = setting(
+        "global", "the least used experts of each mixture go, or of all mixtures together"
+    )
+    keep_ratio: float = setting(0.75, "share of the experts that stays", minimum=0, maximum=1)
+    min_per_layer: int = setting(1, "experts that a mixture keeps in any case", minimum=1)
+    topk: int = setting(
+        2, "experts of a token that a hard count counts, where the mixture has no k", minimum=1
+    )
+    calibration_clips: int = setting(128, "clips of the training folds to count on", minimum=1)
+    epochs: int = setting(2, "of fine-tuning on the training folds; 0: none", minimum=0)
+    lr: float = setting(0.0005, "learning rate of the fine-tuning, constant", minimum=0)
+    batch_size: int = setting(16, "clips a step", minimum=1)
+    lambda_ent: float = setting(
+        0.01, "weight of the routing's entropy in the fine-tuning, summed over mixtures", minimum=0
+    )
+    k_schedule: list[list[int]] = setting(
+        [], "of a mixture with k: [[0, 2], [100, 1]] has k = 2, and from step 100 on k = 1"
+    )
+    seed: int = setting(0, "of the fine-tuning's order of clips and of its noise", minimum=0)
+
+    def check(self) -> None:
+        """A schedule is pairs in rising order."""
+        pairs = self.k_schedule
+        steps = [pair[0] for pair in pairs]
+        if any(len(p) != 2 or p[0] < 0 or p[1] < 1 for p in pairs) or steps != sorted(set(steps)):
+            raise ConfigError(
+                "'k_schedule' must be pairs [step, k] in the order of the steps, such as "
+                f"[[0, 2], [100, 1]], not {pairs}"
+            )
+
+    def apply(self, model: AudioClassifier, data: MixtureData) -> dict[str, Any]:
+        """See `MixtureTool.apply`: count, prune, fine-tune."""
+        found = dict(mixtures(model))
+        refuse_unless_prunable(model, found)
+        self._refuse_schedule(model, found)
+        before = sum(p.numel() for p in model.trainable().values())
+        counts = {site: Count(self.count, self.topk) for site in found}
+        clips = some_of(data.calibration, self.calibration_clips)
+        visit(model, data, clips, lambda site, mixture, x: counts[site].add(mixture, x))
+        scores = {site: count.scores for site, count in counts.items()}
+        kept = chosen_most(scores, self.scope, self.keep_ratio, self.min_per_layer)
+        steps = self.epochs * math.ceil(len(data.calibration) / self.batch_size)
+        self._cut(model, kept)
+        pruned = data.accuracy(model, data.test)
+        entropies = self._finetune(model, data)
+        k = self.k_at(max(steps - 1, 0))
+        self._set_k(model, k)
+        outcome = {
+            "scores": {site: score.tolist() for site, score in scores.items()},
+            "experts_before": sum(len(score) for score in scores.values()),
+            "parameters_before": before,
+            "accuracy_pruned": pruned,
+            "entropy_by_epoch": entropies,
+        }
+        return {"kept": kept, "k": k, "found": outcome}
+
+    def restructure(self, model: AudioClassifier, plan: dict[str, Any]) -> None:
+        """See `MixtureTool.restructure`."""
+        self._cut(model, plan["kept"])
+        self._set_k(model, plan["k"])
+
+    def report(self, model: AudioClassifier, plan: dict[str, Any]) -> dict[str, Any]:
+        """Experts, parameters and k before and after; the accuracy between the two stages."""
+        kept = plan["kept"]
+        return {
+            "kept": {site: len(numbers) for site, numbers in kept.items()},
+            "experts_after": sum(map(len, kept.values())),
+            "parameters_after": sum(p.numel() for p in model.trainable().values()),
+            "k": plan["k"],
+            **plan["found"],
+        }
+
+    def _refuse_schedule(self, model: AudioClassifier, found: dict[str, nn.Module]) -> None:
+        """A schedule of k needs mixtures that have one."""
+        routers = [getattr(mixture, "router", None) for mixture in found.values()]
+        if self.k_schedule and not all(isinstance(router, TopKRouter) for router in routers):
+            raise ConfigError(
+                f"a token of '{model.method.registered_name}' uses all experts, there is no k to "
+                "lower: leave out `--k-schedule`, or use a bundle of topk_moa"
+            )
+
+    def _cut(self, model: AudioClassifier, kept: dict[str, list[int]]) -> None:
+        for site, mixture in mixtures(model):
+            keep_experts(model, mixture, kept[site])
+
+    def k_at(self, step: int) -> int | None:
+        """k in a step; None leaves it as trained."""
+        past = [k for begin, k in self.k_schedule if begin <= step]
+        return past[-1] if past else None
+
+    def _set_k(self, model: AudioClassifier, k: int | None) -> None:
+        if k is not None:
+            for _, mixture in mixtures(model):
+                mixture.router.k = k
+
+    def _finetune(self, model: AudioClassifier, data: MixtureData) -> list[float]:
+        """Train what the method trains, the entropy beside its own losses.
+
+        Returns:
+            mean entropy (nats, mean over mixtures) of each epoch.
+        """
+        optimizer = torch.optim.AdamW(
+            model.method.parameter_groups(model.trainable(), self.lr), weight_decay=0.0
+        )
+        step, history = 0, []
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            for epoch in range(self.epochs):
+                model.train()
+                clips = data.calibration.sample(frac=1, random_state=self.seed + epoch)
+                entropies = []
+                for batch in data.batches(clips, self.batch_size):
+                    self._set_k(model, self.k_at(step))
+                    features = model.backbone.features.normalise(batch.features)
+                    entropies.append(self._step(model, optimizer, features, batch.labels))
+                    step += 1
+                history.append(sum(entropies) / len(entropies))
+        model.eval()
+        return history
+
+    def _step(
+        self,
+        model: AudioClassifier,
+        optimizer: torch.optim.Optimizer,
+        features: Tensor,
+        labels: Tensor,
+    ) -> float:
+        """One step on L + lambda sum of the mixtures' mean entropies H; returns mean H."""
+        entropies: list[Tensor] = []
+
+        def see(site: str, mixture: nn.Module, x: Tensor) -> None:
+            entropies.append(dense.entropy(preferences(mixture, x)).mean())
+
+        def task_loss(logits: Tensor) -> Tensor:
+            return functional.cross_entropy(logits, labels)
+
+        with watched(model, see):
+            losses = model.method.training_losses(model.backbone, model, features, task_loss)
+        entropy = torch.stack(entropies)
+        total = torch.stack([*losses.values(), self.lambda_ent * entropy.sum()]).sum()
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        return entropy.mean().item()

@@ -1,0 +1,208 @@
+"""THOR: experts drawn at random, trained to agree; there is no router.
+
+Zuo et al., Taming Sparsely Activated Transformer with Stochastic Experts (arXiv:2110.04260), with
+adapters as experts.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from toolkit.backbones.base import Backbone, Placement
+from toolkit.peft.adapter import SingleAdapter
+from toolkit.peft.base import Recorder, insertion, setting
+from toolkit.peft.blocks import BlockMethod
+from toolkit.registry import PEFT
+from toolkit.routing import dense, stochastic
+from toolkit.routing.experts import Experts, by_expert
+
+Draw = Literal["batch", "sample", "token"]
+Infer = Literal["token", "sample", "mean", "merge"]
+PASSES = 2
+
+
+@PEFT.register("thor", paper="arXiv:2110.04260")
+class THOR(BlockMethod):
+    """Stochastic experts: two passes through randomly drawn adapters are trained to agree."""
+
+    placement: Placement = setting("mhsa", "which sublayers get experts: mhsa, ffn or both")
+    reduction: int = setting(128, "inner width is the token width divided by this", minimum=1)
+    num_experts: int = setting(2, "adapters a site, E", minimum=1)
+    every: int = setting(
+        1, "experts at every n-th of the sites, one adapter at the others (paper: 2)", minimum=1
+    )
+    alpha: float = setting(1.0, "weight of the consistency of the two passes", minimum=0)
+    multi_label: bool = setting(False, "classes are independent: consistency of sigmoids")
+    draw: Draw = setting("batch", "what has a draw of its own in training: batch, sample or token")
+    infer: Infer = setting(
+        "token",
+        "in evaluation: a fixed random expert a token or a sample (clip), the mean of all experts, "
+        "or one expert of averaged weights (merge)",
+    )
+    seed: int = setting(0, "of the draws in evaluation", minimum=0, maximum=2**31)
+
+    def insert(self, backbone: Backbone) -> None:
+        """Experts or an adapter parallel to each sublayer, and the ledger before the embedding."""
+        ledger = Ledger()
+        insertion.before(backbone.tokens, "thor", ledger)
+        for number, site in enumerate(self.sites(backbone, self.placement)):
+            insertion.parallel(site, "thor", self._module(backbone, number, ledger))
+        if self.norms:
+            self.train_norms(backbone, self.placement)
+
+    def _module(self, backbone: Backbone, number: int, ledger: "Ledger") -> nn.Module:
+        single = self.experts(backbone, 1)
+        if number % self.every:
+            return SingleAdapter(single, scale=1.0, learn_scale=False, residual=False)
+        experts = self.experts(backbone, self.num_experts)
+        table = stochastic.fixed_draws(self.num_experts, (self.seed << 16) + number)
+        return StochasticMixture(experts, single, ledger, table, self.draw, self.infer)
+
+    def training_losses(
+        self,
+        backbone: Backbone,
+        forward: Callable[[Tensor], Tensor],
+        features: Tensor,
+        task_loss: Callable[[Tensor], Tensor],
+    ) -> dict[str, Tensor]:
+        """The task's losses of two passes, and how far their predictions differ.
+
+        Both passes are one larger batch, in which each half draws experts of its own.
+        """
+        if self.num_experts == 1 and not self.dropout:
+            first = second = forward(features)  # nothing is random: the passes would be the same
+        else:
+            first, second = forward(torch.cat([features] * PASSES)).chunk(PASSES)
+        difference = (
+            stochastic.symmetric_bernoulli_kl if self.multi_label else stochastic.symmetric_kl
+        )
+        consistency = difference(first, second)
+        _ledger(backbone).note(consistency, self._variance(first, second))
+        task = task_loss(first) + task_loss(second)
+        return {"task": task, "consistency": self.alpha * consistency}
+
+    @torch.no_grad()
+    def _variance(self, first: Tensor, second: Tensor) -> Tensor:
+        """Variance of the predicted probabilities over the two passes, mean."""
+        both = torch.stack([first, second]).float()
+        predictions = both.sigmoid() if self.multi_label else both.softmax(dim=-1)
+        return predictions.var(dim=0).mean()
+
+    def statistics(self, backbone: Backbone) -> dict[str, float | list[float]]:
+        """Recorded: the load in evaluation. From training: how often each expert was drawn so far,
+        over all sites; consistency and variance of predictions, averaged over recent steps."""
+        ledger = _ledger(backbone)
+        mixtures = [m for m in insertion.inserted(backbone) if isinstance(m, StochasticMixture)]
+        return {
+            **super().statistics(backbone),
+            "draws": torch.stack([m.draws for m in mixtures]).sum(dim=0).tolist(),
+            "consistency": ledger.consistency.item(),
+            "prediction_variance": ledger.variance.item(),
+        }
+
+
+def _ledger(backbone: Backbone) -> "Ledger":
+    return next(m for m in insertion.inserted(backbone) if isinstance(m, Ledger))
+
+
+class Ledger(nn.Module):
+    """What all sites share: whose features are in a batch, and how far two passes disagreed.
+
+    Attributes:
+        keys: [B], an integer of each clip of the batch being evaluated.
+        consistency, variance: averages over recent training steps.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("consistency", torch.zeros(()))
+        self.register_buffer("variance", torch.zeros(()))
+        self.keys: Tensor | None = None
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The features [B, T, F] themselves."""
+        self.keys = None if self.training else stochastic.clip_keys(features)
+        return features
+
+    def note(self, consistency: Tensor, variance: Tensor) -> None:
+        """Remember a training step."""
+        self.consistency.lerp_(consistency.detach(), 0.1)
+        self.variance.lerp_(variance.detach(), 0.1)
+
+
+class StochasticMixture(Recorder):
+    """One expert a token, drawn at random while training and read from a table in evaluation.
+
+    Args:
+        experts: E experts of width d.
+        single: one expert of the same kind, whose weights are of no account.
+        ledger: knows the clips.
+        table: fixed draws, see `stochastic.fixed_draws`.
+        draw, infer: see `THOR`.
+
+    Attributes:
+        draws: [E], how often each expert was drawn in training (by the first process).
+    """
+
+    def __init__(
+        self,
+        experts: Experts,
+        single: Experts,
+        ledger: Ledger,
+        table: Tensor,
+        draw: Draw,
+        infer: Infer,
+    ) -> None:
+        super().__init__()
+        self.experts, self.draw, self.infer = experts, draw, infer
+        self.single, self.ledger = (single.eval(),), (ledger,)  # in tuples: not children
+        self.register_buffer("table", table, persistent=False)
+        self.register_buffer("draws", torch.zeros(experts.num_experts, dtype=torch.long))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, d] -> [B, T, d]."""
+        if self.training:
+            return self._through_drawn(x)
+        gates = self.gates(x)
+        if self.recording:
+            self.records.append(dense.metrics(gates))
+        return self.merged(x) if self.infer == "merge" else self.experts.mix(x, gates)
+
+    def _through_drawn(self, x: Tensor) -> Tensor:
+        number, (clips, tokens) = self.experts.num_experts, x.shape[:2]
+        passes = 1 if clips % PASSES else PASSES
+        shape = {"batch": (passes,), "sample": (clips, 1), "token": (clips, tokens)}[self.draw]
+        draws = stochastic.uniform_draws(shape, number, x.device)
+        self.draws += functional.one_hot(draws.flatten(), number).sum(dim=0)
+        if self.draw == "batch":
+            return self.experts.shared_out(x, draws)
+        return self.experts.mix(x, stochastic.one_hot(draws, number, x))
+
+    def token_weights(self, x: Tensor) -> dict[str, Tensor]:
+        """See `Recorder.token_weights`."""
+        return {"gate": self.gates(x)[..., None]}
+
+    def gates(self, x: Tensor) -> Tensor:
+        """Gates [B, T, E] of tokens [B, T, d] in evaluation; those of `merge` are of the mean."""
+        number, (clips, tokens) = self.experts.num_experts, x.shape[:2]
+        if self.infer == "token":
+            places = torch.arange(tokens, device=x.device)
+            draws = stochastic.look_up(self.table, rearrange(places, "t -> 1 t"))
+        elif self.infer == "sample":
+            draws = stochastic.look_up(self.table, rearrange(self.ledger[0].keys, "b -> b 1"))
+        else:
+            return x.new_full((clips, tokens, number), 1 / number)
+        return stochastic.one_hot(draws, number, x)
+
+    def merged(self, x: Tensor) -> Tensor:
+        """[B, T, d] through one expert whose weights are the means of all experts'."""
+        number = self.experts.num_experts
+        tensors = self.experts.state_dict(keep_vars=True)
+        mean = {n: by_expert(t, number).mean(dim=0) if t.ndim else t for n, t in tensors.items()}
+        slots = rearrange(x, "b t d -> b 1 t d")
+        return rearrange(functional_call(self.single[0], mean, (slots,)), "b 1 t d -> b t d")

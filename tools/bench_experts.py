@@ -1,0 +1,117 @@
+#!/usr/bin/env python
+"""Measure how a training step of each mixture grows with its experts: 4, 16 and 64 of them.
+
+    python tools/bench_experts.py [METHOD ...] [--rounds 5] [--batch 8]
+
+The backbone is the embedded small AST (width 192, six blocks), with a mixture at every attention
+and experts of inner width 8. A step is the method's own (THOR's has two passes), with its losses,
+backward pass and optimiser. Rounds are interleaved: every method with every number of experts, then
+all again; a cell of a round is the fastest of some steps. The table has medians over rounds, and
+medians of the ratios to four experts in the same round.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from toolkit import backbones, plugins
+from toolkit.errors import did_you_mean
+from toolkit.model import AudioClassifier
+from toolkit.registry import PEFT
+
+EXPERTS = (4, 16, 64)
+FRAMES, CLASSES, DEPTH, WIDTH, REDUCTION = 248, 10, 6, 8, 24
+SIZED = {"placement": "mhsa", "reduction": REDUCTION}
+MIXTURES: dict[str, Callable[[int], dict[str, Any]]] = {
+    "dense_moa": lambda n: {"name": "dense_moa", "num_experts": n, **SIZED},
+    "soft_moa": lambda n: {"name": "soft_moa", "num_experts": n, **SIZED},
+    "softmoe_norm": lambda n: {
+        "name": "soft_moa", "num_experts": n, "normalize": True, "slots": 4, **SIZED,
+    },
+    "topk_moa": lambda n: {"name": "topk_moa", "num_experts": n, "k": 2, **SIZED},
+    "dynmoe": lambda n: {"name": "dynmoe", "n_init": n, "n_max": n, "adapt_every": 0, **SIZED},
+    "thor": lambda n: {"name": "thor", "num_experts": n, **SIZED},
+    "mumoe": lambda n: {
+        "name": "mumoe", "num_experts": n, "placement": "mhsa", "bottleneck": WIDTH,
+    },
+    "peer": lambda n: {
+        "name": "peer", "n_keys": round(n**0.5), "heads": 4, "topk": 4, "placement": "mhsa",
+    },
+    "automoe": lambda n: {
+        "name": "automoe",
+        "genome": [{"site": "mhsa", "ranks": [WIDTH] * n, "topk": 2}] * DEPTH,
+    },
+}  # fmt: skip
+"""A method's settings with as many experts; those of `softmoe_norm` are its recipe's."""
+
+
+def measure(config: dict[str, Any], batch: int, steps: int) -> float:
+    """Seconds of a training step: one to warm up, then the fastest of `steps`."""
+    torch.manual_seed(0)
+    backbone = backbones.create({"name": "ast_tiny"}).load(FRAMES)
+    model = AudioClassifier(backbone, PEFT.create(config, "peft"), CLASSES, "all").train()
+    method = model.method
+    optimizer = torch.optim.AdamW(method.parameter_groups(model.trainable(), lr=1e-3))
+    features = torch.randn(batch, FRAMES, backbone.features.mel_bins)
+    labels = torch.arange(batch) % CLASSES
+
+    def task_loss(logits: Tensor) -> Tensor:
+        return functional.cross_entropy(logits, labels)
+
+    seconds = []
+    for step in range(steps + 1):
+        start = time.perf_counter()
+        losses = method.training_losses(backbone, model, features, task_loss)
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+        method.on_step(backbone, optimizer, step + 1, steps + 1)
+        optimizer.zero_grad()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
+
+
+def main() -> None:
+    """Measure in interleaved rounds and print a table."""
+    plugins.load()
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("methods", nargs="*", help=f"of {', '.join(MIXTURES)}; all if left out")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=3)
+    options = parser.parse_args()
+    for name in options.methods:
+        if name not in MIXTURES:
+            parser.error(f"'{name}' is none of the mixtures{did_you_mean(name, MIXTURES)}")
+    names = options.methods or list(MIXTURES)
+    found: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for number in range(options.rounds):
+        for name in names:
+            print(f"round {number + 1}/{options.rounds}: {name}", file=sys.stderr)
+            for experts in EXPERTS:
+                seconds = measure(MIXTURES[name](experts), options.batch, options.steps)
+                found[name, experts].append(seconds)
+    few, *more = EXPERTS
+    print(f"| ms a step of {options.batch} clips |" + "".join(f" {n} experts |" for n in EXPERTS)
+          + "".join(f" {n} to {few} |" for n in more))  # fmt: skip
+    print("|---|" + "---|" * (len(EXPERTS) + len(more)))
+    for name in names:
+        medians = [f"{1000 * statistics.median(found[name, n]):.0f}" for n in EXPERTS]
+        ratios = [f"{_median_ratio(found[name, n], found[name, few]):.2f}" for n in more]
+        print(f"| {' | '.join([name, *medians, *ratios])} |")
+
+
+def _median_ratio(above: list[float], below: list[float]) -> float:
+    """Median over rounds of the ratio of two cells."""
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+
+
+if __name__ == "__main__":
+    main()
