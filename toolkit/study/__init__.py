@@ -1,0 +1,1 @@
+"""Studies: many runs of the recipes, planned, executed, measured, compared and reported."""
