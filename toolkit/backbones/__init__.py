@@ -28,8 +28,10 @@ def create(config: Mapping[str, Any]) -> Any:
 def _family(source: str) -> str:
     """The registered family that reads a checkpoint, by the model type in its config.json."""
     model_type = _model_type(source)
-    types = {name: BACKBONES.peek(name).metadata.get("model_type") for name in BACKBONES.names()}
-    families = {kind: name for name, kind in types.items() if kind is not None}
+    families = {}
+    for name in BACKBONES.names():
+        kinds = BACKBONES.peek(name).metadata.get("model_type", ())
+        families |= dict.fromkeys([kinds] if isinstance(kinds, str) else kinds, name)
     if model_type not in families:
         known = ", ".join(sorted(families))
         raise BackboneError(

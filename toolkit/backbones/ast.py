@@ -1,18 +1,16 @@
 """The Audio Spectrogram Transformer (Gong et al., arXiv:2104.01778), in transformers' own class."""
 
-from abc import ABC, abstractmethod
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
-from transformers.utils import logging
 
-from toolkit.backbones.base import Backbone, BackboneSource, FeatureSpec
-from toolkit.backbones.hub import hub_is_reachable
-from toolkit.errors import BackboneError, ConfigError
+from toolkit.backbones.base import Backbone, numbered
+from toolkit.backbones.features import FbankSpec
+from toolkit.backbones.stock import StockSource
+from toolkit.errors import ConfigError
 from toolkit.registry import BACKBONES
 from toolkit.settings import setting
 
@@ -35,8 +33,11 @@ ROLES = {
 class ASTBackbone(Backbone):
     """AST behind roles; tokens are CLS, distillation, then patches in frequency-major order."""
 
-    def encode(self, features: Tensor) -> Tensor:
-        """Normalised log-mel frames [B, T, F] -> tokens [B, 2 + patches, d]."""
+    def encode(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Normalised log-mel frames [B, T, F] -> tokens [B, 2 + patches, d].
+
+        Lengths are not asked for: AST was trained on padded clips without a mask.
+        """
         return self.model(input_values=features).last_hidden_state
 
     @property
@@ -57,73 +58,36 @@ class ASTBackbone(Backbone):
         self.model.get_parameter("embeddings.position_embeddings").zero_()
 
 
-class ASTSource(BackboneSource, ABC):
-    """Base of the sources of an AST."""
+class ASTSource(StockSource):
+    """Base of the sources of an AST; a folder without an extractor has AudioSet's statistics."""
+
+    features = FbankSpec
+    model_class, config_class, extractor_class = ASTModel, ASTConfig, ASTFeatureExtractor
+    heads = ("classifier.",)
+    tiny_config = {
+        "hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "intermediate_size": 192, "num_mel_bins": 32, "max_length": 64,
+        "frequency_stride": 10, "time_stride": 10,
+    }  # fmt: skip
+    tiny_length = 64
 
     stride: int | None = setting(None, "patch stride; none keeps the checkpoint's own", minimum=1)
 
-    @property
-    @abstractmethod
-    def checkpoint(self) -> str:
-        """Hub id, or a folder written by `save_pretrained`."""
-
-    def load(self, max_length: int) -> ASTBackbone:
-        """See `BackboneSource.load`."""
-        model, info = self._from_pretrained(
-            ASTModel, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32
-        )
-        lost = [*info["missing_keys"], *(m[0] for m in info["mismatched_keys"])]
-        extra = [k for k in info["unexpected_keys"] if not k.startswith("classifier.")]
-        if lost or extra:
-            raise BackboneError(
-                f"the checkpoint {self.checkpoint} is not a whole AST: "
-                f"without a place: {', '.join(sorted(extra)) or 'none'}; "
-                f"missing or of another shape: {', '.join(sorted(lost)) or 'none'}"
-            )
-        extractor = ASTFeatureExtractor()  # a folder without one: AudioSet's statistics
-        folder = Path(self.checkpoint)
-        if not folder.is_dir() or (folder / "preprocessor_config.json").is_file():
-            extractor = self._from_pretrained(ASTFeatureExtractor)
-        return self._wrap(model, extractor, max_length)
-
-    def architecture(self, max_length: int) -> ASTBackbone:
-        """See `BackboneSource.architecture`; a hub id stands for AST-base."""
-        config = ASTConfig()
-        if Path(self.checkpoint).is_dir():
-            config = ASTConfig.from_pretrained(self.checkpoint)
-        with torch.device("meta"):
-            return self._wrap(ASTModel(config), ASTFeatureExtractor(), max_length)
-
-    def _from_pretrained(self, stock: type, **options: object) -> object:
-        logging.disable_progress_bar()  # of the weights' loading; a download keeps its own
-        try:
-            return stock.from_pretrained(
-                self.checkpoint, local_files_only=not hub_is_reachable(), **options
-            )
-        except (OSError, ValueError, SafetensorError) as error:
-            raise BackboneError(
-                f"{stock.__name__} cannot be had from '{self.checkpoint}' ({_first_line(error)}): "
-                "without internet use `--backbone ast_tiny` (embedded) or `--backbone PATH` "
-                "(a folder that holds the checkpoint)"
-            ) from error
-
-    def _wrap(
-        self, model: ASTModel, extractor: ASTFeatureExtractor, max_length: int
-    ) -> ASTBackbone:
+    def wrap(self, model: ASTModel, extractor: ASTFeatureExtractor, max_length: int) -> ASTBackbone:
+        """See `StockSource.wrap`."""
         set_geometry(model, max_length, self.stride)
         return ASTBackbone(
             model.eval(),
             name=self.registered_name,
-            features=FeatureSpec(
-                kind="fbank",
+            features=FbankSpec(
                 sample_rate=extractor.sampling_rate,
-                mel_bins=model.config.num_mel_bins,
                 max_length=max_length,
+                mel_bins=model.config.num_mel_bins,
                 mean=extractor.mean,
                 std=extractor.std,
             ),
             dim=model.config.hidden_size,
-            blocks="layers",
+            blocks=numbered("layers", len(model.layers)),
             roles=ROLES,
             norm="layernorm",
             embedding="embeddings",
@@ -137,11 +101,6 @@ class AST(ASTSource):
 
     source: str = setting(HUB_ID, "hub id, or a folder written by save_pretrained")
 
-    @property
-    def checkpoint(self) -> str:
-        """See `ASTSource.checkpoint`."""
-        return self.source
-
 
 @BACKBONES.register("ast_tiny", paper="recipes/Pretrain")
 class ASTTiny(ASTSource):
@@ -149,7 +108,7 @@ class ASTTiny(ASTSource):
 
     @property
     def checkpoint(self) -> str:
-        """See `ASTSource.checkpoint`."""
+        """See `StockSource.checkpoint`."""
         return str(TINY)
 
 
@@ -200,7 +159,3 @@ def resample_positions(table: Tensor, old: tuple[int, int], new: tuple[int, int]
             shape = (size, grid.shape[3]) if axis == 2 else (grid.shape[2], size)
             grid = functional.interpolate(grid, size=shape, mode="bilinear")
     return torch.cat([special, grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

@@ -18,12 +18,14 @@ model calls it, so that bundles outlive a renaming inside transformers.
 import dataclasses
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from typing import Literal
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from toolkit.backbones.features import FeatureSpec
+from toolkit.context import TokenContext
 from toolkit.errors import BackboneError, ConfigError
 from toolkit.settings import Settings
 
@@ -35,30 +37,6 @@ WRAPPED = "wrapped"
 
 
 @dataclasses.dataclass(frozen=True)
-class FeatureSpec:
-    """The features a backbone was trained on.
-
-    Attributes:
-        kind: `"fbank"` (log-mel frames).
-        sample_rate: Hz.
-        mel_bins: mel bands F.
-        max_length: frames T that the backbone reads; shorter clips are padded, longer ones cut.
-        mean, std: normalisation, `(x - mean) / (2 std)`.
-    """
-
-    kind: Literal["fbank"]
-    sample_rate: int
-    mel_bins: int
-    max_length: int
-    mean: float
-    std: float
-
-    def normalise(self, features: Tensor) -> Tensor:
-        """Raw log-mel frames [B, T, F] -> the backbone's input, same shape."""
-        return (features - self.mean) / (2 * self.std)
-
-
-@dataclasses.dataclass(frozen=True)
 class Site:
     """One place in a backbone where a method can read, wrap or train.
 
@@ -67,6 +45,7 @@ class Site:
         role: see the module's docstring.
         parent, attribute: where the module hangs.
         in_dim, out_dim: width of the tokens that enter and leave it.
+        windowed: True if it reads windows of a clip, each as if it were a clip.
     """
 
     block: int
@@ -75,6 +54,7 @@ class Site:
     attribute: str
     in_dim: int
     out_dim: int
+    windowed: bool = False
 
     @property
     def module(self) -> nn.Module:
@@ -90,6 +70,18 @@ class Site:
         """Its name in saved tensors, e.g. `blocks.3.mhsa`."""
         return f"blocks.{self.block}.{self.role}"
 
+    def require_whole_clips(self, what: str) -> None:
+        """Refuse `what`, which reads all tokens of a clip, where there are only windows.
+
+        Raises:
+            ConfigError: windows it is.
+        """
+        if self.windowed:
+            raise ConfigError(
+                f"{what} needs all tokens of a clip in their order, and the {self.role} of this "
+                "backbone reads windows of it: use `placement: ffn`"
+            )
+
 
 class Backbone(nn.Module, ABC):
     """A stock encoder, its features and its roles.
@@ -98,16 +90,20 @@ class Backbone(nn.Module, ABC):
         model: the stock module, its weights loaded.
         name: the registered name of its family, for messages.
         features: what it reads.
-        dim: width d of its tokens.
-        blocks: path of the list of blocks in `model`.
+        dim: width d of its output tokens.
+        blocks: paths of the blocks in `model`, first to last.
         roles: role -> path inside a block.
-        norm: path of the final layer norm in `model`.
+        norm: path of the final layer norm in `model`; it may be the last block's own.
         embedding: path of the module that makes the first block's tokens.
         prefix_tokens: special tokens before the patches (CLS, distillation).
+        pre_norm: blocks normalise what enters a sublayer; else what leaves its residual sum.
+        refused: what cannot be done here -> why; `tokens` (adding some) and `kv` (adding keys).
+        windowed: roles that read windows of a clip.
 
     Attributes:
         prompt_tokens: learned tokens that a method has put between these and the patches.
         tokens, final: the sites of the embedding and of the final norm.
+        context: which tokens of the batch that goes through are real.
 
     Raises:
         BackboneError: a path of the map does not exist in the model.
@@ -120,38 +116,86 @@ class Backbone(nn.Module, ABC):
         name: str,
         features: FeatureSpec,
         dim: int,
-        blocks: str,
+        blocks: Sequence[str],
         roles: Mapping[str, str],
         norm: str,
         embedding: str,
-        prefix_tokens: int,
+        prefix_tokens: int = 0,
+        pre_norm: bool = True,
+        refused: Mapping[str, str] | None = None,
+        windowed: Collection[str] = (),
     ) -> None:
         super().__init__()
         self.model = model
         self.name, self.features, self.dim = name, features, dim
         self.prefix_tokens, self.prompt_tokens = prefix_tokens, 0
+        self.pre_norm, self.context = pre_norm, TokenContext()
+        self._refused = dict(refused or {})
         self._names = {norm: "norm", embedding: "embedding"}
         self.tokens = _site(model, embedding, dim, block=-1, role="tokens")
         self.final = _site(model, norm, dim, block=-1, role="norm")
         self._sites: list[dict[str, Site]] = []
-        stack = _find(model, blocks)
-        for index in range(len(stack)):
-            self._names[f"{blocks}.{index}"] = f"blocks.{index}"
-            places = {"block": Site(index, "block", stack, str(index), dim, dim)}
-            for role, path in roles.items():
-                places[role] = _site(stack[index], path, dim, index, role)
-                self._names[f"{blocks}.{index}.{path}"] = places[role].name
+        for number, path in enumerate(blocks):
+            block = _find(model, path)
+            width = _find(block, roles["norm.mhsa"]).normalized_shape[-1]
+            self._names[path] = f"blocks.{number}"
+            places = {"block": _site(model, path, width, number, "block")}
+            for role, part in roles.items():
+                site = _site(block, part, width, number, role)
+                places[role] = dataclasses.replace(site, windowed=role in windowed)
+                self._names[f"{path}.{part}"] = site.name
             self._sites.append(places)
         self.stock = frozenset(self.canonical(n) for n in model.state_dict())
         self.fingerprint = self._fingerprint()
 
     @abstractmethod
-    def encode(self, features: Tensor) -> Tensor:
-        """Normalised features [B, T, F] -> tokens [B, M, d] after the final norm."""
+    def encode(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Normalised features [B, T, F] -> tokens [B, M, d] after the final norm.
 
-    def forward(self, features: Tensor) -> Tensor:
-        """See `encode`."""
-        return self.encode(features)
+        Args:
+            features: see `FeatureSpec.normalise`.
+            lengths: real rows of each clip before normalisation [B]; None: no clip is padded.
+        """
+
+    def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """See `encode`; features of several passes over the clips may follow one another."""
+        self.context.frames = None
+        self.context.front = self.prefix_tokens + self.prompt_tokens
+        if lengths is not None:
+            lengths = lengths.to(features.device).repeat(len(features) // len(lengths))
+        return self.encode(features, lengths)
+
+    def require(self, ability: str) -> None:
+        """Refuse what cannot be done with this backbone.
+
+        Args:
+            ability: `tokens` (further tokens) or `kv` (further keys and values).
+
+        Raises:
+            ConfigError: with the reason.
+        """
+        if ability in self._refused:
+            raise ConfigError(
+                f"the backbone '{self.name}' takes no further "
+                f"{'tokens' if ability == 'tokens' else 'keys and values'}: "
+                f"{self._refused[ability]}; choose another method"
+            )
+
+    @property
+    def width(self) -> int:
+        """Width of the tokens of all blocks.
+
+        Raises:
+            ConfigError: they differ.
+        """
+        widths = {places["block"].out_dim for places in self._sites}
+        if widths != {self.dim}:
+            raise ConfigError(
+                f"the tokens of the backbone '{self.name}' are not of one width in all blocks "
+                f"({', '.join(map(str, sorted(widths)))}): choose a method that adapts each "
+                "block by itself"
+            )
+        return self.dim
 
     @property
     def norm(self) -> nn.Module:
@@ -227,7 +271,13 @@ class Backbone(nn.Module, ABC):
 
 
 class BackboneSource(Settings, ABC):
-    """Settings that say which backbone, and from where; one subclass a family."""
+    """Settings that say which backbone, and from where; one subclass a family.
+
+    Attributes:
+        features: the class of what it reads.
+    """
+
+    features: ClassVar[type[FeatureSpec]]
 
     @abstractmethod
     def load(self, max_length: int) -> Backbone:
@@ -243,6 +293,16 @@ class BackboneSource(Settings, ABC):
     @abstractmethod
     def architecture(self, max_length: int) -> Backbone:
         """The same backbone on the meta device: shapes and roles without weights or a download."""
+
+    @classmethod
+    @abstractmethod
+    def tiny(cls, seed: int = 0) -> Backbone:
+        """A small backbone of this family with random weights, for tests; two blocks."""
+
+
+def numbered(path: str, count: int, first: int = 0) -> list[str]:
+    """`["layers.0", "layers.1", ...]`: the paths of the blocks in a list of modules."""
+    return [f"{path}.{number}" for number in range(first, first + count)]
 
 
 def _site(root: nn.Module, path: str, dim: int, block: int, role: str) -> Site:

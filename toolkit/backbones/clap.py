@@ -1,0 +1,117 @@
+"""The audio tower of CLAP, HTSAT (Wu et al., arXiv:2211.06687), in transformers' own class."""
+
+import dataclasses
+
+from torch import Tensor, nn
+from transformers import ClapAudioConfig, ClapAudioModel, ClapFeatureExtractor
+
+from toolkit.backbones.base import Backbone
+from toolkit.backbones.features import FRAMES_PER_SECOND, WaveformSpec
+from toolkit.backbones.stock import StockSource, require_length
+from toolkit.data import mel
+from toolkit.registry import BACKBONES
+from toolkit.settings import setting
+
+ROLES = {
+    "attn.q": "attention.self.query",
+    "attn.k": "attention.self.key",
+    "attn.v": "attention.self.value",
+    "attn.o": "attention.output.dense",
+    "ffn.up": "intermediate.0.dense",
+    "ffn.down": "intermediate.1.dense",
+    "mhsa": "attention",
+    "ffn": "intermediate",
+    "norm.mhsa": "layernorm_before",
+    "norm.ffn": "layernorm_after",
+}
+GRID = "its patches lie on a grid that is cut into windows"
+
+
+@dataclasses.dataclass(frozen=True)
+class ClapSpec(WaveformSpec):
+    """CLAP's log-mel frames in dB of clips that are repeated to fill the model's length.
+
+    Attributes:
+        mel_bins: F.
+        samples: length that every clip is brought to.
+        slaney: mel filters of the checkpoints without fusion.
+    """
+
+    mel_bins: int = 64
+    samples: int = 480_000
+    slaney: bool = True
+
+    spectral = True
+
+    def normalise(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Samples [B, S, 1] -> log-mel frames [B, 1 + samples / 480, F]."""
+        return mel.clap(features.squeeze(-1), lengths, self.samples, self.mel_bins, self.slaney)
+
+
+class ClapBackbone(Backbone):
+    """HTSAT behind roles: four stages of patches, ever fewer and wider; tokens are the last's."""
+
+    def encode(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """See `Backbone.encode`: log-mel frames [B, T, F] -> tokens [B, M, d]; none is padding."""
+        images, longer = features[:, None], None
+        if self.model.config.enable_fusion:  # no clip is longer than what the model reads
+            images = images.expand(-1, 4, -1, -1)
+            longer = features.new_zeros(len(features), 1)
+        return self.model(images, is_longer=longer).last_hidden_state.flatten(2).mT
+
+
+@BACKBONES.register("clap", paper="arXiv:2211.06687", model_type=["clap", "clap_audio_model"])
+class Clap(StockSource):
+    """CLAP's audio tower (HTSAT), from the hub or from a local folder; clips fill 10 seconds."""
+
+    features = ClapSpec
+    model_class, config_class = ClapAudioModel, ClapAudioConfig
+    extractor_class = ClapFeatureExtractor
+    heads = ("text_model.", "text_projection.", "audio_projection.", "logit_scale_")
+    renamed = {r"^audio_model\.": ""}
+    tiny_config = {
+        "spec_size": 64, "num_mel_bins": 32, "window_size": 4, "patch_embeds_hidden_size": 96,
+        "depths": [1, 1], "num_attention_heads": [4, 4], "mlp_ratio": 2.0,
+    }  # fmt: skip
+    tiny_extractor = {"feature_size": 32, "max_length_s": 1, "truncation": "rand_trunc"}
+    tiny_length = 100
+
+    source: str = setting(
+        "laion/clap-htsat-unfused", "hub id, or a folder written by save_pretrained"
+    )
+
+    def wrap(
+        self, model: ClapAudioModel, extractor: ClapFeatureExtractor, max_length: int
+    ) -> ClapBackbone:
+        """See `StockSource.wrap`."""
+        rate, samples = extractor.sampling_rate, extractor.nb_max_samples
+        require_length(max_length, samples * FRAMES_PER_SECOND // rate, self.registered_name)
+        blocks = []
+        for number, stage in enumerate(model.audio_encoder.layers):
+            for place, block in enumerate(stage.blocks):
+                _gather_ffn(block)
+                blocks.append(f"audio_encoder.layers.{number}.blocks.{place}")
+        return ClapBackbone(
+            model,
+            name=self.registered_name,
+            features=ClapSpec(
+                sample_rate=rate,
+                max_length=max_length,
+                mel_bins=model.config.num_mel_bins,
+                samples=samples,
+                slaney=extractor.truncation != "fusion",
+            ),
+            dim=model.audio_encoder.num_features,
+            blocks=blocks,
+            roles=ROLES,
+            norm="audio_encoder.norm",
+            embedding="audio_encoder.patch_embed",
+            refused={"tokens": GRID, "kv": "its attention is written out in the stock class"},
+            windowed=("mhsa",),
+        )
+
+
+def _gather_ffn(block: nn.Module) -> None:
+    """Make one module of a block's feed-forward, which the stock block has in two."""
+    block.intermediate = nn.Sequential(block.intermediate, block.output)
+    block.output = nn.Identity()

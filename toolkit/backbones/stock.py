@@ -1,0 +1,140 @@
+"""Loading of stock transformers classes: from the hub, from a folder, without weights, or random.
+
+A family says which classes, how its checkpoints differ from them, and where its roles are.
+"""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers.utils import logging
+
+from toolkit.backbones.base import Backbone, BackboneSource
+from toolkit.backbones.hub import hub_is_reachable
+from toolkit.errors import BackboneError, ConfigError
+
+NOISE = 0.1
+"""Standard deviation of what is added to every weight of a tiny backbone."""
+
+
+class StockSource(BackboneSource, ABC):
+    """Base of the sources of a stock class.
+
+    Attributes:
+        model_class, config_class, extractor_class: of transformers.
+        heads: beginnings of the names of checkpoint tensors that the encoder has no place for.
+        renamed: regular expressions on the names of checkpoint tensors -> what replaces them.
+        options: settings of the configuration that stand whatever the checkpoint says.
+        tiny_config: the configuration of a small backbone for tests.
+        tiny_extractor: settings of its feature extractor.
+        tiny_length: frames of 10 ms that it reads.
+    """
+
+    model_class: ClassVar[type]
+    config_class: ClassVar[type]
+    extractor_class: ClassVar[type]
+    heads: ClassVar[tuple[str, ...]] = ()
+    renamed: ClassVar[dict[str, str]] = {}
+    options: ClassVar[dict[str, Any]] = {}
+    tiny_config: ClassVar[dict[str, Any]]
+    tiny_extractor: ClassVar[dict[str, Any]] = {}
+    tiny_length: ClassVar[int]
+
+    @property
+    def checkpoint(self) -> str:
+        """Hub id, or a folder written by `save_pretrained`; the setting `source`, if it is one."""
+        return self.source
+
+    @abstractmethod
+    def wrap(self, model: nn.Module, extractor: Any, max_length: int) -> Backbone:
+        """A stock model behind roles.
+
+        Args:
+            model: its weights loaded.
+            extractor: the feature extractor that belongs to them.
+            max_length: frames of 10 ms that the backbone shall read.
+        """
+
+    def load(self, max_length: int) -> Backbone:
+        """See `BackboneSource.load`."""
+        model, info = self._from_pretrained(
+            self.model_class,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            dtype=torch.float32,
+            key_mapping=self.renamed or None,
+            **self.options,
+        )
+        lost = [*info["missing_keys"], *(m[0] for m in info["mismatched_keys"])]
+        lost = [name for name in lost if name != "masked_spec_embed"]  # of pretraining only
+        extra = [k for k in info["unexpected_keys"] if not k.startswith(self.heads)]
+        if lost or extra:
+            raise BackboneError(
+                f"the checkpoint {self.checkpoint} is not a whole {self.model_class.__name__}: "
+                f"without a place: {', '.join(sorted(extra)) or 'none'}; "
+                f"missing or of another shape: {', '.join(sorted(lost)) or 'none'}"
+            )
+        folder = Path(self.checkpoint)
+        if folder.is_dir() and not (folder / "preprocessor_config.json").is_file():
+            extractor = self.extractor_class()
+        else:
+            extractor = self._from_pretrained(self.extractor_class)
+        return self.wrap(model.eval(), extractor, max_length)
+
+    def architecture(self, max_length: int) -> Backbone:
+        """See `BackboneSource.architecture`; a hub id stands for the family's base size."""
+        config = self.config_class(**self.options)
+        if Path(self.checkpoint).is_dir():
+            config = self.config_class.from_pretrained(self.checkpoint, **self.options)
+        with torch.device("meta"):
+            return self.wrap(self.model_class(config).eval(), self.extractor_class(), max_length)
+
+    @classmethod
+    def tiny(cls, seed: int = 0, **settings: Any) -> Backbone:
+        """See `BackboneSource.tiny`.
+
+        Args:
+            seed: of the weights.
+            settings: of the configuration, where they differ from `tiny_config`.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            config = cls.config_class(**{**cls.tiny_config, **cls.options, **settings})
+            model = cls.model_class(config)
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.add_(NOISE * torch.randn_like(parameter))
+        return cls().wrap(model.eval(), cls.extractor_class(**cls.tiny_extractor), cls.tiny_length)
+
+    def _from_pretrained(self, stock: type, **options: Any) -> Any:
+        logging.disable_progress_bar()  # of the weights' loading; a download keeps its own
+        try:
+            return stock.from_pretrained(
+                self.checkpoint, local_files_only=not hub_is_reachable(), **options
+            )
+        except (OSError, ValueError, SafetensorError) as error:
+            raise BackboneError(
+                f"{stock.__name__} cannot be had from '{self.checkpoint}' ({_first_line(error)}): "
+                "without internet use `--backbone ast_tiny` (embedded) or `--backbone PATH` "
+                "(a folder that holds the checkpoint)"
+            ) from error
+
+
+def require_length(max_length: int, most: int, family: str) -> None:
+    """Refuse clips that are longer than a backbone can read.
+
+    Raises:
+        ConfigError: longer they are.
+    """
+    if max_length > most:
+        raise ConfigError(
+            f"'max_length' {max_length} is more than the {most} frames of 10 ms that '{family}' "
+            f"reads: use `--max_length {most}` or less"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

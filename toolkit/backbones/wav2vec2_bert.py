@@ -1,0 +1,115 @@
+"""Wav2Vec2-BERT (Seamless Communication, arXiv:2312.05187), in transformers' own class."""
+
+import dataclasses
+
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import SeamlessM4TFeatureExtractor, Wav2Vec2BertConfig, Wav2Vec2BertModel
+
+from toolkit.backbones.base import numbered
+from toolkit.backbones.features import WaveformSpec
+from toolkit.backbones.masking import MaskedBackbone
+from toolkit.backbones.stock import StockSource
+from toolkit.context import real
+from toolkit.data import mel
+from toolkit.registry import BACKBONES
+from toolkit.settings import setting
+
+WINDOW, HOP = 400, 160
+ROLES = {
+    "attn.q": "self_attn.linear_q",
+    "attn.k": "self_attn.linear_k",
+    "attn.v": "self_attn.linear_v",
+    "attn.o": "self_attn.linear_out",
+    "ffn.up": "ffn2.intermediate_dense",
+    "ffn.down": "ffn2.output_dense",
+    "mhsa": "self_attn",
+    "ffn": "ffn2",  # a conformer block's second feed-forward; the first has no role
+    "norm.mhsa": "self_attn_layer_norm",
+    "norm.ffn": "ffn2_layer_norm",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Wav2Vec2BertSpec(WaveformSpec):
+    """Kaldi's log-mel frames, each mel band of a clip with zero mean and unit variance.
+
+    Attributes:
+        mel_bins: F.
+        stride: frames that the backbone reads as one.
+    """
+
+    mel_bins: int = 80
+    stride: int = 2
+
+    spectral = True
+
+    def frames(self, lengths: Tensor) -> Tensor:
+        """Log-mel frames of so many samples, at least one token's."""
+        return ((lengths - WINDOW) // HOP + 1).clamp(min=self.stride)
+
+    def normalise(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Samples [B, S, 1] -> log-mel frames [B, T, F]; padding is zero."""
+        missing = WINDOW + HOP * (self.stride - 1) - features.shape[1]
+        waves = functional.pad(features.squeeze(-1), (0, max(0, missing)))
+        frames = mel.wav2vec2_bert(waves, self.mel_bins)
+        counts = None if lengths is None else self.frames(lengths)
+        return mel.unit_variance(frames, counts, unbiased=True)
+
+
+class Wav2Vec2BertBackbone(MaskedBackbone):
+    """Wav2Vec2-BERT behind roles; a token is 20 ms."""
+
+    def encode(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """See `Backbone.encode`: log-mel frames [B, T, F] -> tokens [B, T / 2, d]."""
+        stride = self.features.stride
+        whole = features.shape[1] // stride
+        stacked = features[:, : whole * stride].reshape(len(features), whole, -1)
+        if lengths is not None:
+            counts = self.features.frames(lengths) // stride
+            if bool((counts < whole).any()):
+                self.context.frames = real(counts, whole)
+        return self.model(stacked, attention_mask=self.context.frames).last_hidden_state
+
+
+@BACKBONES.register("wav2vec2_bert", paper="arXiv:2312.05187", model_type="wav2vec2-bert")
+class Wav2Vec2Bert(StockSource):
+    """Wav2Vec2-BERT, from the hub or from a local folder."""
+
+    features = Wav2Vec2BertSpec
+    model_class, config_class = Wav2Vec2BertModel, Wav2Vec2BertConfig
+    extractor_class = SeamlessM4TFeatureExtractor
+    heads = ("lm_head.", "projector.", "classifier.", "layer_weights", "tdnn.", "objective.")
+    options = {"apply_spec_augment": False, "layerdrop": 0.0, "add_adapter": False}
+    tiny_config = {
+        "hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "intermediate_size": 192, "feature_projection_input_dim": 160,
+        "conv_depthwise_kernel_size": 5, "left_max_position_embeddings": 8,
+        "right_max_position_embeddings": 4,
+    }  # fmt: skip
+    tiny_length = 100
+
+    source: str = setting("facebook/w2v-bert-2.0", "hub id, or a folder by save_pretrained")
+
+    def wrap(
+        self, model: nn.Module, extractor: SeamlessM4TFeatureExtractor, max_length: int
+    ) -> Wav2Vec2BertBackbone:
+        """See `StockSource.wrap`."""
+        if hasattr(model, "masked_spec_embed"):  # of pretraining
+            del model.masked_spec_embed
+        depth = len(model.encoder.layers)
+        return Wav2Vec2BertBackbone(
+            model,
+            name=self.registered_name,
+            features=Wav2Vec2BertSpec(
+                sample_rate=extractor.sampling_rate,
+                max_length=max_length,
+                mel_bins=extractor.num_mel_bins,
+                stride=extractor.stride,
+            ),
+            dim=model.config.hidden_size,
+            blocks=numbered("encoder.layers", depth),
+            roles=ROLES,
+            norm=f"encoder.layers.{depth - 1}.final_layer_norm",
+            embedding="encoder.dropout",
+        )

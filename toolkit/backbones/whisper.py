@@ -1,0 +1,128 @@
+"""The encoder of Whisper (Radford et al., arXiv:2212.04356), in transformers' own class."""
+
+import dataclasses
+from collections import OrderedDict
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import WhisperConfig, WhisperFeatureExtractor
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from toolkit.backbones.base import Backbone, numbered
+from toolkit.backbones.features import WaveformSpec
+from toolkit.backbones.stock import StockSource, require_length
+from toolkit.context import real
+from toolkit.data import mel
+from toolkit.registry import BACKBONES
+from toolkit.settings import setting
+
+HOP, STRIDE = 160, 2  # samples a frame, frames a token
+ROLES = {
+    "attn.q": "self_attn.q_proj",
+    "attn.k": "self_attn.k_proj",
+    "attn.v": "self_attn.v_proj",
+    "attn.o": "self_attn.out_proj",
+    "ffn.up": "fc1.up",
+    "ffn.down": "fc1.down",
+    "mhsa": "self_attn",
+    "ffn": "fc1",
+    "norm.mhsa": "self_attn_layer_norm",
+    "norm.ffn": "final_layer_norm",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class WhisperSpec(WaveformSpec):
+    """Whisper's log-mel frames of clips padded with silence.
+
+    Attributes:
+        mel_bins: F.
+        frames: frames that every clip is padded to.
+    """
+
+    mel_bins: int = 80
+    frames: int = 3000
+
+    spectral = True
+
+    def normalise(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Samples [B, S, 1] -> log-mel frames [B, frames, F]."""
+        silence = self.frames * HOP - features.shape[1]
+        return mel.whisper(functional.pad(features.squeeze(-1), (0, silence)), self.mel_bins)
+
+
+class WhisperBackbone(Backbone):
+    """Whisper's encoder behind roles; its attention hears the silence behind a clip."""
+
+    def encode(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """See `Backbone.encode`: log-mel frames [B, frames, F] -> tokens [B, frames / 2, d]."""
+        if lengths is not None:
+            tokens = -(-lengths // (HOP * STRIDE))
+            self.context.frames = real(tokens.clamp(min=1), features.shape[1] // STRIDE)
+        return self.model(features.mT).last_hidden_state
+
+
+class Entry(nn.Module):
+    """What enters the first block, as a place of its own; the stock encoder has none."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Tokens [B, T, d] as they are."""
+        return x
+
+
+@BACKBONES.register("whisper", paper="arXiv:2212.04356", model_type="whisper")
+class Whisper(StockSource):
+    """Whisper's encoder, from the hub or from a local folder; clips are padded to 30 seconds."""
+
+    features = WhisperSpec
+    model_class, config_class = WhisperEncoder, WhisperConfig
+    extractor_class = WhisperFeatureExtractor
+    heads = ("decoder.", "model.decoder.", "proj_out.")
+    renamed = {r"^(model\.)?encoder\.": ""}
+    options = {"encoder_layerdrop": 0.0}
+    tiny_config = {
+        "d_model": 96, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 192,
+        "max_source_positions": 50, "num_mel_bins": 80,
+    }  # fmt: skip
+    tiny_length = 100
+
+    source: str = setting("openai/whisper-base", "hub id, or a folder written by save_pretrained")
+
+    def wrap(
+        self, model: WhisperEncoder, extractor: WhisperFeatureExtractor, max_length: int
+    ) -> WhisperBackbone:
+        """See `StockSource.wrap`."""
+        frames = STRIDE * model.config.max_source_positions
+        require_length(max_length, frames, self.registered_name)
+        depth = len(model.layers)
+        for layer in model.layers:
+            _gather_ffn(layer)
+        model.layers.insert(0, Entry())
+        return WhisperBackbone(
+            model,
+            name=self.registered_name,
+            features=WhisperSpec(
+                sample_rate=extractor.sampling_rate,
+                max_length=max_length,
+                mel_bins=model.config.num_mel_bins,
+                frames=frames,
+            ),
+            dim=model.config.d_model,
+            blocks=numbered("layers", depth, first=1),
+            roles=ROLES,
+            norm="layer_norm",
+            embedding="layers.0",
+        )
+
+
+def _gather_ffn(layer: nn.Module) -> None:
+    """Make one module of a block's feed-forward, which the stock block computes part by part."""
+    parts = {
+        "up": layer.fc1,
+        "activation": layer.activation_fn,
+        "dropout": nn.Dropout(layer.activation_dropout),
+        "down": layer.fc2,
+    }
+    layer.fc1 = nn.Sequential(OrderedDict(parts))
+    layer.activation_fn, layer.fc2, layer.activation_dropout = nn.Identity(), nn.Identity(), 0.0
