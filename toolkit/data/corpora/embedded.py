@@ -23,5 +23,12 @@ class Synthetic(ESC50):
         manifest = super().manifest(folder)
         return Manifest("the synthetic corpus", manifest.clips, manifest.classes)
 
+    def published_clips(self, manifest: Manifest) -> int:
+        """See `Corpus.published_clips`: ten classes."""
+        return 10 * self.clips_per_class
+
+    def embed(self, folder: Path) -> None:
+        """Nothing to do beforehand: `manifest` makes the sounds."""
+
     def download(self, folder: Path) -> None:
         """Nothing is fetched: `manifest` makes the sounds."""

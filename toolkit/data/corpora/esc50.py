@@ -64,6 +64,10 @@ class ESC50(Corpus):
             "ESC-10" if self.esc10 else "ESC-50", clips, [categories[t] for t in targets]
         )
 
+    def published_clips(self, manifest: Manifest) -> int:
+        """See `Corpus.published_clips`."""
+        return 400 if self.esc10 else CLIPS
+
     def _read(self, path: Path) -> pd.DataFrame:
         try:
             table = pd.read_csv(path, dtype={"filename": str, "category": str})

@@ -1,0 +1,82 @@
+"""Which clips train, validate and test: the rounds of a corpus, and parts made where it has none.
+
+Every corpus numbers its parts as folds. One with official folds is cross-validated; one with a
+fixed split has the folds `TRAIN`, `VALID` and `TEST` and the single round `FIXED`; one with a
+protocol of its own (leave one speaker out, ...) says its rounds itself.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from toolkit.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """One round of an evaluation: numbers of folds; `test` also names it."""
+
+    train: tuple[int, ...]
+    valid: int
+    test: int
+
+
+TRAIN, VALID, TEST = 1, 2, 3
+FIXED = (Split((TRAIN,), VALID, TEST),)
+"""The only round of a corpus with a fixed split."""
+
+
+def cross_validation(folds: list[int]) -> list[Split]:
+    """Each fold is tested once; the next one (cyclically) validates, the others train.
+
+    Raises:
+        ConfigError: fewer than three folds.
+    """
+    if len(folds) < 3:
+        raise ConfigError(f"cross-validation needs at least three folds, not {folds}")
+    splits = []
+    for position, test in enumerate(folds):
+        valid = folds[(position + 1) % len(folds)]
+        train = tuple(fold for fold in folds if fold not in (test, valid))
+        splits.append(Split(train, valid, test))
+    return splits
+
+
+def stratified_parts(
+    classes: np.ndarray, groups: Sequence[str], shares: Sequence[float], seed: int
+) -> np.ndarray:
+    """Deal clips into parts so that every class is shared out alike and no group is torn.
+
+    Greedy: the largest groups first (equals in random order), each to the part that lacks most of
+    its classes. Clips that are groups of their own end within one clip of the wanted counts.
+    No part stays empty if there are as many groups.
+
+    Args:
+        classes: [N, C] 0 or 1, the classes of each clip.
+        groups: N names of what must stay together.
+        shares: wanted share of each part; they sum to 1.
+        seed: of the random order.
+
+    Returns:
+        [N] the number of each clip's part, from 0.
+    """
+    codes, names = pd.factorize(np.asarray(groups))
+    counts = np.zeros((len(names), classes.shape[1]))
+    np.add.at(counts, codes, classes)
+    sizes = np.bincount(codes, minlength=len(names))
+    order = np.random.default_rng(seed).permutation(len(names))
+    order = order[np.argsort(-sizes[order], kind="stable")]
+    lacking = np.outer(shares, counts.sum(axis=0))  # [P, C]
+    parts = np.empty(len(names), dtype=np.int64)
+    empty = set(range(len(shares)))
+    for place, group in enumerate(order):
+        need = lacking @ counts[group]
+        if len(empty) >= len(order) - place:  # as many groups are left as parts without any
+            need[sorted(set(range(len(shares))) - empty)] = -np.inf
+        part = int(np.argmax(need))
+        empty.discard(part)
+        parts[group] = part
+        lacking[part] -= counts[group]
+    return parts[codes]

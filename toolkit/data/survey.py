@@ -1,0 +1,100 @@
+"""What a corpus on disk holds: whether it is complete and right, and its figures and picture."""
+
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from toolkit.data.cache import content_hashes, default_cache_folder
+from toolkit.data.manifest import (
+    Corpus,
+    Header,
+    Manifest,
+    class_matrix,
+    copied,
+    headers,
+    refuse,
+)
+
+
+def check_corpus(corpus: Corpus, folder: Path) -> list[str]:
+    """Check a corpus thoroughly: table, files, parts, counts, copies of a sound in two parts.
+
+    Returns:
+        what is right, one line each.
+
+    Raises:
+        DataError: everything that is wrong, in one message.
+    """
+    manifest = corpus.manifest(folder)
+    problems = copied(manifest.clips, _contents(manifest))
+    published, count = corpus.published_clips(manifest), len(manifest.clips)
+    if published not in (None, count):
+        problems.append(f"{count:,} clips instead of the {published:,} that were published")
+    refuse(f"{manifest.corpus} in {folder}", problems)
+    complete = "all that were published" if published else "how many there should be is not known"
+    return [
+        f"{manifest.corpus}: {count:,} clips ({complete}), {len(manifest.classes)} classes",
+        f"folds {', '.join(map(str, manifest.folds))}; {len(manifest.splits)} rounds; no file, "
+        "group or copy of a sound in two of them",
+    ]
+
+
+def survey(manifest: Manifest) -> dict[str, pd.DataFrame]:
+    """Tables of a corpus: clips of each class and fold, durations (s), rates, copies.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    clips = manifest.clips
+    found = headers(clips["path"])
+    refuse(manifest.corpus, [h for h in found.values() if isinstance(h, str)])
+    read = [h for p in clips["path"] if isinstance(h := found[str(p)], Header)]
+    length = pd.Series([h.seconds for h in read], index=clips.index, name="seconds")
+    if "start" in clips:
+        length = clips["stop"].fillna(length) - clips["start"].fillna(0.0)
+    held = class_matrix(clips["label"], len(manifest.classes))
+    per_fold = {
+        f"fold {fold}": held[(clips["fold"] == fold).to_numpy()].sum(axis=0)
+        for fold in manifest.folds
+    }
+    classes = pd.DataFrame({"class": manifest.classes, "clips": held.sum(axis=0), **per_fold})
+    rates = pd.DataFrame([(h.sample_rate, h.channels) for h in read], columns=["rate", "channels"])
+    contents = pd.Series(_contents(manifest))
+    quantiles = length.quantile([0, 0.05, 0.5, 0.95, 1]).round(3)
+    copies = int(contents.duplicated().sum())
+    return {
+        "classes": classes,
+        "durations": quantiles.rename_axis("quantile").reset_index(name="seconds"),
+        "rates": rates.value_counts().reset_index(name="clips"),
+        "totals": pd.DataFrame(
+            {
+                "clips": [len(clips)],
+                "hours": [round(length.sum() / 3600, 3)],
+                "files": [len(contents)],
+                "copies of another file": [copies],
+            }
+        ),
+        "lengths": length.to_frame("seconds"),
+    }
+
+
+def picture(tables: dict[str, pd.DataFrame], title: str) -> Figure:
+    """Clips of each class, stacked by fold, and a histogram of durations."""
+    classes = tables["classes"]
+    figure = Figure(figsize=(11, 2 + 0.22 * len(classes)), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    folds = classes.columns[2:]
+    classes.set_index("class")[folds].plot.barh(stacked=True, ax=left, colormap="viridis")
+    left.invert_yaxis()
+    left.set_xlabel("clips")
+    right.hist(tables["lengths"]["seconds"], bins=40)
+    right.set_xlabel("seconds")
+    right.set_ylabel("clips")
+    figure.suptitle(title)
+    return figure
+
+
+def _contents(manifest: Manifest) -> dict[str, str]:
+    paths = sorted(set(manifest.clips["path"]))
+    return content_hashes(default_cache_folder(), paths)
