@@ -403,7 +403,7 @@ def test_settings_come_along(tmp_path: Path) -> None:
         backbones.create({"name": str(tmp_path), "stride": 0})
 
 
-@pytest.mark.parametrize("family", ["wav2vec2", "no-such-family"])
+@pytest.mark.parametrize("family", ["bert", "no-such-family"])
 def test_an_unknown_family(family: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
     with pytest.raises(BackboneError, match=family) as caught:
@@ -487,7 +487,7 @@ def test_the_architecture_alone(tmp_path: Path) -> None:
 
 def wrap(model: ASTModel) -> ASTBackbone:
     """A backbone around a stock model."""
-    return AST()._wrap(model, ASTFeatureExtractor(num_mel_bins=32), 64)
+    return AST().wrap(model, ASTFeatureExtractor(num_mel_bins=32), 64)
 
 
 def test_every_tensor_has_a_lasting_name() -> None:

@@ -15,13 +15,13 @@ from torch import Tensor
 from torchaudio.compliance import kaldi
 from transformers import ASTFeatureExtractor
 
-from toolkit.backbones.base import FeatureSpec
+from toolkit.backbones.features import FbankSpec
 from toolkit.data.audio import read_audio
 from toolkit.data.fbank import log_mel, num_frames
 from toolkit.data.pipelines import Batch, Fbank, fbank_of_file
 
 SILENCE = math.log(torch.finfo(torch.float32).eps)
-AST_SPEC = FeatureSpec("fbank", 16000, 128, 200, mean=-4.2677393, std=4.5689974)
+AST_SPEC = FbankSpec(16000, 200, 128, mean=-4.2677393, std=4.5689974)
 
 
 def _kaldi(waveform: Tensor, rate: int, mel_bins: int) -> Tensor:
@@ -105,7 +105,7 @@ def test_equals_the_recorded_values(golden: Path) -> None:
     raw = log_mel(recorded["waveform"][None], 16000, 128)
     torch.testing.assert_close(raw[0], recorded["fbank_raw"], rtol=0, atol=1e-4)
     for frames in (100, 200):
-        spec = FeatureSpec("fbank", 16000, 128, frames, AST_SPEC.mean, AST_SPEC.std)
+        spec = FbankSpec(16000, frames, 128, AST_SPEC.mean, AST_SPEC.std)
         example = {"id": "a", "features": raw[0].numpy(), "label": 0}
         found = spec.normalise(Fbank().collate(spec)([example]).features)[0]
         torch.testing.assert_close(found, recorded[f"features_{frames}"], rtol=0, atol=1e-4)
@@ -199,11 +199,11 @@ def test_batches_hold_the_features_of_the_files(clips: pd.DataFrame, cache_folde
 
 def test_length_and_statistics_share_a_cache(clips: pd.DataFrame, cache_folder: Path) -> None:
     first = Fbank().cache(clips, AST_SPEC, cache_folder)
-    longer = FeatureSpec("fbank", 16000, 128, 1024, mean=1.0, std=2.0)
+    longer = FbankSpec(16000, 1024, 128, mean=1.0, std=2.0)
     assert Fbank().cache(clips, longer, cache_folder).folder == first.folder
     others = [
-        FeatureSpec("fbank", 16000, 64, 200, AST_SPEC.mean, AST_SPEC.std),
-        FeatureSpec("fbank", 8000, 128, 200, AST_SPEC.mean, AST_SPEC.std),
+        FbankSpec(16000, 200, 64, AST_SPEC.mean, AST_SPEC.std),
+        FbankSpec(8000, 200, 128, AST_SPEC.mean, AST_SPEC.std),
     ]
     folders = {Fbank().cache(clips, spec, cache_folder).folder for spec in [AST_SPEC, *others]}
     assert len(folders) == 3

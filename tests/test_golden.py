@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
 
+from conftest import GOLDEN
 from toolkit.backbones.ast import AST, ASTBackbone
 from toolkit.backbones.base import Site
 from toolkit.model import AudioClassifier
@@ -197,7 +197,7 @@ def golden_backbone(golden: Path, dtype: torch.dtype) -> ASTBackbone:
     arrays = read(golden, "backbone", torch.float64)
     model.load_state_dict({v5(name.removeprefix("param/")): t for name, t in arrays.items()})
     extractor = ASTFeatureExtractor(num_mel_bins=config["num_mel_bins"])
-    return AST()._wrap(model.to(dtype), extractor, config["max_length"])
+    return AST().wrap(model.to(dtype), extractor, config["max_length"])
 
 
 class Model:
@@ -400,7 +400,8 @@ def test_bare_attention(name: str, dtype: torch.dtype, golden: Path) -> None:
                 places[f"lora.{word}.{part}"] = (path, whole)
     else:
         site = Site(0, "mhsa", layer, "attention", dim, dim)
-        backbone = SimpleNamespace(model=SimpleNamespace(config=attention.config))
+        stub = SimpleNamespace(config=attention.config)
+        backbone = SimpleNamespace(model=stub, require=lambda ability: None)
         insertion.keys_values(backbone, site, "prefix", KeysValues(config["tokens"] // 2, dim))
         places = {
             k: (p.replace("attention.", "attention.wrapped."), s) for k, (p, s) in places.items()

@@ -4,8 +4,8 @@ import json
 from typing import Any
 
 import pytest
-from conftest import SHARED
 
+from conftest import SHARED
 from toolkit.inspection import count_on_ast_base
 
 COUNTS = SHARED / "design" / "param_counts.json"

@@ -385,7 +385,7 @@ def test_any_other_key_is_refused(key: str) -> None:
 def test_misspelling_any_setting_suggests_it(name: str) -> None:
     for key in PEFT.create(name, "peft").as_dict():
         with pytest.raises(ConfigError, match=f"did you mean '{key}'"):
-            PEFT.create({"name": name, key + "s_"[key.endswith("s")]: 1}, "peft")
+            PEFT.create({"name": name, f"{key}_": 1}, "peft")
 
 
 def test_mutable_defaults_are_not_shared() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from torch import Tensor
 
 from toolkit import __version__, backbones
 from toolkit.backbones.base import BackboneSource, FeatureSpec
@@ -43,6 +44,11 @@ class Bundle:
     def features(self) -> FeatureSpec:
         """What the model reads."""
         return self.model.backbone.features
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Logits [B, C] -> [B, C]: they sum to 1, unless a clip may have several classes."""
+        many = self.info["origin"].get("multi_label", False)
+        return logits.sigmoid() if many else logits.softmax(dim=-1)
 
 
 def save_bundle(

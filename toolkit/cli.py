@@ -1,4 +1,4 @@
-"""The command `toolkit`: list, describe, new-plugin, predict.
+"""The command `toolkit`: what there is, predictions, mixtures, searches, reports of studies.
 
 Modules that need torch are imported by the commands that use them, so that a listing is quick.
 """
@@ -84,6 +84,56 @@ def _parser() -> argparse.ArgumentParser:
         change.add_argument("--data_folder", type=Path, help="the corpus it was trained on")
         change.add_argument("--corpus", default="esc50", metavar="NAME[:setting=value,...]")
         change.set_defaults(run=change_mixture, verb=verb)
+
+    view = commands.add_parser(
+        "experts", parents=[common], help="draw which expert of a mixture listens to what in a file"
+    )
+    view.add_argument("bundle", type=Path, help="the folder 'bundle' of a run")
+    view.add_argument("file", type=Path, metavar="FILE")
+    view.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="default: experts-FILE")
+    view.add_argument("--most", type=int, default=8, help="experts a layer to draw (default: 8)")
+    view.add_argument("--window", type=int, default=1, help="of a long file, from 1 (default: 1)")
+    view.add_argument("--backbone", help="where the bundle's backbone is now")
+    view.set_defaults(run=see_experts)
+
+    search = commands.add_parser(
+        "search",
+        parents=[common],
+        help="search for an architecture under a budget",
+        epilog="Further options, after the file, are the search's settings (--iterations 10; see "
+        "`toolkit describe search NAME`) and keys of the configuration (--data_folder DIR).",
+    )
+    search.add_argument("file", type=Path, metavar="YAML", help="of a recipe or of a plugin")
+    search.add_argument("--method", required=True, metavar="SEARCH")
+    search.add_argument("--budget", action="append", default=[], metavar="COST=MOST[,COST=MOST]")
+    search.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER")
+    search.set_defaults(run=search_architecture, verb="search")
+
+    corpus = commands.add_parser("corpus", parents=[common], help="look at a corpus on disk")
+    corpus.add_argument("verb", choices=["check", "stats"], help="is it right; what is in it")
+    corpus.add_argument("folder", type=Path, metavar="PATH")
+    corpus.add_argument("--as", dest="corpus", required=True, metavar="NAME[:setting=value,...]")
+    corpus.add_argument("-o", "--output", type=Path, metavar="FILE.png", help="stats as a picture")
+    corpus.set_defaults(run=look_at_corpus)
+
+    report = commands.add_parser(
+        "report", parents=[common], help="tables and pictures of a study (tools/benchmark.py)"
+    )
+    report.add_argument("study", type=Path, help="its YAML file, or the folder of its results")
+    report.add_argument(
+        "-o", "--output", type=Path, metavar="DIR", help="default: report/ in that folder"
+    )
+    report.add_argument(
+        "--text", type=Path, metavar="FILE.md", help="write the Markdown and its pictures here too"
+    )
+    report.set_defaults(run=report_study)
+
+    grid = commands.add_parser(
+        "matrix", parents=[common], help="check every PEFT method on every backbone"
+    )
+    grid.add_argument("--method", default="*", metavar="PATTERN", help="names, such as '*lora*'")
+    grid.add_argument("--backbone", default="*", metavar="PATTERN", help="such as 'wav2vec2*'")
+    grid.set_defaults(run=show_matrix)
     return parser
 
 
@@ -226,3 +276,70 @@ def change_mixture(options: argparse.Namespace) -> None:
     print(f"wrote {options.output}")
     for key, value in report.items():
         print(f"  {key}: {value:.4f}" if isinstance(value, float) else f"  {key}: {value}")
+
+
+def see_experts(options: argparse.Namespace) -> None:
+    """`toolkit experts BUNDLE FILE`."""
+    from toolkit.viewer.page import show_experts
+
+    output = options.output or Path(f"experts-{options.file.stem}")
+    page = show_experts(
+        options.bundle, options.file, output, options.most, options.window, options.backbone
+    )
+    print(f"wrote {page} and its pictures")
+
+
+def search_architecture(options: argparse.Namespace) -> None:
+    """`toolkit search YAML`."""
+    from toolkit.tools.search import run_search
+
+    report = run_search(
+        options.method, options.file, options.settings, options.budget, options.output
+    )
+    print(f"wrote {options.output}")
+    for key, value in report.items():
+        print(f"  {key}: {value:.4f}" if isinstance(value, float) else f"  {key}: {value}")
+
+
+def show_matrix(options: argparse.Namespace) -> None:
+    """`toolkit matrix`: exit status 1 if a cell is broken."""
+    from fnmatch import filter as matching
+
+    from toolkit import matrix
+
+    methods = REGISTRIES["peft"].names(options.method)
+    families = matching(matrix.families(), options.backbone)
+    if not methods or not families:
+        raise UnknownName("no method or no backbone matches (`toolkit list` shows all)")
+    found = list(matrix.cells(methods, families))
+    print(matrix.table(found))
+    if any(cell.verdict == "broken" for cell in found):
+        sys.exit(1)
+
+
+def look_at_corpus(options: argparse.Namespace) -> None:
+    """`toolkit corpus check PATH --as NAME` and `toolkit corpus stats PATH --as NAME`."""
+    from toolkit.data.survey import check_corpus, picture, survey
+    from toolkit.registry import CORPORA
+
+    corpus = CORPORA.create(parse_spec(options.corpus), "corpus")
+    if options.verb == "check":
+        print("\n".join(check_corpus(corpus, options.folder)))
+        return
+    manifest = corpus.manifest(options.folder)
+    tables = survey(manifest)
+    for name in ("totals", "classes", "durations", "rates"):
+        print(f"{name}\n{tables[name].to_string(index=False)}\n")
+    if options.output is not None:
+        picture(tables, manifest.corpus).savefig(options.output)
+        print(f"wrote {options.output}")
+
+
+def report_study(options: argparse.Namespace) -> None:
+    """`toolkit report STUDY`."""
+    from toolkit.study.report import write_report
+    from toolkit.study.results import Results
+
+    results = Results.read(options.study, options.plugins)
+    for file in write_report(results, options.output or results.folder / "report", options.text):
+        print(f"wrote {file}")

@@ -28,6 +28,10 @@ from toolkit.registry import REGISTRIES
 
 ALLOWED = ("toolkit", "speechbrain", "torch", plugins.PACKAGE)
 CALLABLE_TAGS = ("!new:", "!name:", "!apply:")
+SHARED = "ESC50"
+"""The recipe, beside a recipe, whose files of methods it uses where it has none of that name."""
+
+HPARAMS = "hparams/*.yaml"
 PLAIN_TAGS = ("!ref", "!copy", "!PLACEHOLDER")
 
 
@@ -150,6 +154,27 @@ def load(command: CommandLine, recipe: Path, layers: Sequence[str] = ()) -> Conf
     return _construct(tree, path.stem, trusted=command.trust)
 
 
+def recipe_of(path: Path) -> Path:
+    """The train.py of the recipe whose base a configuration extends: beside its `hparams/`.
+
+    Raises:
+        ConfigError: there is no such file, or it extends no recipe's.
+    """
+    if not path.is_file():
+        raise ConfigError(
+            f"there is no configuration {path}: name one of a recipe's hparams/ or of a plugin, "
+            "such as plugins/NAME/NAME.yaml"
+        )
+    files, _ = _read_chain(path)
+    train = files[-1].resolve().parents[1] / "train.py"
+    if not train.is_file():
+        raise ConfigError(
+            f"{path} belongs to no recipe ({train} does not exist): let it extend a recipe's "
+            "hparams/base.yaml"
+        )
+    return train
+
+
 class _NoTuples:
     """Leaves `(1, 2)` the text that it is: HyperPyYAML would run any tag between the brackets."""
 
@@ -180,11 +205,12 @@ def _construct(tree: CommentedMap, name: str, trusted: bool) -> Configuration:
 
 
 def _locate(name: str, recipe: Path) -> Path:
-    """A file in the working directory, or else beside the recipe's train.py."""
-    for candidate in (Path(name), recipe / name):
-        if candidate.is_file():
-            return candidate
-    known = [str(f.relative_to(recipe)) for f in sorted((recipe / "hparams").glob("*.yaml"))]
+    """A file in the working directory, or beside the recipe's train.py, or one that all share."""
+    shared = recipe.parent / SHARED
+    for folder in (Path(), recipe, shared):
+        if (folder / name).is_file():
+            return folder / name
+    known = sorted({f"hparams/{f.name}" for r in (recipe, shared) for f in r.glob(HPARAMS)})
     raise ConfigError(
         f"there is no configuration {name}{did_you_mean(name, known)} "
         f"(looked in the working directory and in {recipe}; known: {', '.join(known)})"
@@ -214,6 +240,15 @@ def _dump(tree: Any) -> str:
 
 def _read_extended(path: Path) -> tuple[CommentedMap, CommentedMap]:
     """A file merged over all that it extends, and the outermost file itself."""
+    files, trees = _read_chain(path)
+    tree, schema = trees[-1], _parse(_dump(trees[-1]), str(files[-1]))
+    for child in reversed(trees[:-1]):
+        _merge(tree, child)
+    return tree, schema
+
+
+def _read_chain(path: Path) -> tuple[list[Path], list[CommentedMap]]:
+    """A file and all that it extends, the outermost last."""
     chain = [path]
     trees = [_read(path)]
     while "extends" in trees[-1]:
@@ -226,10 +261,7 @@ def _read_extended(path: Path) -> tuple[CommentedMap, CommentedMap]:
             )
         chain.append(parent)
         trees.append(_read(parent))
-    tree, schema = trees[-1], _parse(_dump(trees[-1]), str(chain[-1]))
-    for child in reversed(trees[:-1]):
-        _merge(tree, child)
-    return tree, schema
+    return chain, trees
 
 
 def _tag(node: Any) -> str:

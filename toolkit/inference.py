@@ -6,10 +6,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from toolkit.bundle import Bundle
-from toolkit.data.pipelines import fbank_of_file
+from toolkit.data.cache import Segment
+from toolkit.data.pipelines import padded
+from toolkit.model import AudioClassifier
+from toolkit.registry import PIPELINES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,23 +46,31 @@ def predict(
     Raises:
         DataError: a file cannot be read.
     """
-    model = bundle.model.to(device)
+    model, spec = bundle.model.to(device), bundle.features
+    pipeline = PIPELINES.create(spec.kind, "pipeline")
     for path in paths:
-        windows = split_windows(fbank_of_file(path, bundle.features), bundle.features.max_length)
-        inputs = bundle.features.normalise(windows)
-        chunks = [model(chunk.to(device)).softmax(-1).cpu() for chunk in inputs.split(batch_size)]
-        probabilities = torch.cat(chunks)
+        rows = pipeline.rows(Segment(str(path)), spec)
+        windows = split_windows(rows, spec.rows)
+        chunks = [windows[i : i + batch_size] for i in range(0, len(windows), batch_size)]
+        logits = torch.cat([_logits(model, chunk, device) for chunk in chunks])
+        probabilities = bundle.probabilities(logits)
         yield Prediction(str(path), probabilities.mean(dim=0), probabilities)
 
 
-def split_windows(frames: Tensor, length: int) -> Tensor:
-    """Frames [T, F] -> [W, length, F]: full windows, and a last padded one if it is not a sliver.
+def _logits(model: AudioClassifier, windows: list[Tensor], device: str) -> Tensor:
+    """[W, C]."""
+    rows, lengths = padded([window.numpy() for window in windows], model.backbone.features)
+    lengths = None if lengths is None else lengths.to(device)
+    return model.logits(rows.to(device), lengths).cpu()
+
+
+def split_windows(rows: Tensor, length: int) -> list[Tensor]:
+    """Rows [T, F] -> windows [length, F], and a last shorter one if it is not a sliver.
 
     A rest shorter than a tenth of a window is left out (unless it is all there is): it would weigh
     as much as a full one and is mostly padding.
     """
-    windows = list(frames.split(length))
+    windows = list(rows.split(length))
     if len(windows) > 1 and len(windows[-1]) < length / 10:
         windows.pop()
-    windows[-1] = functional.pad(windows[-1], (0, 0, 0, length - len(windows[-1])))
-    return torch.stack(windows)
+    return windows

@@ -1,7 +1,7 @@
 """The classifier: backbone + method + pooling + head, and the one rule for what is saved."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,9 @@ from toolkit.errors import BundleError, ConfigError
 from toolkit.peft import insertion
 from toolkit.peft.base import PeftMethod
 
-Pooling = Literal["mean", "patches", "cls", "first", "all", "prompts", "prompts+patches"]
+Pooling = Literal[
+    "mean", "patches", "cls", "first", "all", "prompts", "prompts+patches", "weighted"
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +22,7 @@ class ParameterCount:
 
     Attributes:
         method: trainable ones outside the head.
-        head: the head's.
+        head: the head's, and those of weighted layers.
         total: all, frozen and trainable.
     """
 
@@ -34,6 +36,67 @@ class ParameterCount:
         return self.method + self.head
 
 
+def masked_mean(
+    tokens: Tensor, mask: Tensor | None, begin: int = 0, end: int | None = None
+) -> Tensor:
+    """The mean [B, d] of those of tokens `begin` to `end` of [B, M, d] that are real.
+
+    Args:
+        tokens: of a batch.
+        mask: [B, M], True where a token is real; None: all are.
+        begin, end: as in a slice.
+    """
+    tokens = tokens[:, begin:end]
+    if mask is None:
+        return tokens.mean(dim=1)
+    weights = mask[:, begin:end, None].to(tokens.dtype)
+    return (tokens * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+class WeightedLayers(nn.Module):
+    """A learned mean of the tokens of all layers, each averaged over the patches.
+
+    The layers are what enters the first block, what leaves each block but the last, and the
+    backbone's own output; their weights are a softmax, uniform at the start (SUPERB, Yang et al.,
+    arXiv:2105.01051, section 3).
+
+    Args:
+        backbone: adapted; its modules are watched.
+
+    Raises:
+        ConfigError: its blocks differ in width.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.zeros(backbone.depth + 1))
+        self._backbone = (backbone,)  # in a tuple: a reference, not a child
+        self._seen: list[Tensor] = []
+        _ = backbone.width
+        backbone.tokens.module.register_forward_hook(self._begin)
+        for site in backbone.sites("block"):
+            if site.block < backbone.depth - 1:
+                site.module.register_forward_hook(self._see)
+
+    def _begin(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        self._seen = []
+        self._see(module, inputs, output)
+
+    def _see(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        tokens = output[0] if isinstance(output, tuple) else output
+        backbone = self._backbone[0]
+        front = backbone.prefix_tokens + backbone.prompt_tokens
+        self._seen.append(masked_mean(tokens, backbone.context.mask, front))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """The backbone's output [B, M, d] -> [B, d]."""
+        backbone, seen = self._backbone[0], self._seen
+        front = backbone.prefix_tokens + backbone.prompt_tokens * backbone.context.rate
+        last = masked_mean(tokens, backbone.context.output_mask, front)
+        self._seen = []
+        return torch.einsum("l,lbd->bd", self.weights.softmax(dim=0), torch.stack([*seen, last]))
+
+
 class AudioClassifier(nn.Module):
     """Features -> logits through an adapted backbone.
 
@@ -43,10 +106,11 @@ class AudioClassifier(nn.Module):
         num_classes: C.
         pooling: `mean` (over the patches; `patches` says the same), `cls` (mean of the special
             tokens, e.g. CLS and DIST), `first` (CLS alone), `all` (mean over every token, as the
-            papers' code does), and with prompts `prompts` or `prompts+patches`.
+            papers' code does), with prompts `prompts` or `prompts+patches`, and `weighted` (mean
+            over the patches of a learned mean of all layers).
 
     Raises:
-        ConfigError: the method cannot work on the backbone, or there are no prompts to pool.
+        ConfigError: the method cannot work on the backbone, or there is nothing to pool.
     """
 
     def __init__(
@@ -60,17 +124,35 @@ class AudioClassifier(nn.Module):
                 f"pooling '{pooling}' needs a method with prompts, which "
                 f"'{method.registered_name}' is not; use mean, cls, first or all"
             )
+        if pooling in ("cls", "first") and not backbone.prefix_tokens:
+            raise ConfigError(
+                f"pooling '{pooling}' needs special tokens, which the backbone '{backbone.name}' "
+                "has not; use mean, all or weighted"
+            )
         self.backbone = backbone
+        self.layers = WeightedLayers(backbone) if pooling == "weighted" else None
         self.head = nn.Linear(backbone.dim, num_classes)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Normalised features [B, T, F] -> logits [B, C]."""
-        return self.head(self.pool(self.backbone(features)))
+    def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Normalised features -> logits [B, C].
+
+        Args:
+            features: [B, T, F]; of several passes over the clips, one after the other.
+            lengths: real rows of each clip before normalisation [B]; None: no clip is padded.
+        """
+        return self.head(self.pool(self.backbone(features, lengths)))
+
+    def logits(self, rows: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """As `forward`, from rows [B, T, F] that are not normalised."""
+        return self(self.backbone.features.normalise(rows, lengths), lengths)
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """Tokens [B, M, d] -> [B, d]."""
+        """Tokens [B, M, d] of the batch that went through last -> [B, d]; padding has no part."""
+        context = self.backbone.context
+        if self.layers is not None:
+            return self.layers(tokens)
         special = self.backbone.prefix_tokens
-        patches = special + self.backbone.prompt_tokens
+        patches = special + self.backbone.prompt_tokens * context.rate
         begin, end = {
             "mean": (patches, None),
             "patches": (patches, None),
@@ -80,7 +162,7 @@ class AudioClassifier(nn.Module):
             "prompts": (special, patches),
             "prompts+patches": (special, None),
         }[self.pooling]
-        return tokens[:, begin:end].mean(dim=1)
+        return masked_mean(tokens, context.output_mask, begin, end)
 
     def train(self, mode: bool = True) -> "AudioClassifier":
         """Train mode reaches what was inserted and the head; a frozen backbone stays in eval."""
@@ -137,7 +219,8 @@ class AudioClassifier(nn.Module):
 
     def count(self) -> ParameterCount:
         """Parameters trained in the method and in the head, and all of them."""
-        head = sum(p.numel() for p in self.head.parameters())
+        parts = [self.head] if self.layers is None else [self.head, self.layers]
+        head = sum(p.numel() for part in parts for p in part.parameters())
         trainable = sum(p.numel() for p in self.trainable().values())
         total = sum(p.numel() for p in self.parameters())
         return ParameterCount(method=trainable - head, head=head, total=total)

@@ -48,6 +48,16 @@ def default_folders() -> list[Path]:
     return [folder for place in [*places, Path.cwd() / "plugins"] for folder in _folders(place)]
 
 
+def places(folders: Iterable[str | Path] = ()) -> list[Path]:
+    """The folders of all plugins that can be found; see `load`."""
+    named = [*folders, *filter(None, os.environ.get("TOOLKIT_PLUGINS", "").split(os.pathsep))]
+    for place in named:
+        if not Path(place).is_dir():
+            raise PluginError(f"the plugin folder {place} does not exist")
+    found = [*default_folders(), *map(Path, named)]
+    return [folder for place in found for folder in _plugin_folders(place)]
+
+
 def load(folders: Iterable[str | Path] = ()) -> list[Plugin]:
     """Import every plugin that can be found, each once in a process.
 
@@ -60,15 +70,10 @@ def load(folders: Iterable[str | Path] = ()) -> list[Plugin]:
     Raises:
         PluginError: a place that was named does not exist.
     """
-    named = [*folders, *filter(None, os.environ.get("TOOLKIT_PLUGINS", "").split(os.pathsep))]
-    for place in named:
-        if not Path(place).is_dir():
-            raise PluginError(f"the plugin folder {place} does not exist")
-    for place in [*default_folders(), *map(Path, named)]:
-        for folder in _plugin_folders(place):
-            key = str(folder.resolve())
-            if key not in _loaded:
-                _loaded[key] = _attempt(folder.name, key, lambda f=folder: _import_folder(f))
+    for folder in places(folders):
+        key = str(folder.resolve())
+        if key not in _loaded:
+            _loaded[key] = _attempt(folder.name, key, lambda f=folder: _import_folder(f))
     for point in entry_points(group=ENTRY_POINT_GROUP):
         if point.value not in _loaded:
             _loaded[point.value] = _attempt(point.name, point.value, point.load)

@@ -4,84 +4,187 @@ The registry's own tests run them over every method, plugins included; a plugin'
 run them too: `check_method("my_method")`.
 """
 
+import contextlib
+import functools
+import io
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from toolkit.backbones.ast import AST, ASTBackbone
+from toolkit.backbones.ast import ASTTiny
 from toolkit.backbones.base import Backbone
+from toolkit.bundle import load_bundle, save_bundle
+from toolkit.cli import main
+from toolkit.context import real
+from toolkit.data.pipelines import Batch
 from toolkit.errors import ConfigError
-from toolkit.model import AudioClassifier
+from toolkit.inference import predict
+from toolkit.model import AudioClassifier, Pooling
 from toolkit.peft import insertion
 from toolkit.peft.base import PeftMethod
-from toolkit.registry import PEFT
+from toolkit.registry import BACKBONES, CORPORA, PEFT
+from toolkit.tools.base import MixtureData
 
 CLASSES = 5
-TINY = {
-    "hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 192,
-    "num_mel_bins": 32, "max_length": 64, "frequency_stride": 10, "time_stride": 10,
-}  # fmt: skip
+TINY_CORPUS = {"name": "synthetic", "clips_per_class": 5}
 
 
-def tiny_backbone(seed: int = 0) -> ASTBackbone:
-    """A random AST of width 96 with two blocks that reads 64 frames of 32 mel bins."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = ASTModel(ASTConfig(**TINY))
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    return AST()._wrap(model, ASTFeatureExtractor(num_mel_bins=32), 64)
+def tiny_backbone(seed: int = 0, family: str = "ast") -> Backbone:
+    """A small random backbone of a registered family; AST's has width 96 and two blocks."""
+    return BACKBONES.get(family).tiny(seed)
+
+
+def tiny_rows(backbone: Backbone, clips: int = 6, seed: int = 1) -> tuple[Tensor, Tensor | None]:
+    """Random rows [clips, T, F] of a batch, and the real ones of each [clips] if clips may differ.
+
+    The first clip is whole, the others are ever shorter, down to half.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    spec = backbone.features
+    rows = torch.randn(clips, spec.rows, spec.width, generator=generator)
+    if not spec.variable:
+        return rows, None
+    lengths = spec.rows - torch.arange(clips) * spec.rows // (2 * clips)
+    return rows * real(lengths, spec.rows)[..., None], lengths
+
+
+def tiny_lengths(backbone: Backbone, clips: int = 6) -> Tensor | None:
+    """The lengths of the clips of `tiny_batch`."""
+    return tiny_rows(backbone, clips)[1]
 
 
 def tiny_batch(backbone: Backbone, clips: int = 6, seed: int = 1) -> tuple[Tensor, Tensor]:
     """Random normalised features [clips, T, F] and labels [clips]."""
-    generator = torch.Generator().manual_seed(seed)
+    rows, lengths = tiny_rows(backbone, clips, seed)
+    if lengths is not None:  # the rows of other backbones stand for features
+        rows = backbone.features.normalise(rows, lengths)
+    return rows, torch.arange(clips) % CLASSES
+
+
+def tiny_mixture(name: str, seed: int = 0, **settings: Any) -> AudioClassifier:
+    """A tiny classifier in eval mode, as if trained: every tensor of the method is random."""
+    method = PEFT.create({"name": name, **settings}, "peft")
+    return tiny_classifier(method, seed, noise=0.2).eval()
+
+
+def tiny_data(backbone: Backbone, clips: int = 10) -> MixtureData:
+    """Random clips for a tool on a tiny mixture: as many to calibrate on as to measure on."""
+    features, labels = tiny_batch(backbone, 2 * clips)
     spec = backbone.features
-    features = torch.randn(clips, spec.max_length, spec.mel_bins, generator=generator)
-    return features, torch.arange(clips) % CLASSES
+    raw = features * 2 * spec.std + spec.mean
+    table = pd.DataFrame({"id": [f"clip {i}" for i in range(2 * clips)], "label": labels.numpy()})
+
+    def collate(rows: list[int]) -> Batch:
+        return Batch([table["id"][row] for row in rows], raw[rows], labels[rows])
+
+    return MixtureData(
+        calibration=table[:clips],
+        test=table[clips:],
+        classes=[f"class {number}" for number in range(CLASSES)],
+        _dataset=lambda chosen: list(chosen.index),
+        _collate=collate,
+    )
 
 
-def check_method(name: str, settings: Mapping[str, Any] | None = None) -> None:
+def tiny_bundle(folder: Path, name: str, **settings: Any) -> Path:
+    """The bundle of a method on the embedded backbone, as if trained: every tensor is random.
+
+    Args:
+        folder: gets `bundle` and, in `corpus`, the embedded corpus with five clips a class.
+        name: of the method.
+        settings: of it.
+    """
+    manifest = CORPORA.create(TINY_CORPUS, "corpus").manifest(folder / "corpus")
+    source, method = ASTTiny(), PEFT.create({"name": name, **settings}, "peft")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AudioClassifier(source.load(64), method, len(manifest.classes), "all").eval()
+        with torch.no_grad():
+            for parameter in model.trainable().values():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    return save_bundle(folder / "bundle", model, source, manifest.classes, {"test_fold": 2})
+
+
+def change_bundle(verb: str, bundle: Path, tool: str, output: str, *options: str) -> Path:
+    """`toolkit compress` or `toolkit prune` on a `tiny_bundle`.
+
+    Args:
+        verb: compress or prune.
+        bundle: where it is.
+        tool: the method.
+        output: the name of the new bundle, which will lie beside the old one.
+        options: settings of the tool as on the command line.
+    """
+    new, corpus = bundle.with_name(output), bundle.with_name("corpus")
+    where = ["--corpus", "synthetic:clips_per_class=5", "--data_folder", str(corpus)]
+    main([verb, str(bundle), "--method", tool, "-o", str(new), *where, *options])
+    return new
+
+
+def check_prediction(bundle: Path) -> None:
+    """`toolkit predict` on a clip of the corpus beside a `tiny_bundle` or what was made of it."""
+    clip, printed = next(bundle.with_name("corpus").rglob("*.wav")), io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        main(["predict", str(bundle), str(clip), "--json"])
+    loaded, found = load_bundle(bundle), json.loads(printed.getvalue())["probabilities"]
+    expected = next(predict(loaded, [clip])).probabilities
+    torch.testing.assert_close(torch.tensor([found[name] for name in loaded.classes]), expected)
+    assert abs(sum(found.values()) - 1) < 1e-5
+
+
+def check_method(name: str, settings: Mapping[str, Any] | None = None, family: str = "ast") -> None:
     """Run every check below on a registered method.
 
     Args:
         name: of the method.
         settings: its settings where they differ from the defaults.
+        family: of the small random backbone that it adapts.
     """
     method = PEFT.create({"name": name, **(settings or {})}, "peft")
-    check_identity(method)
-    check_training(method)
-    check_saving(method)
-    check_merging(method)
-    check_layers({"name": name, **(settings or {})})
+    check_identity(method, family)
+    check_training(method, family=family)
+    check_saving(method, family)
+    check_merging(method, family)
+    check_layers({"name": name, **(settings or {})}, family)
 
 
-def check_identity(method: PeftMethod) -> None:
+def check_identity(method: PeftMethod, family: str = "ast") -> None:
     """Before any training, the adapted backbone gives the frozen one's tokens."""
     if not method.identity_at_start:
         return
-    backbone = tiny_backbone()
-    features, _ = tiny_batch(backbone)
-    expected = backbone(features).detach()
-    model = AudioClassifier(tiny_backbone(), method, CLASSES, "all").eval()
-    torch.testing.assert_close(model.backbone(features), expected, rtol=0, atol=1e-5)
+    backbone = tiny_backbone(family=family)
+    (features, _), lengths = tiny_batch(backbone), tiny_lengths(backbone)
+    with torch.no_grad():
+        expected = backbone(features, lengths)
+        adapted = tiny_classifier(method, family=family).eval().backbone
+        torch.testing.assert_close(adapted(features, lengths), expected, rtol=0, atol=1e-5)
 
 
-def check_training(method: PeftMethod, steps: int = 6) -> None:
-    """A few steps lower the loss, move every trainable tensor, and leave all others alone."""
+def check_training(method: PeftMethod, steps: int | None = None, family: str = "ast") -> None:
+    """A few steps lower the loss, move every trainable tensor, and leave all others alone.
+
+    Args:
+        method: to be checked.
+        steps: none: 6, or 24 if not every step reaches every tensor (`sparse`).
+        family: of the backbone.
+    """
+    steps = steps or (24 if method.sparse else 6)
     torch.manual_seed(0)
-    backbone = tiny_backbone()
-    features, labels = tiny_batch(backbone)
-    model = AudioClassifier(backbone, method, CLASSES, "all")
+    model = AudioClassifier(tiny_backbone(family=family), method, CLASSES, "all")
+    (features, labels), lengths = tiny_batch(model.backbone), tiny_lengths(model.backbone)
     trainable = model.trainable()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     start = {name: p.detach().clone() for name, p in trainable.items()}
     optimizer = torch.optim.AdamW(method.parameter_groups(trainable, lr=1e-3), weight_decay=0.0)
+    forward = functools.partial(model, lengths=lengths)
     history = []
     model.train()
 
@@ -89,7 +192,7 @@ def check_training(method: PeftMethod, steps: int = 6) -> None:
         return functional.cross_entropy(logits, labels)
 
     for step in range(steps):
-        losses = method.training_losses(model.backbone, model, features, task_loss)
+        losses = method.training_losses(model.backbone, forward, features, task_loss)
         history.append(losses["task"].item())
         total = torch.stack(list(losses.values())).sum()
         optimizer.zero_grad()
@@ -107,48 +210,107 @@ def check_training(method: PeftMethod, steps: int = 6) -> None:
     assert not moved, f"frozen tensors that moved: {moved}"
 
 
-def check_saving(method: PeftMethod) -> None:
-    """A model's state, put into a fresh model of another seed, gives the same logits exactly."""
-    models = []
-    for seed in (0, 1):
-        torch.manual_seed(seed)
-        model = AudioClassifier(tiny_backbone(), method, CLASSES, "all").eval()
-        with torch.no_grad():
-            for parameter in model.trainable().values():
-                parameter.add_(0.05 * torch.randn_like(parameter))
-        models.append(model)
-    features, _ = tiny_batch(models[0].backbone)
+def check_saving(method: PeftMethod, family: str = "ast") -> None:
+    """A model's state, put into a fresh model of another seed, gives the same logits exactly.
+
+    In inference mode, in which bundles predict.
+    """
+    first, second = (tiny_classifier(method, seed, family, noise=0.05).eval() for seed in (0, 1))
+    (features, _), lengths = tiny_batch(first.backbone), tiny_lengths(first.backbone)
     with torch.no_grad():
-        expected = models[0](features)
-        assert not torch.equal(models[1](features), expected)
-        models[1].load_state({name: t.clone() for name, t in models[0].state().items()})
-        assert torch.equal(models[1](features), expected), "the loaded model is another one"
+        expected = first(features, lengths)
+        assert not torch.equal(second(features, lengths), expected)
+        second.load_state({name: t.clone() for name, t in first.state().items()})
+    with torch.inference_mode():
+        assert torch.equal(second(features, lengths), expected), "the loaded model is another one"
 
 
-def check_merging(method: PeftMethod) -> None:
-    """A method whose modules all have `merge_into` merges exactly, and unmerging restores."""
-    torch.manual_seed(0)
-    model = AudioClassifier(tiny_backbone(), method, CLASSES, "all").eval()
+def check_merging(method: PeftMethod, family: str = "ast") -> bool:
+    """A method whose modules all have `merge_into` merges exactly, and unmerging restores.
+
+    Returns:
+        whether it can be merged.
+    """
+    model = tiny_classifier(method, family=family, noise=0.05).eval()
     modules = list(insertion.inserted(model.backbone))
     if not modules or not all(hasattr(module, "merge_into") for module in modules):
-        return
+        return False
+    (features, _), lengths = tiny_batch(model.backbone), tiny_lengths(model.backbone)
     with torch.no_grad():
-        for parameter in model.trainable().values():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-        features, _ = tiny_batch(model.backbone)
-        expected = model(features)
+        expected = model(features, lengths)
         method.merge(model.backbone)
-        torch.testing.assert_close(model(features), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(model(features, lengths), expected, rtol=1e-4, atol=1e-4)
         method.unmerge(model.backbone)
-        assert torch.equal(model(features), expected), "unmerging did not restore the weights"
+        assert torch.equal(model(features, lengths), expected), "unmerging changed the weights"
+    return True
 
 
-def check_layers(config: Mapping[str, Any]) -> None:
+def check_layers(config: Mapping[str, Any], family: str = "ast") -> None:
     """With `layers: last 1` nothing in another block changes, unless the setting is refused."""
     try:
         method = PEFT.create({**config, "layers": "last 1"}, "peft")
     except ConfigError:
         return
-    model = AudioClassifier(tiny_backbone(), method, CLASSES, "all")
+    model = AudioClassifier(tiny_backbone(family=family), method, CLASSES, "all")
     blocks = {name.split(".")[1] for name in model.state() if name.startswith("blocks.")}
     assert blocks <= {"1"}, f"`layers` is not respected (use self.sites): blocks {blocks}"
+
+
+def check_padding(method: PeftMethod, family: str, pooling: Pooling = "mean") -> None:
+    """Each clip alone and without padding gives the logits that it has in a padded batch."""
+    model = tiny_classifier(method, family=family, noise=0.05, pooling=pooling).eval()
+    rows, lengths = tiny_rows(model.backbone)
+    with torch.no_grad():
+        together = model.logits(rows, lengths)
+        alone = [
+            model.logits(clip[None, :length], torch.tensor([length]))
+            for clip, length in zip(rows, lengths.tolist(), strict=True)
+        ]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-4)
+
+
+def tiny_classifier(
+    method: PeftMethod,
+    seed: int = 0,
+    family: str = "ast",
+    *,
+    noise: float = 0.0,
+    pooling: Pooling = "all",
+) -> AudioClassifier:
+    """A tiny classifier of `CLASSES` classes.
+
+    Args:
+        method: how its backbone is adapted.
+        seed: of all that the method draws; the backbone is always the same.
+        family: of the backbone.
+        noise: standard deviation of what is added to every trainable tensor.
+        pooling: see `AudioClassifier`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AudioClassifier(tiny_backbone(family=family), method, CLASSES, pooling)
+        with torch.no_grad():
+            for parameter in model.trainable().values():
+                parameter.add_(noise * torch.randn_like(parameter))
+    return model
+
+
+class LargestTensor(TorchDispatchMode):
+    """Watches every operation in its context, backward passes too, for what it allocates.
+
+    Attributes:
+        numel: elements of the largest tensor that an operation returned.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Run the operation and look at what it returns."""
+        out = function(*args, **(kwargs or {}))
+        sizes = [tensor.numel() for tensor in tree_leaves(out) if isinstance(tensor, Tensor)]
+        self.numel = max(self.numel, *sizes, 0)
+        return out

@@ -47,6 +47,8 @@ class SpecAugment:
 class Mixup:
     """Mix each clip with another of the batch (arXiv:1710.09412).
 
+    Where clips keep their lengths, a clip that is mixed with a longer one keeps its own.
+
     Args:
         alpha: the weight of the first is drawn from Beta(alpha, alpha).
         probability: share of the batches that are mixed.

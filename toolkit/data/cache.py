@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from tqdm import tqdm
 
@@ -43,6 +44,16 @@ class Segment(NamedTuple):
     path: str
     start: float | None = None
     stop: float | None = None
+
+
+def segments_of(clips: pd.DataFrame) -> list[Segment]:
+    """The segments of a manifest's clips: `path`, and `start` and `stop` where they are given."""
+    if "start" not in clips:
+        return [Segment(path) for path in clips["path"]]
+    bounds = clips[["start", "stop"]].astype(object).where(clips[["start", "stop"]].notna(), None)
+    return [
+        Segment(*row) for row in zip(clips["path"], bounds["start"], bounds["stop"], strict=True)
+    ]
 
 
 Compute = Callable[[Segment], np.ndarray]
@@ -68,6 +79,11 @@ class FeatureCache:
 
     def __len__(self) -> int:
         return len(self._places)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Rows of each clip [N]."""
+        return self._places[:, 1]
 
     def __getitem__(self, index: int) -> np.ndarray:
         offset, frames = self._places[index]
@@ -119,11 +135,11 @@ def feature_cache(
 
 def _clip_keys(root: Path, segments: Sequence[Segment]) -> list[str]:
     """What identifies each clip: the hash of its file's content, and its part."""
-    contents = _content_hashes(root, sorted({segment.path for segment in segments}))
+    contents = content_hashes(root, sorted({segment.path for segment in segments}))
     return [f"{contents[s.path]}:{s.start}:{s.stop}" for s in segments]
 
 
-def _content_hashes(root: Path, paths: list[str]) -> dict[str, str]:
+def content_hashes(root: Path, paths: list[str]) -> dict[str, str]:
     """Hash of each file's content; a file unchanged in size and time is not read again."""
     places = {path: os.path.abspath(path) for path in paths}
     folder = os.path.commonpath(places.values()) if places else "."

@@ -2,18 +2,21 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import soundfile
 
 from toolkit.data.audio import UNREADABLE
+from toolkit.data.splits import Split, cross_validation
 from toolkit.errors import DataError, listing
 from toolkit.settings import Settings
 
 COLUMNS = ["id", "path", "label", "fold"]
+RATE_TOLERANCE = 0.01  # seconds by which a segment may pass the end that a header tells
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,36 +25,115 @@ class Manifest:
 
     Attributes:
         corpus: name, for messages and results.
-        clips: one row a clip: `id` (unique), `path`, `label` (index into `classes`), `fold`.
+        clips: one row a clip: `id` (unique), `path`, `label` (index into `classes`; of a
+            multi-label corpus an array [C] of 0 and 1), `fold`, and where there are any `group`
+            (what must not be torn: a speaker, a recording), `start` and `stop` (seconds in the
+            file; NaN: its beginning and its end).
         classes: class names in the order of their labels.
+        rounds: which folds train, validate and test; None: cross-validation over the folds.
+        multi_label: whether a clip may have several classes, or none.
+        official: whether the parts are the corpus's own; those that a user made are refused if
+            they hold copies of a recording, official ones are used with a warning.
 
     Raises:
-        DataError: no clips, missing columns, repeated ids or labels out of range.
+        DataError: no clips, missing columns, repeated ids, labels out of range, a file or a group
+            in two folds.
     """
 
     corpus: str
     clips: pd.DataFrame
     classes: list[str]
+    rounds: Sequence[Split] | None = None
+    multi_label: bool = False
+    official: bool = True
 
     def __post_init__(self) -> None:
         problems = [f"no column '{c}'" for c in COLUMNS if c not in self.clips.columns]
         if not problems:
             repeated = self.clips["id"][self.clips["id"].duplicated()].unique()
             problems += [f"the id {name} stands twice" for name in repeated]
-            wrong = ~self.clips["label"].between(0, len(self.classes) - 1)
+            wrong = self._without_class()
             problems += [f"{name} has a label without a class" for name in self.clips["id"][wrong]]
+            problems += leaks(self.clips)
         if not len(self.clips):
             problems.append("there are no clips")
         refuse(self.corpus, problems)
+
+    def _without_class(self) -> pd.Series:
+        count = len(self.classes)
+        if self.multi_label:
+            return self.clips["label"].map(lambda label: np.shape(label) != (count,))
+        return ~self.clips["label"].between(0, count - 1)
 
     @property
     def folds(self) -> list[int]:
         """The folds there are, sorted."""
         return sorted(int(fold) for fold in self.clips["fold"].unique())
 
+    @property
+    def splits(self) -> list[Split]:
+        """The rounds of the evaluation.
+
+        Raises:
+            ConfigError: cross-validation is not possible with so few folds.
+        """
+        return cross_validation(self.folds) if self.rounds is None else list(self.rounds)
+
     def of_folds(self, folds: Iterable[int]) -> pd.DataFrame:
         """The clips of some folds."""
         return self.clips[self.clips["fold"].isin(list(folds))]
+
+
+def class_matrix(labels: pd.Series, count: int) -> np.ndarray:
+    """The column `label` of a manifest as an array [N, C] of 0 and 1."""
+    if labels.dtype == object:
+        return np.stack(labels.to_numpy()).astype(np.int64)
+    return np.eye(count, dtype=np.int64)[labels.to_numpy(dtype=np.int64)]
+
+
+def class_labels(names: Iterable[Sequence[str]], classes: Sequence[str]) -> list[np.ndarray]:
+    """Names of each clip's classes -> labels [C] of a multi-label manifest."""
+    places = {name: place for place, name in enumerate(classes)}
+    labels = []
+    for of_clip in names:
+        label = np.zeros(len(classes), dtype=np.uint8)
+        label[[places[name] for name in of_clip]] = 1
+        labels.append(label)
+    return labels
+
+
+def leaks(clips: pd.DataFrame) -> list[str]:
+    """Files and groups that stand in more than one fold, one message each."""
+    found = []
+    for column, what in (("path", "the file"), ("group", "the group")):
+        if column not in clips:
+            continue
+        known = clips[[column, "fold"]].dropna().drop_duplicates()
+        torn = known[known[column].duplicated(keep=False)].groupby(column, sort=True)["fold"]
+        found += [
+            f"{what} {name} stands in folds {', '.join(str(f) for f in sorted(folds))}: put all "
+            "of it into one"
+            for name, folds in torn
+        ]
+    return found
+
+
+def copied(clips: pd.DataFrame, contents: Mapping[str, str]) -> list[str]:
+    """Files of different names and the same content in more than one fold, one message each.
+
+    Args:
+        clips: of a manifest.
+        contents: path -> hash of the content.
+    """
+    table = clips[["path", "fold"]].drop_duplicates()
+    table = table.assign(content=table["path"].map(contents))
+    table = table[table["content"].duplicated(keep=False)]
+    return [
+        f"{', '.join(part['path'])} hold the same sound in folds "
+        f"{', '.join(str(f) for f in sorted(part['fold'].unique()))}: keep one of them"
+        for _, part in table.groupby("content", sort=True)
+        if part["fold"].nunique() > 1
+    ]
 
 
 class Corpus(Settings, ABC):
@@ -76,6 +158,21 @@ class Corpus(Settings, ABC):
             "and name its folder with `--data_folder`"
         )
 
+    def published_clips(self, manifest: Manifest) -> int | None:
+        """How many clips the corpus has as published with these settings; None: not known."""
+        return None
+
+    def embed(self, folder: Path) -> None:
+        """Write a miniature of the corpus, in its exact layout, for a run without a data folder.
+
+        Raises:
+            DataError: this corpus has none.
+        """
+        raise DataError(
+            f"the corpus {self.registered_name} has no embedded miniature: name its folder with "
+            "`--data_folder`"
+        )
+
 
 def refuse(corpus: str, problems: Sequence[str]) -> None:
     """Raise a `DataError` that lists the problems, if there are any."""
@@ -85,15 +182,51 @@ def refuse(corpus: str, problems: Sequence[str]) -> None:
 
 def unreadable(paths: Sequence[Path]) -> list[str]:
     """What is wrong with audio files that are missing, not audio, or empty (headers are read)."""
+    return [header for header in headers(paths).values() if isinstance(header, str)]
+
+
+def headers(paths: Iterable[str | Path]) -> dict[str, "Header | str"]:
+    """The header of every file, or what is wrong with it; each file is opened once."""
+    distinct = list(dict.fromkeys(map(str, paths)))
     with ThreadPoolExecutor() as pool:
-        return [problem for problem in pool.map(_problem, paths) if problem]
+        return dict(zip(distinct, pool.map(_header, distinct), strict=True))
 
 
-def _problem(path: Path) -> str:
-    if not path.is_file():
+def segment_problems(clips: pd.DataFrame) -> list[str]:
+    """What is wrong with the files of clips, and with the segments that are cut from them.
+
+    Args:
+        clips: `id`, `path`, and in seconds `start` and `stop`.
+    """
+    found = headers(clips["path"])
+    problems = [header for header in found.values() if isinstance(header, str)]
+    seconds = {path: h.seconds for path, h in found.items() if isinstance(h, Header)}
+    length = clips["path"].astype(str).map(seconds)
+    start, stop = clips["start"].fillna(0.0), clips["stop"].fillna(length)
+    wrong = (start < 0) | (stop <= start) | (stop > length + RATE_TOLERANCE)
+    return problems + [
+        f"{row.id}: {row.start} to {row.stop} s is no part of {row.path} "
+        f"({seconds[str(row.path)]:.2f} s)"
+        for row in clips[wrong & length.notna()].itertuples()
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What the header of an audio file says: duration (s), sample rate (Hz), channels."""
+
+    seconds: float
+    sample_rate: int
+    channels: int
+
+
+def _header(path: str) -> Header | str:
+    if not Path(path).is_file():
         return f"{path} is missing"
     try:
-        frames = soundfile.info(path).frames
+        info = soundfile.info(path)
     except UNREADABLE as error:
         return f"{path} cannot be read: {getattr(error, 'error_string', error)}"
-    return "" if frames else f"{path} holds no samples"
+    if not info.frames:
+        return f"{path} holds no samples"
+    return Header(info.frames / info.samplerate, info.samplerate, info.channels)

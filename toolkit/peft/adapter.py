@@ -35,8 +35,8 @@ class Adapter(BlockMethod):
             "sequential": insertion.after,
             "before": insertion.before_and_beside if self.is_on("add_before") else insertion.before,
         }[self.mode]
-        for site in self.sites(backbone, self.placement):
-            experts = self.experts(backbone, num_experts=1)
+        for site in self.block_sites(backbone):
+            experts = self.experts(backbone, 1, site.out_dim)
             place(site, "adapter", SingleAdapter(experts, self.scale, self.learn_scale, residual))
         if self.norms:
             self.train_norms(backbone, self.placement)

@@ -26,7 +26,7 @@ class AdapterPlus(PeftMethod):
     def insert(self, backbone: Backbone) -> None:
         """One adapter a block."""
         for site in self.sites(backbone, "block"):
-            adapter = ChannelScaledAdapter(backbone.dim, self.bottleneck, self.drop_path)
+            adapter = ChannelScaledAdapter(site.out_dim, self.bottleneck, self.drop_path)
             if self.init == "houlsby":
                 nn.init.trunc_normal_(adapter.up.weight, std=HOULSBY_STD)
             insertion.after(site, "adapter_plus", adapter)

@@ -19,9 +19,12 @@ class AdaptFormer(PeftMethod):
     def insert(self, backbone: Backbone) -> None:
         """One adapter a block."""
         for site in self.sites(backbone, "ffn"):
-            norm = backbone.site(site.block, "norm.ffn")
-            adapter = ReluAdapter(backbone.dim, self.bottleneck, self.scale, self.dropout)
-            insertion.parallel_to_input(norm, site, "adaptformer", adapter)
+            adapter = ReluAdapter(site.out_dim, self.bottleneck, self.scale, self.dropout)
+            if backbone.pre_norm:
+                norm = backbone.site(site.block, "norm.ffn")
+                insertion.parallel_to_input(norm, site, "adaptformer", adapter)
+            else:  # no norm stands between the residual stream and the feed-forward
+                insertion.parallel(site, "adaptformer", adapter)
 
 
 class ReluAdapter(nn.Module):

@@ -159,7 +159,7 @@ class PeftMethod(Settings, ABC):
 
 
 class Recorder(nn.Module):
-    """Base of inserted modules that can record statistics of their forward passes.
+    """Base of inserted modules that can record statistics of their passes, such as mixtures.
 
     Attributes:
         recording: whether `forward` shall append to `records`.
@@ -170,6 +170,23 @@ class Recorder(nn.Module):
         super().__init__()
         self.recording = False
         self.records: list[dict[str, Tensor]] = []
+
+    def token_weights(self, x: Tensor) -> dict[str, Tensor]:
+        """Who listens to which token, in evaluation: what `toolkit experts` draws.
+
+        As it stands, the gates of the module's `router` (tokens [B, T, d] -> [B, T, E]); a mixture
+        that has none defines it.
+
+        Args:
+            x: tokens [B, T, d] as `forward` is given them in the same pass.
+
+        Returns:
+            [B, T, E, S] of E experts with S slots each, by name: `gate` where tokens choose
+            experts, `dispatch` (sums to 1 over tokens) and `combine` (sums to 1 over slots) where
+            experts read slots. Empty if this is no mixture.
+        """
+        router = getattr(self, "router", None)
+        return {"gate": router(x)[..., None]} if isinstance(router, nn.Module) else {}
 
 
 def chosen_blocks(layers: str | list[int], depth: int) -> set[int]:

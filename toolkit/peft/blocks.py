@@ -1,10 +1,11 @@
 """What adapters and mixtures share: which expert block, how wide, how it starts."""
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from torch import nn
 
-from toolkit.backbones.base import Backbone, Placement
+from toolkit.backbones.base import Backbone, Placement, Site
 from toolkit.errors import ConfigError
 from toolkit.peft.base import PeftMethod, quirk, setting
 from toolkit.routing.conformer import Conformer
@@ -33,13 +34,19 @@ class BlockMethod(PeftMethod):
     discard_convolution: bool | None = quirk("convpass's convolution is computed and discarded")
     reference_init: bool | None = quirk("linears start as a truncated normal of std 0.02")
 
-    def experts(self, backbone: Backbone, num_experts: int) -> Experts:
+    def experts(self, backbone: Backbone, num_experts: int, dim: int | None = None) -> Experts:
         """Blocks for one site of a backbone.
 
+        Args:
+            backbone: whose tokens they read.
+            num_experts: E.
+            dim: token width there; None: that of all blocks.
+
         Raises:
-            ConfigError: no bottleneck is left, or the backbone has no patch grid.
+            ConfigError: no bottleneck is left, or the backbone has no patch grid, or no `dim`
+                is given and blocks differ in their width.
         """
-        dim = backbone.dim
+        dim = backbone.width if dim is None else dim
         shape = (num_experts, dim, bottleneck_width(dim, self.reduction))
         if self.block == "conformer":
             experts: Experts = Conformer(*shape, self.kernel, not self.is_on("discard_norm"))
@@ -52,7 +59,19 @@ class BlockMethod(PeftMethod):
                 nn.init.trunc_normal_(weight, std=REFERENCE_STD)
             if isinstance(experts, Convpass):
                 nn.init.xavier_uniform_(experts.conv.weight)
+        experts.context = backbone.context
         return experts
+
+    def block_sites(self, backbone: Backbone) -> Iterator[Site]:
+        """The sites of the blocks.
+
+        Raises:
+            ConfigError: a convolution over tokens would read windows of a clip.
+        """
+        for site in self.sites(backbone, self.placement):
+            if self.block != "bottleneck":
+                site.require_whole_clips(f"a {self.block} adapter")
+            yield site
 
     def _convpass(self, backbone: Backbone) -> dict[str, Any]:
         options = {"dropout": self.dropout, "convolve": not self.is_on("discard_convolution")}

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from toolkit.backbones.base import Backbone
+from toolkit.backbones.base import Backbone, Site
 from toolkit.peft.base import Recorder
 from toolkit.peft.blocks import REFERENCE_STD
 from toolkit.peft.mixture import MixtureMethod
@@ -15,9 +15,9 @@ from toolkit.routing.experts import Experts
 class DenseMoA(MixtureMethod):
     """Dense mixture of adapters: every token goes through every expert, weighted by a softmax."""
 
-    def mixture(self, backbone: Backbone) -> "DenseMixture":
+    def mixture(self, backbone: Backbone, site: Site) -> "DenseMixture":
         """See `MixtureMethod.mixture`."""
-        mixture = DenseMixture(self.experts(backbone, self.num_experts))
+        mixture = DenseMixture(self.experts(backbone, self.num_experts, site.out_dim))
         if self.is_on("reference_init"):
             nn.init.trunc_normal_(mixture.router.linear.weight, std=REFERENCE_STD)
             nn.init.zeros_(mixture.router.linear.bias)
@@ -40,5 +40,6 @@ class DenseMixture(Recorder):
         """[B, T, d] -> [B, T, d]."""
         gates = self.router(x)
         if self.recording:
-            self.records.append(dense.metrics(gates))
+            mask = self.experts.context and self.experts.context.mask
+            self.records.append(dense.metrics(gates if mask is None else gates[mask]))
         return self.experts.mix(x, gates)

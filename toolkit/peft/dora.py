@@ -38,7 +38,8 @@ class Magnitude(LowRank):
     def forward(self, x: Tensor, linear: nn.Linear) -> Tensor:
         """[..., in] -> [..., out], in place of `linear`."""
         direction = functional.linear(x, linear.weight) + super().forward(x)
-        return torch.addcmul(linear.bias, self.factor(linear), direction)
+        out = self.factor(linear) * direction
+        return out if linear.bias is None else out + linear.bias
 
     def factor(self, linear: nn.Linear) -> Tensor:
         """Learned length over present length of each row, [out]."""

@@ -30,16 +30,15 @@ class FacT(PeftMethod):
 
     def insert(self, backbone: Backbone) -> None:
         """One update a projection; the factors are owned by the first of them."""
+        dim = backbone.width
         sites = list(self.sites(backbone, *ROLE_OF.values()))
         for site in sites:
-            if site.in_dim % backbone.dim or site.out_dim % backbone.dim:
+            if site.in_dim % dim or site.out_dim % dim:
                 raise ConfigError(f"FacT cuts projections into d x d pieces; {site.name} has none")
-        factors = Factors(
-            backbone.dim, self.rank, sum(_pieces(s, backbone.dim) for s in sites), self.kind
-        )
+        factors = Factors(dim, self.rank, sum(_pieces(s, dim) for s in sites), self.kind)
         begin = 0
         for site in sites:
-            count = _pieces(site, backbone.dim)
+            count = _pieces(site, dim)
             update = Factorised(factors, begin, count, site, self.scale, self.dropout)
             insertion.parallel(site, "fact", update)
             begin += count

@@ -40,8 +40,9 @@ class Wrapper(nn.Module):
         """Whether the inserted module is folded into the wrapped one's weights."""
         return self.original is not None
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Same inputs and outputs as the wrapped module."""
+        x, *args, kwargs = _tokens_first(args, kwargs)
         if self.merged:
             return self.wrapped(x, *args, **kwargs)
         return self.adapted(x, *args, **kwargs)
@@ -97,8 +98,9 @@ class ParallelKept(Parallel):
 
     def adapted(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """See `Wrapper.adapted`."""
+        output = self.wrapped(x, *args, **kwargs)
         self.kept = self.inserted(x)
-        return _on_tokens(self.wrapped(x, *args, **kwargs), lambda y: y + self.kept)
+        return _on_tokens(output, lambda y: y + self.kept)
 
 
 class Echo(nn.Module):
@@ -109,8 +111,9 @@ class Echo(nn.Module):
         self.wrapped = wrapped
         self.source = (source,)  # in a tuple: a reference, not a child
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Same inputs and outputs as the wrapped module."""
+        x, *args, kwargs = _tokens_first(args, kwargs)
         return _on_tokens(self.wrapped(x, *args, **kwargs), lambda y: y + _take(self.source[0]))
 
 
@@ -121,8 +124,9 @@ class Tap(nn.Module):
         super().__init__()
         self.wrapped = wrapped
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Same inputs and outputs as the wrapped module."""
+        x, *args, kwargs = _tokens_first(args, kwargs)
         self.kept = x
         return self.wrapped(x, *args, **kwargs)
 
@@ -202,7 +206,11 @@ def keys_values(backbone: Backbone, site: Site, name: str, module: nn.Module) ->
         site: the attention.
         name: see `Wrapper`.
         module: returns keys and values [N, d] when called without arguments.
+
+    Raises:
+        ConfigError: this backbone's attention cannot have any.
     """
+    backbone.require("kv")
     from toolkit.peft.prefixed_attention import PREFIXED  # transformers is slow to import
 
     attention = site.module
@@ -252,6 +260,19 @@ def unmerge(backbone: Backbone) -> None:
             wrapper.original = None
 
 
+def exchange(wrapper: Wrapper, name: str, module: nn.Module) -> None:
+    """Put a module in the place of the one that a wrapper inserted.
+
+    Args:
+        wrapper: stays where it is.
+        name: see `Wrapper`.
+        module: the new one.
+    """
+    delattr(wrapper, wrapper.name)
+    wrapper.add_module(name, module)
+    wrapper.name = name
+
+
 def wrappers(backbone: Backbone) -> Iterator[Wrapper]:
     """Every wrapper in a backbone."""
     return (module for module in backbone.modules() if isinstance(module, Wrapper))
@@ -273,6 +294,14 @@ def set_training(module: nn.Module, mode: bool) -> None:
             child.train(mode)
         else:
             set_training(child, mode)
+
+
+def _tokens_first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """Tokens, further positional arguments, and those by name, whichever way the tokens came."""
+    if args:
+        return *args, kwargs
+    kwargs = dict(kwargs)
+    return kwargs.pop("hidden_states"), kwargs
 
 
 def _on_tokens(output: Any, function: Callable[[Tensor], Tensor]) -> Any:

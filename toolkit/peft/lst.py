@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.backbones.base import Backbone
+from toolkit.context import TokenContext
 from toolkit.errors import ConfigError
 from toolkit.peft.base import PeftMethod, insertion, setting
 from toolkit.registry import PEFT
@@ -24,14 +25,14 @@ class LadderSideTuning(PeftMethod):
 
     def insert(self, backbone: Backbone) -> None:
         """Taps at the blocks that `layers` names, and the ladder at the final norm."""
-        width = backbone.dim // self.reduction
+        width = backbone.width // self.reduction
         if width < self.heads or width % self.heads:
             raise ConfigError(
                 f"a side network of width {width} ({backbone.dim} / {self.reduction}) cannot have "
                 f"{self.heads} heads; choose another 'reduction' or 'heads'"
             )
         taps = [insertion.tap(site) for site in self.sites(backbone, "block")]
-        ladder = Ladder(taps, backbone.dim, width, self.heads)
+        ladder = Ladder(taps, backbone.dim, width, self.heads, backbone.context)
         insertion.reparametrise(backbone.final, "lst", ladder)
 
 
@@ -45,10 +46,19 @@ class Ladder(nn.Module):
         dim: token width d of the backbone.
         width: of the side network.
         heads: of its attention.
+        context: which tokens are real.
     """
 
-    def __init__(self, taps: list[insertion.Tap], dim: int, width: int, heads: int) -> None:
+    def __init__(
+        self,
+        taps: list[insertion.Tap],
+        dim: int,
+        width: int,
+        heads: int,
+        context: TokenContext,
+    ) -> None:
         super().__init__()
+        self.context = context
         self.taps = tuple(taps)  # in a tuple: references, not children
         self.downs = nn.ModuleList(nn.Linear(dim, width) for _ in taps)
         self.blocks = nn.ModuleList(
@@ -66,9 +76,11 @@ class Ladder(nn.Module):
     def forward(self, x: Tensor, norm: nn.Module) -> Tensor:
         """Tokens [B, T, d] behind the last block -> [B, T, d], in place of `norm`."""
         states = [insertion.take(tap).detach() for tap in self.taps]
-        side = self.blocks[0](self.downs[0](states[0]))
+        mask = self.context.mask
+        padding = None if mask is None else ~mask
+        side = self.blocks[0](self.downs[0](states[0]), src_key_padding_mask=padding)
         shares = torch.sigmoid(self.gates / TEMPERATURE)
         for rung in range(1, len(states)):
             mixed = torch.lerp(self.downs[rung](states[rung]), side, shares[rung - 1])
-            side = self.blocks[rung](mixed)
+            side = self.blocks[rung](mixed, src_key_padding_mask=padding)
         return norm(x) + self.up(side)

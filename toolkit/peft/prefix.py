@@ -28,9 +28,8 @@ class Prefix(PeftMethod):
     def insert(self, backbone: Backbone) -> None:
         """One set of keys and values a block."""
         for site in self.sites(backbone, "mhsa"):
-            insertion.keys_values(
-                backbone, site, "prefix", KeysValues(self.tokens // 2, backbone.dim)
-            )
+            rows = KeysValues(self.tokens // 2, site.out_dim)
+            insertion.keys_values(backbone, site, "prefix", rows)
 
 
 class KeysValues(nn.Module):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -33,6 +34,9 @@ def prefixed_attention(
         if mask is not None:  # everybody may look at them; masks are boolean or additive
             shown = mask.new_zeros(()) if mask.is_floating_point() else mask.new_ones(())
             mask = torch.cat([shown.expand(*mask.shape[:-1], len(keys)), mask], dim=-1)
+        if options.get("position_bias") is not None:  # they have no place in the sequence
+            options["position_bias"] = functional.pad(options["position_bias"], (len(keys), 0))
+    options["is_causal"] = False
     return sdpa_attention_forward(attention, query, key, value, mask, **options)
 
 

@@ -31,6 +31,7 @@ class PromptMethod(PeftMethod):
 
     def insert(self, backbone: Backbone) -> None:
         """The first block's prompts, behind the special tokens."""
+        backbone.require("tokens")
         kept = backbone.prefix_tokens
         if self.is_on("replace_distillation"):
             kept = 1

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from toolkit.backbones.base import Backbone
+from toolkit.backbones.base import Backbone, Site
 from toolkit.errors import ConfigError
 from toolkit.peft.base import Recorder, quirk, setting
 from toolkit.peft.mixture import MixtureMethod
@@ -34,10 +34,11 @@ class SoftMoA(MixtureMethod):
                 "`convolution: 1d`, or Dense-MoA"
             )
 
-    def mixture(self, backbone: Backbone) -> "SoftMixture":
+    def mixture(self, backbone: Backbone, site: Site) -> "SoftMixture":
         """See `MixtureMethod.mixture`."""
+        site.require_whole_clips("Soft-MoA")
         mixture = SoftMixture(
-            self.experts(backbone, self.num_experts),
+            self.experts(backbone, self.num_experts, site.out_dim),
             self.slots,
             self.normalize,
             self.noise,
@@ -76,13 +77,29 @@ class SoftMixture(Recorder):
         nn.init.normal_(self.phi, std=1 / math.sqrt(experts.dim))  # LeCun normal, as 2308.00951
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Tokens [B, T, d] and an optional mask [B, T] of real tokens -> [B, T, d]."""
+        """Tokens [B, T, d] -> [B, T, d].
+
+        Args:
+            x: tokens.
+            mask: [B, T], True where a token is real; None: as the backbone says.
+        """
+        if mask is None and self.experts.context is not None:
+            mask = self.experts.context.mask
+        routing, x = self.route(x, mask)
+        if self.recording:
+            self.records.append(soft.metrics(routing, mask))
+        return routing.tokens(self.experts(routing.slots(x)))
+
+    def token_weights(self, x: Tensor) -> dict[str, Tensor]:
+        """See `Recorder.token_weights`."""
+        routing, _ = self.route(x)
+        return {"dispatch": routing.dispatch, "combine": routing.combine}
+
+    def route(self, x: Tensor, mask: Tensor | None = None) -> tuple[soft.SoftRouting, Tensor]:
+        """The routing of tokens [B, T, d], and the tokens that make the slots."""
         phi, scale = self.phi, self.scale
         if scale is not None and self.over_experts:
             x, phi = soft.normalised_over_experts(x, phi, scale)
             scale = None
         noise = self.noise if self.training else 0.0
-        routing = soft.route(x, phi, scale=scale, mask=mask, noise_std=noise)
-        if self.recording:
-            self.records.append(soft.metrics(routing))
-        return routing.tokens(self.experts(routing.slots(x)))
+        return soft.route(x, phi, scale=scale, mask=mask, noise_std=noise), x

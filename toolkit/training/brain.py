@@ -1,6 +1,7 @@
 """ClassificationBrain: how one fold is trained and evaluated, on one process or many."""
 
 import dataclasses
+import functools
 import json
 import logging
 import math
@@ -21,7 +22,6 @@ from speechbrain.utils.checkpoints import (
 )
 from speechbrain.utils.distributed import ddp_all_reduce
 from torch import Tensor
-from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from toolkit.data.augment import Augmentation
@@ -29,9 +29,9 @@ from toolkit.data.pipelines import Batch
 from toolkit.errors import RunError
 from toolkit.model import AudioClassifier
 from toolkit.training.checkpoints import AtomicCheckpointer, validation_score
-from toolkit.training.metrics import accuracy
 from toolkit.training.progress import Progress
 from toolkit.training.sampling import TrainingBatches, derive_seed
+from toolkit.training.tasks import ONE_CLASS, Task
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,8 @@ class TrainingPlan:
         label_smoothing: of the cross-entropy.
         augment: applied in order to training batches.
         seed: of this fold.
+        task: one class a clip, or any number of them.
+        class_weights: [C], of each class's part of the loss; None: all alike.
     """
 
     epochs: int
@@ -57,6 +59,8 @@ class TrainingPlan:
     label_smoothing: float
     augment: list[Augmentation]
     seed: int
+    task: Task = ONE_CLASS
+    class_weights: Tensor | None = None
 
 
 @register_checkpoint_hooks
@@ -127,8 +131,9 @@ class ClassificationBrain(sb.Brain):
     def _prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Normalised features [B, T, F] and targets [B, C] (probabilities) on the device."""
         batch = batch.to(self.device)
-        features = self.model.backbone.features.normalise(batch.features)
-        return features, functional.one_hot(batch.labels, self.model.head.out_features).float()
+        features = self.model.backbone.features.normalise(batch.features, batch.lengths)
+        targets = self.plan.task.targets(batch.labels, self.model.head.out_features)
+        return features, targets
 
     def training_loss(self, batch: Batch) -> Tensor:
         """The sum of the method's losses on an augmented batch; remembers all but the task's."""
@@ -137,11 +142,13 @@ class ClassificationBrain(sb.Brain):
             features, targets = augmentation(features, targets, self.generator)
 
         def task_loss(logits: Tensor) -> Tensor:
-            smoothing = self.plan.label_smoothing
-            return functional.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+            plan = self.plan
+            weights = None if plan.class_weights is None else plan.class_weights.to(logits.device)
+            return plan.task.training_loss(logits.float(), targets, plan.label_smoothing, weights)
 
         method, backbone = self.model.method, self.model.backbone
-        losses = method.training_losses(backbone, self.modules.model, features, task_loss)
+        forward = functools.partial(self.modules.model, lengths=batch.lengths)
+        losses = method.training_losses(backbone, forward, features, task_loss)
         for name, value in losses.items():
             if name != "task":
                 self.auxiliary[name] = self.auxiliary.get(name, 0.0) + float(value.detach())
@@ -150,21 +157,20 @@ class ClassificationBrain(sb.Brain):
     def compute_forward(self, batch: Batch, stage: sb.Stage) -> tuple[Tensor, Tensor]:
         """In evaluation: logits [B, C] and targets [B, C]."""
         features, targets = self._prepare(batch)
-        return self.modules.model(features).float(), targets
+        return self.modules.model(features, batch.lengths).float(), targets
 
     def compute_objectives(
         self, predictions: tuple[Tensor, Tensor], batch: Batch, stage: sb.Stage
     ) -> Tensor:
-        """In evaluation: the mean cross-entropy; every clip's prediction is remembered."""
+        """In evaluation: the mean loss of the task; every clip's prediction is remembered."""
         logits, targets = predictions
-        losses = functional.cross_entropy(logits, targets, reduction="none")
-        self._remember(batch, logits.softmax(dim=-1), losses)
+        losses = self.plan.task.losses(logits, targets)
+        self._remember(batch, self.plan.task.probabilities(logits), losses)
         return losses.mean()
 
     def _remember(self, batch: Batch, probabilities: Tensor, losses: Tensor) -> None:
-        rows = zip(
-            batch.ids, batch.labels.tolist(), probabilities.tolist(), losses.tolist(), strict=True
-        )
+        truths = self.plan.task.truths(batch.labels)
+        rows = zip(batch.ids, truths, probabilities.tolist(), losses.tolist(), strict=True)
         self.rows += [
             {"id": name, "truth": truth, "probabilities": p, "loss": loss}
             for name, truth, p, loss in rows
@@ -326,7 +332,7 @@ class ClassificationBrain(sb.Brain):
             torch.distributed.all_gather_object(shares, self.rows)
             rows = [row for share in shares for row in share]
         table = pd.DataFrame(rows).sort_values("id", ignore_index=True)
-        table["prediction"] = [max(range(len(p)), key=p.__getitem__) for p in table.probabilities]
+        table["prediction"] = self.plan.task.predictions(table["probabilities"].tolist())
         return table
 
     def _end_epoch(self, epoch: int, valid_seconds: float) -> None:
@@ -336,7 +342,8 @@ class ClassificationBrain(sb.Brain):
             "lr": max(group["lr"] for group in self.optimizer.param_groups),
             "train_loss": self.train_loss,
             "valid_loss": float(self.predictions["loss"].mean()),
-            "valid_accuracy": accuracy(self.predictions),
+            "valid_accuracy": self.plan.task.score(self.predictions),
+            "metric": self.plan.task.metric,
             "train_seconds": self.train_seconds,
             "valid_seconds": valid_seconds,
             "auxiliary": {k: v / len(self.batches) for k, v in self.auxiliary.items()},
@@ -348,7 +355,7 @@ class ClassificationBrain(sb.Brain):
         self.progress.line(
             f"{self.title}  epoch {epoch:>2}/{self.plan.epochs}  "
             f"loss {record['train_loss']:.3f}  valid loss {record['valid_loss']:.3f}  "
-            f"valid accuracy {100 * record['valid_accuracy']:5.1f} %  "
+            f"valid {record['metric']} {100 * record['valid_accuracy']:5.1f} %  "
             f"{record['train_seconds']:.1f} s"
         )
         if self.checkpointer is not None:

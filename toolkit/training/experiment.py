@@ -2,11 +2,12 @@
 
 import dataclasses
 import functools
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import speechbrain as sb
@@ -14,10 +15,11 @@ import torch
 from speechbrain.utils.distributed import ddp_barrier, if_main_process
 
 from toolkit import backbones, config, plugins
-from toolkit.backbones.base import BackboneSource, FeatureSpec
-from toolkit.config import Configuration
-from toolkit.data.cache import FeatureCache, default_cache_folder
-from toolkit.data.manifest import Corpus, Manifest
+from toolkit.backbones.base import Backbone, BackboneSource, FeatureSpec
+from toolkit.config import CommandLine, Configuration
+from toolkit.data.augment import SpecAugment
+from toolkit.data.cache import FeatureCache, content_hashes, default_cache_folder
+from toolkit.data.manifest import Corpus, Manifest, copied, refuse
 from toolkit.data.pipelines import Pipeline
 from toolkit.errors import ConfigError, ToolkitError, did_you_mean
 from toolkit.model import AudioClassifier, Pooling
@@ -26,6 +28,9 @@ from toolkit.registry import CORPORA, PEFT, PIPELINES
 from toolkit.settings import Settings, setting
 from toolkit.training.brain import TrainingPlan
 
+logger = logging.getLogger(__name__)
+
+RECIPE = "hparams/recipe.yaml"
 EMBEDDED = "hparams/embedded.yaml"
 OBJECTS = ("optimizer", "augment", "peft", "backbone", "corpus", "pipeline")
 """Keys of a configuration besides its options."""
@@ -61,16 +66,16 @@ class Experiment:
         Raises:
             ConfigError, UnknownName: anything wrong with the configuration.
         """
+        return cls.of(recipe_file, config.parse_command_line(arguments))
+
+    @classmethod
+    def of(cls, recipe_file: str, command: CommandLine) -> "Experiment":
+        """As `from_command_line`, with the command line parsed."""
         recipe = Path(recipe_file).resolve().parent
-        command = config.parse_command_line(arguments)
         broken = plugins.report(plugins.load(command.plugins))
         if broken and if_main_process():
             print(broken, file=sys.stderr)
-        loaded = config.load(command, recipe)
-        options = Options.of(loaded.values)
-        if options.data_folder is None:
-            loaded = config.load(command, recipe, layers=[EMBEDDED])
-            options = Options.of(loaded.values)
+        loaded, options = configured(command, recipe)
         values = loaded.values
         experiment = cls(
             configuration=loaded,
@@ -116,6 +121,8 @@ class Experiment:
             BackboneError, ConfigError: it cannot be had, or the method cannot work on it.
         """
         backbone = self.source.load(self.options.max_length)
+        self.pipeline.require(backbone.features)
+        _require_spectral(self.configuration.values["augment"], backbone)
         return AudioClassifier(backbone, self.method, num_classes, self.options.pooling)
 
     def introduce(self) -> None:
@@ -136,7 +143,7 @@ class Experiment:
             say(
                 "This is the embedded demonstration (hparams/embedded.yaml): sounds that the "
                 "program makes itself, a small backbone, few epochs.\n"
-                f"The real one: python {self.command} --data_folder PATH_TO_ESC50"
+                f"The real one: python {self.command} --data_folder PATH_TO_{self.options.recipe}"
             )
 
     def manifest(self) -> Manifest:
@@ -147,11 +154,23 @@ class Experiment:
         """
         folder = Path(self.options.data_folder or self.cache_folder / self.corpus.registered_name)
         if if_main_process():
+            if self.embedded:
+                self.corpus.embed(folder)
             if self.options.download:
                 self.corpus.download(folder)
             manifest = self.corpus.manifest(folder)
+            self._look_for_copies(manifest)
         ddp_barrier()
         return manifest if if_main_process() else self.corpus.manifest(folder)
+
+    def _look_for_copies(self, manifest: Manifest) -> None:
+        """Refuse the same sound in two parts that a user made; of official parts, warn."""
+        contents = content_hashes(self.cache_folder, sorted(set(manifest.clips["path"])))
+        found = copied(manifest.clips, contents)
+        if not manifest.official:
+            refuse(manifest.corpus, found)
+        for problem in found:
+            logger.warning("%s: %s", manifest.corpus, problem)
 
     @functools.cached_property
     def spec(self) -> FeatureSpec:
@@ -197,14 +216,17 @@ class Options(Settings):
     data_folder: str | None = setting(None, "the corpus; none: the embedded demonstration")
     download: bool = setting(False, "fetch the corpus into data_folder")
     folds: str | int | list[int] = setting("all", "folds to run: all, or 1,3")
+    few_shot: int | None = setting(None, "training clips of each class; none: all", minimum=1)
     cache_folder: str | None = setting(None, "where features are kept")
     max_length: int = setting(1024, "frames of 10 ms", minimum=1)
-    pooling: Pooling = setting("all", "mean, cls or all")
+    pooling: Pooling = setting("all", "mean, cls, all or weighted")
     epochs: int = setting(1, "passes over the training clips", minimum=1)
     batch_size: int = setting(32, "clips an update", minimum=1)
     lr: float = setting(0.001, "peak learning rate", minimum=0)
     warmup_epochs: float = setting(0, "linear rise of the learning rate", minimum=0)
-    label_smoothing: float = setting(0.0, "of the cross-entropy", minimum=0, maximum=1)
+    label_smoothing: float = setting(0.0, "of the loss's targets", minimum=0, maximum=1)
+    class_weights: Literal["balanced"] | None = setting(None, "of the loss: balanced, or none")
+    balanced_sampling: bool = setting(False, "draw clips so that all classes come alike")
     device: str | None = setting(None, "cpu, cuda, cuda:1; none: a GPU if there is one")
     precision: str = setting("fp32", "fp32, bf16 or fp16 (GPU only)")
     eval_precision: str = setting("fp32", "the same in evaluation")
@@ -254,6 +276,37 @@ class Options(Settings):
 
     def _is_cpu(self) -> bool:
         return (self.device or sb.utils.distributed.infer_device()) == "cpu"
+
+
+def configured(command: CommandLine, recipe: Path) -> tuple[Configuration, Options]:
+    """The configuration that a recipe runs: without a data folder, the embedded demonstration's.
+
+    A recipe with a `hparams/recipe.yaml` (its corpus and what goes with it) runs the methods'
+    files of other recipes and of plugins too, for these say nothing of a corpus.
+
+    Args:
+        command: the parsed command line.
+        recipe: the folder of train.py.
+
+    Raises:
+        ConfigError: see `config.load` and `Options.of`.
+    """
+    layers = [RECIPE] if (recipe / RECIPE).is_file() else []
+    loaded = config.load(command, recipe, layers)
+    options = Options.of(loaded.values)
+    if options.data_folder is None:
+        loaded = config.load(command, recipe, [*layers, EMBEDDED])
+        options = Options.of(loaded.values)
+    return loaded, options
+
+
+def _require_spectral(augment: Sequence[object], backbone: Backbone) -> None:
+    """Refuse SpecAugment on samples."""
+    if not backbone.features.spectral and any(isinstance(a, SpecAugment) for a in augment):
+        raise ConfigError(
+            f"SpecAugment masks spectrograms, and the backbone '{backbone.name}' reads samples: "
+            "leave it out with `--augment []`"
+        )
 
 
 def say(text: str) -> None:

@@ -13,15 +13,15 @@ from torch.utils.data import Sampler
 from toolkit.bundle import save_bundle
 from toolkit.data.cache import FeatureCache, write_atomically
 from toolkit.data.manifest import Manifest
-from toolkit.training.brain import ClassificationBrain
+from toolkit.training.brain import ClassificationBrain, TrainingPlan
 from toolkit.training.checkpoints import AtomicCheckpointer, validation_score
 from toolkit.training.experiment import Experiment, say
-from toolkit.training.metrics import accuracy, confusion_matrix
 from toolkit.training.output import OutputFolder, write_table
 from toolkit.training.progress import Progress
 from toolkit.training.results import describe_result, summary, write_result
 from toolkit.training.sampling import TrainingBatches, derive_seed, evaluation_batches
-from toolkit.training.splits import Split, cross_validation, selected
+from toolkit.training.splits import Split, chosen_folds, few_shot, selected
+from toolkit.training.tasks import balanced_class_weights, balanced_clip_weights, task_of
 
 
 def cross_validate(experiment: Experiment) -> dict[str, Any]:
@@ -37,8 +37,8 @@ def cross_validate(experiment: Experiment) -> dict[str, Any]:
     output = OutputFolder(experiment.output_folder, experiment.configuration, fresh=debug)
     done = output.result()
     if done is not None and not experiment.options.test_only:
-        wanted = selected(cross_validation(done["folds_of_corpus"]), experiment.options.folds)
-        if all(str(split.test) in done["accuracy"]["folds"] for split in wanted):
+        wanted = chosen_folds(done["folds_of_corpus"], experiment.options.folds)
+        if all(str(number) in done["accuracy"]["folds"] for number in wanted):
             say(f"This run is finished and stays as it is; its results are in {output.path}.")
             say(summary(done))
             return done
@@ -82,19 +82,25 @@ class Job:
     def of(cls, experiment: Experiment, manifest: Manifest, output: OutputFolder) -> "Job":
         """Choose the folds and get the features of their clips."""
         options = experiment.options
-        splits = selected(cross_validation(manifest.folds), options.folds)
+        splits = selected(manifest.splits, options.folds)
         limit = None
         if options.debug:
             splits, limit = splits[:1], 2 * options.batch_size
         parts = {
             split.test: tuple(
-                _limited(manifest.of_folds(folds), limit)
-                for folds in (split.train, [split.valid], [split.test])
+                _limited(clips, limit)
+                for clips in (
+                    training_clips(experiment, manifest, split),
+                    manifest.of_folds([split.valid]),
+                    manifest.of_folds([split.test]),
+                )
             )
             for split in splits
         }
-        clips = pd.concat([clips for part in parts.values() for clips in part])
-        clips = clips.drop_duplicates("id")
+        clips = manifest.clips  # all of them, few-shot or not: one cache for every run
+        if options.debug:
+            clips = pd.concat([clips for part in parts.values() for clips in part])
+            clips = clips.drop_duplicates("id")
         rows = pd.Series(range(len(clips)), index=clips["id"])
         say(
             f"{manifest.corpus}: {len(manifest.clips)} clips, {len(manifest.classes)} classes, "
@@ -134,39 +140,75 @@ class Fold:
 
     def run(self) -> None:
         """Train and test, unless that is done; leave predictions, a bundle and fold.json."""
-        log = self.job.output.log(self.split.test)
         done = self.job.output.finished_fold(self.split.test)
         if done is not None and not self.options.test_only:
             self.job.progress.update(batches=self.batches)
+            log = self.job.output.log(self.split.test)
             for record in done["history"]:
                 log(record)
             return
-        torch.manual_seed(self.seed)
-        brain = ClassificationBrain(
-            self.experiment.model(len(self.job.manifest.classes)),
-            self.experiment.plan(self.seed),
-            self.experiment.run_opts(),
-            AtomicCheckpointer(self.folder / "checkpoints"),
-            self.job.progress,
-            log,
-            f"fold {self.split.test}",
-        )
+        brain = self.brain()
         if done is not None:
             brain.history.epochs = done["history"]
         if not self.options.test_only:
-            batches = TrainingBatches(
-                len(self.train), self.options.batch_size, self.seed, brain.rank, brain.world_size
-            )
-            brain.train_on(
-                self._loader(self.train, batches),
-                batches,
-                self._evaluation_loader(self.valid, brain),
-            )
-        predictions = brain.predict(self._evaluation_loader(self.test, brain))
+            self.fit(brain)
+        predictions = brain.predict(self._share_of(self.test, brain))
         if if_main_process():
             self._keep(brain, predictions)
         brain.checkpointer.delete_checkpoints(importance_keys=[validation_score], verbosity=0)
         ddp_barrier()
+
+    def brain(self) -> ClassificationBrain:
+        """A fresh classifier and how it trains; it goes on from this fold's checkpoints."""
+        torch.manual_seed(self.seed)
+        return ClassificationBrain(
+            self.experiment.model(len(self.job.manifest.classes)),
+            self._plan(),
+            self.experiment.run_opts(),
+            AtomicCheckpointer(self.folder / "checkpoints"),
+            self.job.progress,
+            self.job.output.log(self.split.test),
+            f"fold {self.split.test}",
+        )
+
+    def _plan(self) -> TrainingPlan:
+        """How to train: as configured, for the corpus's task, weighted by the training clips."""
+        manifest, weights = self.job.manifest, None
+        if self.options.class_weights == "balanced":
+            weights = balanced_class_weights(self.train["label"], len(manifest.classes))
+        plan = self.experiment.plan(self.seed)
+        return dataclasses.replace(plan, task=task_of(manifest), class_weights=weights)
+
+    def fit(self, brain: ClassificationBrain) -> None:
+        """Train for all epochs, with the validation fold after each."""
+        weights = None
+        if self.options.balanced_sampling:
+            weights = balanced_clip_weights(self.train["label"], len(self.job.manifest.classes))
+        batches = TrainingBatches(
+            len(self.train),
+            self.options.batch_size,
+            self.seed,
+            brain.rank,
+            brain.world_size,
+            weights,
+            self._lengths(self.train),
+        )
+        brain.train_on(
+            self._loader(self.train, batches),
+            batches,
+            self._share_of(self.valid, brain),
+        )
+
+    def _lengths(self, clips: pd.DataFrame) -> list[int] | None:
+        """Rows of each clip as the backbone reads it; None if it pads all clips to one length."""
+        spec = self.experiment.spec
+        if not spec.variable:
+            return None
+        rows = self.job.cache.lengths[self.job.rows[clips["id"]].to_numpy()]
+        return rows.clip(max=spec.rows).tolist()
+
+    def _share_of(self, clips: pd.DataFrame, brain: ClassificationBrain) -> SaveableDataLoader:
+        return self.evaluation_loader(clips, brain.rank, brain.world_size)
 
     def _loader(self, clips: pd.DataFrame, batches: Sampler | list) -> SaveableDataLoader:
         pipeline, workers = self.experiment.pipeline, self.options.num_workers
@@ -179,12 +221,12 @@ class Fold:
             pin_memory="cuda" in self.experiment.device,
         )
 
-    def _evaluation_loader(
-        self, clips: pd.DataFrame, brain: ClassificationBrain
+    def evaluation_loader(
+        self, clips: pd.DataFrame, rank: int = 0, world_size: int = 1
     ) -> SaveableDataLoader:
-        share = evaluation_batches(
-            len(clips), self.options.batch_size, brain.rank, brain.world_size
-        )
+        """Batches of a process's share of some clips."""
+        lengths = self._lengths(clips)
+        share = evaluation_batches(len(clips), self.options.batch_size, rank, world_size, lengths)
         return self._loader(clips, share)
 
     def _keep(self, brain: ClassificationBrain, predictions: pd.DataFrame) -> None:
@@ -192,24 +234,26 @@ class Fold:
         predictions["fold"] = self.split.test
         history = brain.history.epochs
         best = history[brain.best_epoch - 1]
-        matrix = confusion_matrix(
-            predictions["truth"].to_numpy(), predictions["prediction"].to_numpy(), len(classes)
-        )
+        task = brain.plan.task
+        score = task.score(predictions)
         found = {
             "test_fold": self.split.test,
             "valid_fold": self.split.valid,
             "train_folds": self.split.train,
-            "test_accuracy": accuracy(predictions),
+            "metric": task.metric,
+            "test_accuracy": score,
             "valid_accuracy": best["valid_accuracy"],
             "best_epoch": brain.best_epoch,
-            "confusion": matrix.tolist(),
+            **task.details(predictions, len(classes)),
             "parameters": dataclasses.asdict(brain.model.count()),
             "peak_memory_bytes": brain.peak_memory(),
+            "training_clips": len(self.train),
             "history": history,
         }
         origin = {
             "recipe": self.options.recipe,
             "corpus": self.job.manifest.corpus,
+            "multi_label": self.job.manifest.multi_label,
             "seed": self.options.seed,
             **{key: found[key] for key in ("test_fold", "valid_accuracy", "best_epoch")},
         }
@@ -217,15 +261,24 @@ class Fold:
         save_bundle(self.folder / "bundle", brain.model, self.experiment.source, classes, origin)
         write_atomically(self.folder / "fold.json", json.dumps(found))
         self.job.progress.line(
-            f"fold {self.split.test}: {100 * found['test_accuracy']:.1f} % on the test fold, "
+            f"fold {self.split.test}: {task.metric} {100 * score:.1f} % on the test fold, "
             f"with the weights of epoch {brain.best_epoch} "
             f"({100 * best['valid_accuracy']:.1f} % on fold {self.split.valid})"
         )
+
+
+def training_clips(experiment: Experiment, manifest: Manifest, split: Split) -> pd.DataFrame:
+    """The clips that a fold trains on: all of its training folds, or as many of each class."""
+    clips, options = manifest.of_folds(split.train), experiment.options
+    if options.few_shot is None:
+        return clips
+    seed = derive_seed(options.seed, split.test)
+    return few_shot(clips, options.few_shot, seed, manifest.classes)
 
 
 def _limited(clips: pd.DataFrame, limit: int | None) -> pd.DataFrame:
     """At most `limit` clips, taken from the classes in turn."""
     if limit is None or len(clips) <= limit:
         return clips
-    turn = clips.groupby("label").cumcount()
+    turn = clips.groupby(clips["label"].map(str)).cumcount()
     return clips.loc[turn.sort_values(kind="stable").index[:limit]]

@@ -122,7 +122,7 @@ class EpochLog:
         meta = {"fold": self.fold, "epoch": record["epoch"], "lr": record["lr"]}
         auxiliary = {f"loss_{name}": value for name, value in record["auxiliary"].items()}
         train = {"loss": record["train_loss"], **auxiliary}
-        valid = {"loss": record["valid_loss"], "accuracy": record["valid_accuracy"]}
+        valid = {"loss": record["valid_loss"], record["metric"]: record["valid_accuracy"]}
         self.text.log_stats(meta, train, valid, verbose=False)
         self.board.log_stats(meta, train, {**valid, **_scalars(record["statistics"])})
         if self.board.writer is not None:
@@ -152,16 +152,23 @@ def description() -> dict[str, Any]:
 
 
 def write_table(path: Path, predictions: pd.DataFrame, classes: list[str]) -> None:
-    """predictions.csv: id, fold, truth, prediction (class names), a probability for each class."""
+    """predictions.csv: id, fold, truth, prediction (class names), a probability for each class.
+
+    Where a clip may have several classes, their names are joined by semicolons.
+    """
     probabilities = pd.DataFrame(
         predictions["probabilities"].tolist(), columns=[f"p_{name}" for name in classes]
     )
     table = predictions[["id", "fold"]].assign(
-        truth=[classes[i] for i in predictions["truth"]],
-        prediction=[classes[i] for i in predictions["prediction"]],
+        truth=[_named(label, classes) for label in predictions["truth"]],
+        prediction=[_named(label, classes) for label in predictions["prediction"]],
     )
     text = pd.concat([table, probabilities], axis=1).to_csv(index=False)
     write_atomically(path, text)
+
+
+def _named(label: int | tuple[int, ...], classes: list[str]) -> str:
+    return ";".join(classes[i] for i in label) if isinstance(label, tuple) else classes[label]
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

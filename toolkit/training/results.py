@@ -1,5 +1,6 @@
 """What a run found: `result.json`, the table of predictions, a picture, a few lines of text."""
 
+import dataclasses
 import json
 import shutil
 from typing import Any
@@ -14,6 +15,7 @@ from toolkit.data.manifest import Manifest
 from toolkit.training.experiment import Experiment
 from toolkit.training.metrics import Spread, per_class_accuracy
 from toolkit.training.output import VOLATILE, OutputFolder, description
+from toolkit.training.tasks import task_of
 
 matplotlib.use("Agg")
 
@@ -21,12 +23,16 @@ matplotlib.use("Agg")
 def describe_result(
     experiment: Experiment, manifest: Manifest, output: OutputFolder
 ) -> dict[str, Any]:
-    """Sum up the finished folds of a run; accuracies are shares from 0 to 1."""
-    candidates = {str(number): output.finished_fold(number) for number in manifest.folds}
+    """Sum up the finished folds of a run; scores are shares from 0 to 1.
+
+    `accuracy` and `valid_accuracy` hold the corpus's official metric, which `metric` names (mAP of
+    multi-label corpora); `metrics` holds all that were computed.
+    """
+    candidates = {str(s.test): output.finished_fold(s.test) for s in manifest.splits}
     folds = {number: fold for number, fold in candidates.items() if fold is not None}
     accuracies = {number: fold["test_accuracy"] for number, fold in folds.items()}
     spread = Spread.of(list(accuracies.values()))
-    confusion = np.sum([fold["confusion"] for fold in folds.values()], axis=0)
+    confusion, per_class = _classes(list(folds.values()))
     epochs = [record for fold in folds.values() for record in fold["history"]]
     configuration = experiment.configuration
     return {
@@ -36,16 +42,18 @@ def describe_result(
         "corpus": manifest.corpus,
         "embedded": experiment.embedded,
         "classes": manifest.classes,
-        "folds_of_corpus": manifest.folds,
+        "folds_of_corpus": [split.test for split in manifest.splits],
+        "metric": task_of(manifest).metric,
+        "metrics": _metrics(list(folds.values())),
         "accuracy": {
             "folds": accuracies,
             "mean": spread.mean,
             "std": spread.std,
-            "per_class": per_class_accuracy(confusion),
+            "per_class": per_class,
         },
         "valid_accuracy": {number: fold["valid_accuracy"] for number, fold in folds.items()},
         "best_epoch": {number: fold["best_epoch"] for number, fold in folds.items()},
-        "confusion": confusion.tolist(),
+        "confusion": confusion,
         "parameters": next(iter(folds.values()))["parameters"],
         "seconds_per_epoch": float(np.mean([record["train_seconds"] for record in epochs])),
         "peak_memory_bytes": max(fold["peak_memory_bytes"] for fold in folds.values()),
@@ -59,6 +67,25 @@ def describe_result(
     }
 
 
+def _metrics(folds: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Mean and standard deviation over the folds of every metric of the task."""
+    return {
+        name: dataclasses.asdict(Spread.of([fold["metrics"][name] for fold in folds]))
+        for name in folds[0]["metrics"]
+    }
+
+
+def _classes(folds: list[dict[str, Any]]) -> tuple[list[list[int]] | None, list[float | None]]:
+    """The confusion matrix over all folds, and the score of each class over all or the mean one."""
+    if folds[0]["confusion"] is not None:
+        confusion = np.sum([fold["confusion"] for fold in folds], axis=0)
+        return confusion.tolist(), per_class_accuracy(confusion)
+    scores = np.array([fold["per_class"] for fold in folds], dtype=float)
+    counts = np.isfinite(scores).sum(axis=0)
+    means = np.nansum(scores, axis=0) / np.maximum(counts, 1)
+    return None, [float(mean) if n else None for mean, n in zip(means, counts, strict=True)]
+
+
 def write_result(output: OutputFolder, result: dict[str, Any], classes: list[str]) -> None:
     """Write the run's table, picture and bundle, and `result.json` at the end.
 
@@ -67,7 +94,9 @@ def write_result(output: OutputFolder, result: dict[str, Any], classes: list[str
     numbers = list(result["accuracy"]["folds"])
     tables = [pd.read_csv(output.fold(int(n)) / "predictions.csv", dtype=str) for n in numbers]
     write_atomically(output.path / "predictions.csv", pd.concat(tables).to_csv(index=False))
-    draw_confusion(np.array(result["confusion"]), classes).savefig(output.path / "confusion.png")
+    if result["confusion"] is not None:
+        picture = draw_confusion(np.array(result["confusion"]), classes)
+        picture.savefig(output.path / "confusion.png")
     best = max(numbers, key=result["valid_accuracy"].__getitem__)
     shutil.rmtree(output.path / "bundle", ignore_errors=True)
     shutil.copytree(output.fold(int(best)) / "bundle", output.path / "bundle")
@@ -106,7 +135,7 @@ def summary(result: dict[str, Any]) -> str:
         if value is not None
     )[:3]
     return (
-        f"{result['method']} on {result['corpus']}: {spread} test accuracy over "
+        f"{result['method']} on {result['corpus']}: {spread} test {result['metric']} over "
         f"{len(accuracy['folds'])} folds ({folds}); the epoch of each was chosen on its "
         "validation fold\n"
         f"hardest classes: {', '.join(f'{name} {100 * value:.0f} %' for value, name in worst)}\n"

@@ -1,11 +1,13 @@
 """Which clips make which batch, the same for any number of processes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
 from torch.utils.data import Sampler
 
 from toolkit.errors import ConfigError
+from toolkit.training.lengths import grouped
 
 
 class TrainingBatches(Sampler[list[int]]):
@@ -20,13 +22,24 @@ class TrainingBatches(Sampler[list[int]]):
         batch_size: clips a batch, over all processes.
         seed: of the order.
         rank, world_size: this process, and how many there are.
+        weights: [clips] chances of being drawn; an epoch then draws as many clips as there are,
+            with replacement. None: every clip once.
+        lengths: rows of each clip; batches then hold clips of about one length. None: clips
+            are as they come.
 
     Raises:
         ConfigError: batches with fewer clips than processes.
     """
 
     def __init__(
-        self, clips: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+        self,
+        clips: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        weights: Tensor | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> None:
         if min(clips, batch_size) < world_size:
             raise ConfigError(
@@ -40,6 +53,7 @@ class TrainingBatches(Sampler[list[int]]):
         self.sizes = [end - begin for begin, end in self.bounds]
         self.clips, self.seed, self.epoch = clips, seed, 0
         self.rank, self.world_size = rank, world_size
+        self.weights, self.lengths = weights, lengths
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch's order."""
@@ -50,16 +64,34 @@ class TrainingBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
-        order = torch.randperm(self.clips, generator=generator).tolist()
+        if self.weights is None:
+            drawn = torch.randperm(self.clips, generator=generator)
+        else:
+            drawn = torch.multinomial(self.weights, self.clips, True, generator=generator)
+        order = drawn.tolist()
+        if self.lengths is not None:
+            order = grouped(order, self.lengths, self.bounds, generator)
         for begin, end in self.bounds:
             yield order[begin:end][self.rank :: self.world_size]
 
 
 def evaluation_batches(
-    clips: int, batch_size: int, rank: int = 0, world_size: int = 1
+    clips: int,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    lengths: Sequence[int] | None = None,
 ) -> list[list[int]]:
-    """This process's share of an evaluation: every clip in exactly one batch of one process."""
-    own = list(range(rank, clips, world_size))
+    """This process's share of an evaluation: every clip in exactly one batch of one process.
+
+    Args:
+        clips: number of clips.
+        batch_size: clips a batch of one process.
+        rank, world_size: this process, and how many there are.
+        lengths: rows of each clip; batches then go from the shortest to the longest.
+    """
+    order = range(clips) if lengths is None else sorted(range(clips), key=lengths.__getitem__)
+    own = list(order[rank::world_size])
     return [own[i : i + batch_size] for i in range(0, len(own), batch_size)]
 
 
