@@ -218,10 +218,11 @@ def verdict(rows: pd.DataFrame) -> list[str]:
         if "full" in stats.index and len(small):
             full, best = stats.loc["full"], small["mean"].idxmax()
             gap = small.loc[best, "mean"] - full["mean"]
-            near = "within" if gap >= -np.nan_to_num(full["std"]) else "not within"
+            near = gap >= -np.nan_to_num(full["std"])
             sentences.append(
-                f"{task}: {best} is {100 * gap:+.1f} points from full fine-tuning, {near} one "
-                "standard deviation of it, with under 10 % of its parameters."
+                f"{task}: of the methods with under 10 % of the parameters {best} is the best, "
+                f"{100 * gap:+.1f} points from full fine-tuning, "
+                f"{'above it or' if near else 'not'} within one standard deviation of it."
             )
     return sentences
 
