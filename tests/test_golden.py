@@ -67,7 +67,7 @@ def read(golden: Path, name: str, dtype: torch.dtype) -> dict[str, Tensor]:
     return {k: t.to(dtype) if t.is_floating_point() else t for k, t in tensors.items()}
 
 
-def close(found: Tensor, expected: Tensor, dtype: torch.dtype, size: float = 1.0) -> None:
+def assert_near(found: Tensor, expected: Tensor, dtype: torch.dtype, size: float = 1.0) -> None:
     """Equal within the tolerance of a dtype, times `size` or the largest number if that is more."""
     atol = TOLERANCE[dtype] * max(size, float(expected.abs().max()))
     torch.testing.assert_close(found, expected, rtol=0, atol=atol, check_dtype=False)
@@ -244,15 +244,15 @@ def test_full_model(name: str, dtype: torch.dtype, golden: Path) -> None:
     logits = classifier(inputs["input"])
     loss = functional.cross_entropy(logits, inputs["labels"])
     loss.backward()
-    close(logits, arrays["logits"], dtype)
-    close(loss, arrays["loss"], dtype)
-    close(encoded[0][:1], arrays["encoder_out"], dtype)
+    assert_near(logits, arrays["logits"], dtype)
+    assert_near(loss, arrays["loss"], dtype)
+    assert_near(encoded[0][:1], arrays["encoder_out"], dtype)
     pairs = list(model.items("grad", of="grad"))
     assert pairs
     for found, expected in pairs:
-        close(found, expected, dtype)
+        assert_near(found, expected, dtype)
     for found, expected in model.items("buffer_after"):
-        close(found, expected, dtype)
+        assert_near(found, expected, dtype)
     trainable = model.entry["trainable"]
     if isinstance(trainable, list):
         places = {model.place(n)[0] for n in trainable}
@@ -283,17 +283,17 @@ def test_trajectory(name: str, dtype: torch.dtype, golden: Path) -> None:
         classifier.train()
         logits = classifier(torch.from_numpy(batch).to(dtype))
         loss = functional.cross_entropy(logits, torch.from_numpy(labels))
-        close(loss, model.arrays["losses"][step], dtype)
+        assert_near(loss, model.arrays["losses"][step], dtype)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     # Adam divides by a gradient's own size: single precision's rounding of a small one is seen.
     size = 1 if dtype is torch.float64 else 4
     for found, expected in model.items("param_after"):
-        close(found, expected, dtype, size)
+        assert_near(found, expected, dtype, size)
     classifier.eval()
     logits = classifier(read(golden, "inputs", dtype)["input"])
-    close(logits, model.arrays["logits_after"], dtype)
+    assert_near(logits, model.arrays["logits_after"], dtype)
 
 
 def bare_experts(config: dict[str, Any], count: int, kind: str) -> Experts:
@@ -343,12 +343,12 @@ def test_bare_module(name: str, dtype: torch.dtype, golden: Path) -> None:
     x = arrays["input"].clone().requires_grad_()
     out = module(x)
     (out * arrays["upstream"]).sum().backward()
-    close(out, arrays["output"], dtype)
-    close(x.grad, arrays["grad_input"], dtype)
+    assert_near(out, arrays["output"], dtype)
+    assert_near(x.grad, arrays["grad_input"], dtype)
     for tensor, select, expected in pairs("grad"):
-        close(select(tensor.grad), expected, dtype)
+        assert_near(select(tensor.grad), expected, dtype)
     for tensor, select, expected in pairs("buffer_after"):
-        close(select(tensor), expected, dtype)
+        assert_near(select(tensor), expected, dtype)
     check_inner(module, arrays, dtype)
 
 
@@ -361,16 +361,16 @@ def check_inner(module: nn.Module, arrays: dict[str, Tensor], dtype: torch.dtype
         if module.scale is not None:
             x, phi = soft.normalised_over_experts(x, phi, module.scale)
         routing = soft.route(x, phi)
-        close(routing.dispatch, arrays["dispatch"], dtype)
-        close(routing.combine, arrays["combine"], dtype)
+        assert_near(routing.dispatch, arrays["dispatch"], dtype)
+        assert_near(routing.combine, arrays["combine"], dtype)
         slots = routing.slots(x)
-        close(slots, arrays["slot_inputs"], dtype)
-        close(module.experts(slots), arrays["slot_outputs"], dtype)
+        assert_near(slots, arrays["slot_inputs"], dtype)
+        assert_near(module.experts(slots), arrays["slot_outputs"], dtype)
     elif isinstance(module, DenseMixture):
-        close(module.router(x), arrays["router_probs"], dtype)
+        assert_near(module.router(x), arrays["router_probs"], dtype)
         count = module.experts.num_experts
         outputs = module.experts(x[:, None].expand(-1, count, -1, -1))
-        close(outputs.permute(0, 2, 3, 1), arrays["expert_outputs"], dtype)
+        assert_near(outputs.permute(0, 2, 3, 1), arrays["expert_outputs"], dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["64", "32"])
@@ -415,14 +415,14 @@ def test_bare_attention(name: str, dtype: torch.dtype, golden: Path) -> None:
     x = arrays["input"].clone().requires_grad_()
     out = layer.attention(x)[0]
     (out * arrays["upstream"]).sum().backward()
-    close(out, arrays["output"], dtype)
-    close(x.grad, arrays["grad_input"], dtype)
+    assert_near(out, arrays["output"], dtype)
+    assert_near(x.grad, arrays["grad_input"], dtype)
     gradients = [key for key in arrays if key.startswith("grad/")]
     # The keys' bias has no gradient but what is left when large numbers cancel.
     size = max(float(arrays[key].abs().max()) for key in gradients)
     for key in gradients:
         path, select = places[key.removeprefix("grad/")]
-        close(select(layer.get_parameter(path).grad), arrays[key], dtype, size)
+        assert_near(select(layer.get_parameter(path).grad), arrays[key], dtype, size)
 
 
 def test_every_file_is_of_a_kind_that_is_tested(golden: Path) -> None:

@@ -13,15 +13,16 @@ see the same folder. Timings are taken after the runs, while none shares the mac
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from toolkit import plugins
-from toolkit.errors import ToolkitError
 from toolkit.study.benchmark import Benchmark, default_folder
 from toolkit.study.engines import ENGINES
 from toolkit.study.plan import Planner
 from toolkit.study.quiet import distinct, take_timings
 from toolkit.study.study import Study
+from toolkit.training.experiment import main
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,9 +50,9 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def main() -> None:
+def run(arguments: Sequence[str]) -> None:
     """Plan the study, then list it, time it or run it."""
-    options = parser().parse_args()
+    options = parser().parse_args(arguments)
     broken = plugins.report(plugins.load(options.plugins))
     if broken:
         print(broken, file=sys.stderr)
@@ -75,11 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ToolkitError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command continues where this stopped", file=sys.stderr)
-        sys.exit(130)
+    main(run)
