@@ -71,7 +71,7 @@ rows = [f"{i}.wav,{fold},{names[t]},{names[a]}" for i, (t, a) in enumerate(zip(t
 (output / "predictions.csv").write_text("\\n".join(["id,fold,truth,prediction", *rows]) + "\\n")
 (output / f"fold-{fold}" / "fold.json").write_text(json.dumps({
     "test_fold": fold, "test_accuracy": accuracy, "confusion": counts, "valid_accuracy": 0.75,
-    "best_epoch": 3, "training_clips": 30, "history": history,
+    "best_epoch": 3, "training_clips": 30, "history": history, "metrics": {"uar": accuracy},
 }))
 (output / "result.json").write_text(json.dumps({
     "recipe": "Quick", "method": method, "corpus": "two classes", "classes": names,

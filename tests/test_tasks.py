@@ -61,6 +61,7 @@ def test_mean_average_precision_leaves_out_absent_classes() -> None:
     assert ManyClasses().details(table, 3)["per_class"][2] is None
     assert average_recall(np.array([[3, 1], [0, 2]])) == pytest.approx((0.75 + 1) / 2)
     assert average_recall(np.array([[3, 1], [0, 0]])) == pytest.approx(0.75)
+    assert average_recall(np.array([[3, 1, 0], [0, 0, 0], [2, 0, 2]])) == pytest.approx(0.625)
 
 
 def test_many_classes_loss_against_a_loop() -> None:

@@ -26,7 +26,8 @@ def read_outcome(output: Path) -> dict[str, Any]:
 
     Returns:
         the keys `KEPT` of its `result.json`; `folds`, one mapping a fold with its accuracies, its
-        unweighted average recall, its curves, best epoch and confusion matrix; `parameters`, with
+        unweighted average recall and confusion matrix (None where clips may have several classes),
+        its curves and best epoch; `parameters`, with
         those `stored` in the bundle and those `active` for one clip; `bundle_bytes`.
 
     Raises:
@@ -62,7 +63,7 @@ def _fold(fold: dict[str, Any]) -> dict[str, Any]:
     return {
         "fold": fold["test_fold"],
         "accuracy": fold["test_accuracy"],
-        "uar": average_recall(np.array(fold["confusion"])),
+        "uar": fold["metrics"].get("uar"),
         "valid_accuracy": fold["valid_accuracy"],
         "best_epoch": fold["best_epoch"],
         "epoch_to_95": epoch_to(0.95, curves["valid_accuracy"]),
@@ -85,13 +86,6 @@ def _routing(statistics: dict[str, float | list[float]]) -> dict[str, float | No
         "entropy": statistics[names[0]] if names else None,
         "busiest": max(load) / sum(load) if load else None,
     }
-
-
-def average_recall(confusion: np.ndarray) -> float:
-    """Unweighted average recall of a confusion matrix [C, C] (rows are true classes), over the
-    classes that have clips."""
-    counts = confusion.sum(axis=1)
-    return float(np.mean(confusion.diagonal()[counts > 0] / counts[counts > 0]))
 
 
 def epoch_to(share: float, accuracies: list[float]) -> int:

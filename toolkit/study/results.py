@@ -19,6 +19,8 @@ GROUP = ["corpus", "backbone", "shots"]
 
 METHOD = [*GROUP, "method"]
 ALL_SHOTS = "all"
+OPTIONAL = ("uar", "entropy", "busiest")
+"""Numbers of folds that some runs lack."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Results:
                         "seed": cell.seed,
                         "fold": fold["fold"],
                         "accuracy": 100 * fold["accuracy"],
-                        "uar": 100 * fold["uar"],
+                        "uar": None if fold["uar"] is None else 100 * fold["uar"],
                         "entropy": fold["entropy"],
                         "busiest": fold["busiest"],
                         "valid_accuracy": 100 * fold["valid_accuracy"],
@@ -105,7 +107,7 @@ class Results:
                 )
         if not rows:
             return pd.DataFrame(columns=[*METHOD, "accuracy"])
-        return pd.DataFrame(rows).astype({"entropy": float, "busiest": float})  # None: no mixture
+        return pd.DataFrame(rows).astype(dict.fromkeys(OPTIONAL, float))
 
     @functools.cached_property
     def predictions(self) -> pd.DataFrame:
@@ -143,6 +145,8 @@ class Results:
             key = tuple(identity(record.cell).values())
             for fold in record.outcome["folds"]:
                 counts = fold["confusion"]
+                if counts is None:  # clips may have several classes
+                    continue
                 if key in found:
                     counts = _sum(found[key][1], counts)
                 found[key] = (record.outcome["classes"], counts)
