@@ -22,7 +22,7 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from toolkit import backbones, matrix, testing
+from toolkit import backbones, matrix, plugins, testing
 from toolkit.backbones.base import Backbone
 from toolkit.data import mel
 from toolkit.errors import BackboneError, ConfigError
@@ -152,6 +152,16 @@ def test_padding_changes_no_result(family: str) -> None:
 )
 def test_padding_has_no_part_in_a_method(method: dict[str, Any], family: str) -> None:
     testing.check_padding(PEFT.create(method, "peft"), family)
+
+
+def test_padding_has_no_part_in_statistics_and_losses() -> None:
+    plugins.load()
+    mixtures = {
+        name
+        for name in PEFT.names()
+        if testing.check_padding_in_statistics(PEFT.create(name, "peft"), "wav2vec2")
+    }
+    assert {"dense_moa", "soft_moa", "topk_moa", "dynmoe", "thor", "mumoe", "peer"} <= mixtures
 
 
 @pytest.mark.parametrize("pooling", ["all", "weighted"])

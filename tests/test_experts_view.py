@@ -39,7 +39,7 @@ HISTORY = [
 
 def bundle_of(model: AudioClassifier) -> Bundle:
     """A bundle in memory."""
-    return Bundle(model, [f"class {i}" for i in range(CLASSES)], {})
+    return Bundle(model, [f"class {i}" for i in range(CLASSES)], {"origin": {}})
 
 
 def window(model: AudioClassifier) -> Tensor:

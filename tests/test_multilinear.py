@@ -199,7 +199,7 @@ def test_metrics_equal_those_of_all_experts() -> None:
     a, b = first(x), second(x)
     joint = torch.einsum("btn,btm->btnm", a, b).flatten(2)
     for gates, all_experts in (([a], a), ([a, b], joint)):
-        found = multilinear.metrics(gates)
+        found = multilinear.metrics([gate.flatten(0, 1) for gate in gates])
         flat = all_experts.flatten(0, 1)
         torch.testing.assert_close(found["load"], flat.mean(0))
         entropy = torch.distributions.Categorical(flat, validate_args=False).entropy().mean()

@@ -103,5 +103,6 @@ def test_losses_of_the_routing_by_hand() -> None:
     efficiency.backward()
     assert torch.count_nonzero(gate.keys.grad) > 0
     even = torch.eye(4).expand(3, 4, 4)
-    routing = TopAnyRouting(even, even, torch.zeros(3, 4, dtype=torch.bool))
+    nowhere = torch.zeros(3, 4, dtype=torch.bool)
+    routing = TopAnyRouting(even, even, nowhere, ~nowhere)
     assert top_any.balance(routing, torch.ones(4, dtype=torch.bool)).item() == pytest.approx(1)

@@ -29,7 +29,7 @@ from toolkit.errors import ConfigError
 from toolkit.inference import predict
 from toolkit.model import AudioClassifier, Pooling
 from toolkit.peft import insertion
-from toolkit.peft.base import PeftMethod
+from toolkit.peft.base import PeftMethod, Recorder
 from toolkit.registry import BACKBONES, CORPORA, PEFT
 from toolkit.tools.base import MixtureData
 
@@ -267,6 +267,32 @@ def check_padding(method: PeftMethod, family: str, pooling: Pooling = "mean") ->
             for clip, length in zip(rows, lengths.tolist(), strict=True)
         ]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-4)
+
+
+def check_padding_in_statistics(method: PeftMethod, family: str) -> bool:
+    """What mixtures record of a clip, and their losses on it, are the same with padding behind it.
+
+    Returns:
+        whether there is anything that records.
+    """
+    found = []
+    for padding in (0, 1):
+        model = tiny_classifier(method, family=family, noise=0.05)
+        backbone = model.backbone
+        if not any(isinstance(module, Recorder) for module in insertion.inserted(backbone)):
+            return False
+        rows, _ = tiny_rows(backbone, clips=1)
+        length = torch.tensor([rows.shape[1]])
+        rows = torch.cat([rows, *[torch.randn_like(rows)] * padding], dim=1)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            method.record(backbone, True)
+            model.eval().logits(rows, length)
+            statistics = method.statistics(backbone)
+            method.record(backbone, False)
+            model.train().logits(rows, length)
+            found.append((statistics, method.auxiliary_losses(backbone)))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-4)
+    return bool(found[0][0])
 
 
 def tiny_classifier(

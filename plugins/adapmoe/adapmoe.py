@@ -66,7 +66,7 @@ class AdapMoE(MixtureTool):
         at_top_k = data.accuracy(model, data.test)
         sensitivities = measure(model, data, clips, self.sensitivity)
         trace = Trace(model, list(sensitivities), self.base_topk)
-        visit(model, data, clips, trace.see, batch_size=1)
+        visit(model, data, clips, trace.see)
         budget = self._budget(trace, sensitivities)
         thresholds = {site: threshold_of(budget, s) for site, s in sensitivities.items()}
         usages = trace.usages(thresholds)

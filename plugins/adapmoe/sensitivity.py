@@ -30,8 +30,8 @@ def measure(
     """
     totals: dict[str, Tensor] = {}
     tokens = 0
-    for batch in data.batches(clips, batch_size=4):
-        features = model.backbone.features.normalise(batch.features)
+    for batch in data.batches(clips, batch_size=1):  # so that none is padded to another's length
+        features = model.backbone.features.normalise(batch.features, batch.lengths)
         for site, (mixture, x, gradient) in _gradients(model, features, batch.labels).items():
             change = None if kind == "fisher_out" else between_strongest(mixture, x)
             totals[site] = totals.get(site, 0.0) + curvature(gradient.square(), change).sum()

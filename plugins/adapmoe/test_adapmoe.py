@@ -456,7 +456,7 @@ def test_the_simulator_counts_what_the_real_cache_counts(slots: int, prefetch: s
     model, reference = cached(slots, prefetch), cached(None)
     data, sites = tiny_data(model.backbone, clips=6), [site for site, _ in mixtures(model)]
     trace = Trace(reference, sites, 2)
-    visit(reference, data, data.calibration, trace.see, batch_size=1)
+    visit(reference, data, data.calibration, trace.see)
     visits = trace.visits(dict.fromkeys(sites, 0.0))
     expected = simulate(visits, [slots] * len(sites), 1.0, prefetch == "gate_reuse")
     with torch.no_grad():
@@ -475,7 +475,7 @@ def test_guesses_and_usage_by_loops() -> None:
     for site, mixture in mixtures(model):
         mixture.register_forward_pre_hook(lambda m, a, s=site: entering[s].append(a[0]))
     trace = Trace(model, sites, 2)
-    visit(model, data, data.calibration, trace.see, batch_size=1)
+    visit(model, data, data.calibration, trace.see)
     thresholds = dict(zip(sites, (0.0, 0.3, 0.4, math.inf), strict=True))
     usages, visits = trace.usages(thresholds), trace.visits(thresholds)
     routers = {site: mixture.router.router for site, mixture in mixtures(model)}

@@ -39,13 +39,13 @@ class SwitchMixture(Recorder, ABC):
         pack = self.pack()
         if pack is None:
             return x.new_zeros(())
-        gates = self.router(x)
+        gates = self.router(x, self.mask)
         if self.recording:
             self.records.append(self._metrics(x))
         return pack.mix(x, gates[..., : pack.num_experts])
 
     def _metrics(self, x: Tensor) -> dict[str, Tensor]:
-        found = topk.metrics(self.router.route(x))
+        found = topk.metrics(self.router.route(x, self.mask))
         more = (0, self.most - len(self.router.alive))
         return {name: functional.pad(t, more) if t.ndim else t for name, t in found.items()}
 

@@ -126,7 +126,7 @@ class DynamicMixture(Recorder):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, d] -> [B, T, d]."""
-        routing = self.router.route(x)
+        routing = self.router.route(x, self.mask)
         if self.training:
             self._routing = routing
             self._observe(x.detach(), routing)

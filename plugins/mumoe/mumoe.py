@@ -89,7 +89,7 @@ class MultilinearMixture(Recorder):
         """[B, T, d] -> [B, T, d]."""
         gates = self.block.route(x)
         if self.recording:
-            self.records.append(multilinear.metrics(gates))
+            self.records.append(multilinear.metrics([self.real(gate) for gate in gates]))
         return self.block(x, gates)
 
     def token_weights(self, x: Tensor) -> dict[str, Tensor]:

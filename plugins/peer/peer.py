@@ -119,12 +119,15 @@ class RetrievedExperts(Recorder):
         self.shared = (pool,)  # in a tuple: a reference, not a child
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, T, d] -> [B, T, d]."""
-        tokens = rearrange(x, "b t d -> (b t) d")
+        """[B, T, d] -> [B, T, d]; 0 for padding, which has no part in the norm of the queries."""
+        tokens = self.real(x)
         gates, experts = self.retrieve(tokens)
         if self.recording:
             self._count(gates.detach(), experts)
-        return self.shared[0](tokens, gates.flatten(1), experts.flatten(1)).view_as(x)
+        out = self.shared[0](tokens, gates.flatten(1), experts.flatten(1))
+        if self.mask is None:
+            return out.view_as(x)
+        return out.new_zeros(x.shape).masked_scatter(self.mask[..., None], out)
 
     def retrieve(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens [M, d] -> gates and numbers of the experts of each head, both [M, h, k]."""

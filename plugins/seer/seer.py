@@ -4,6 +4,7 @@ Muzio et al., SEER-MoE: Sparse Expert Efficiency through Regularization for Mixt
 (arXiv:2404.05089), on a trained mixture of adapters.
 """
 
+import functools
 import math
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from toolkit.data.pipelines import Batch
 from toolkit.errors import ConfigError
 from toolkit.model import AudioClassifier
 from toolkit.peft.base import setting
@@ -144,31 +146,28 @@ class Seer(MixtureTool):
                 entropies = []
                 for batch in data.batches(clips, self.batch_size):
                     self._set_k(model, self.k_at(step))
-                    features = model.backbone.features.normalise(batch.features)
-                    entropies.append(self._step(model, optimizer, features, batch.labels))
+                    entropies.append(self._step(model, optimizer, batch))
                     step += 1
                 history.append(sum(entropies) / len(entropies))
         model.eval()
         return history
 
     def _step(
-        self,
-        model: AudioClassifier,
-        optimizer: torch.optim.Optimizer,
-        features: Tensor,
-        labels: Tensor,
+        self, model: AudioClassifier, optimizer: torch.optim.Optimizer, batch: Batch
     ) -> float:
         """One step on L + lambda sum of the mixtures' mean entropies H; returns mean H."""
         entropies: list[Tensor] = []
 
         def see(site: str, mixture: nn.Module, x: Tensor) -> None:
-            entropies.append(dense.entropy(preferences(mixture, x)).mean())
+            entropies.append(dense.entropy(mixture.real(preferences(mixture, x))).mean())
 
         def task_loss(logits: Tensor) -> Tensor:
-            return functional.cross_entropy(logits, labels)
+            return functional.cross_entropy(logits, batch.labels)
 
+        features = model.backbone.features.normalise(batch.features, batch.lengths)
+        forward = functools.partial(model, lengths=batch.lengths)
         with watched(model, see):
-            losses = model.method.training_losses(model.backbone, model, features, task_loss)
+            losses = model.method.training_losses(model.backbone, forward, features, task_loss)
         entropy = torch.stack(entropies)
         total = torch.stack([*losses.values(), self.lambda_ent * entropy.sum()]).sum()
         optimizer.zero_grad()

@@ -170,7 +170,7 @@ class StochasticMixture(Recorder):
             return self._through_drawn(x)
         gates = self.gates(x)
         if self.recording:
-            self.records.append(dense.metrics(gates))
+            self.records.append(dense.metrics(self.real(gates)))
         return self.merged(x) if self.infer == "merge" else self.experts.mix(x, gates)
 
     def _through_drawn(self, x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from toolkit.backbones.base import Backbone, Placement, Site
+from toolkit.context import TokenContext
 from toolkit.errors import ConfigError
 from toolkit.peft import insertion
 from toolkit.settings import Settings, setting
@@ -68,6 +69,9 @@ class PeftMethod(Settings, ABC):
         if self.is_on("zero_positions"):
             backbone.zero_positions()
         self.insert(backbone)
+        for module in insertion.inserted(backbone):
+            if isinstance(module, Recorder):
+                module.context = backbone.context
         if self.final_norm:
             self.train_final_norm(backbone)
 
@@ -164,12 +168,25 @@ class Recorder(nn.Module):
     Attributes:
         recording: whether `forward` shall append to `records`.
         records: one mapping of detached tensors a forward pass.
+        context: which tokens of a batch are real; None: all are.
     """
+
+    context: TokenContext | None = None
 
     def __init__(self) -> None:
         super().__init__()
         self.recording = False
         self.records: list[dict[str, Tensor]] = []
+
+    @property
+    def mask(self) -> Tensor | None:
+        """[B, T], True where a token of the present batch is real; None: all of them are."""
+        return None if self.context is None else self.context.mask
+
+    def real(self, values: Tensor) -> Tensor:
+        """What belongs to the present batch's real tokens: [B, T, ...] -> [N, ...]."""
+        mask = self.mask
+        return values.flatten(0, 1) if mask is None else values[mask]
 
     def token_weights(self, x: Tensor) -> dict[str, Tensor]:
         """Who listens to which token, in evaluation: what `toolkit experts` draws.

@@ -40,6 +40,5 @@ class DenseMixture(Recorder):
         """[B, T, d] -> [B, T, d]."""
         gates = self.router(x)
         if self.recording:
-            mask = self.experts.context and self.experts.context.mask
-            self.records.append(dense.metrics(gates if mask is None else gates[mask]))
+            self.records.append(dense.metrics(self.real(gates)))
         return self.experts.mix(x, gates)

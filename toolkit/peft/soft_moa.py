@@ -83,8 +83,8 @@ class SoftMixture(Recorder):
             x: tokens.
             mask: [B, T], True where a token is real; None: as the backbone says.
         """
-        if mask is None and self.experts.context is not None:
-            mask = self.experts.context.mask
+        if mask is None:
+            mask = self.mask
         routing, x = self.route(x, mask)
         if self.recording:
             self.records.append(soft.metrics(routing, mask))

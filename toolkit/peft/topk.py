@@ -100,7 +100,14 @@ class TopKMixture(Recorder):
         self.experts, self.router = experts, router
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Tokens [B, T, d] and an optional mask [B, T] of real tokens -> [B, T, d]."""
+        """Tokens [B, T, d] -> [B, T, d].
+
+        Args:
+            x: tokens.
+            mask: [B, T], True where a token is real; None: as the backbone says.
+        """
+        if mask is None:
+            mask = self.mask
         gates = self.router(x) if mask is None else self.router(x, mask)
         if self.recording:
             self.records.append(topk.metrics(self.router.route(x, mask)))

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
-from einops import einsum, rearrange
+from einops import einsum
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -212,19 +212,19 @@ def joint(gates: Sequence[Tensor]) -> Tensor:
 
 
 def metrics(gates: Sequence[Tensor]) -> dict[str, Tensor]:
-    """What the gates do, averaged over clips and tokens; detached.
+    """What the gates do, averaged over tokens; detached.
 
     The gate of one of N1 N2 experts is the product of its gates of both modes.
 
     Args:
-        gates: [B, T, N_l] of each mode, one or two.
+        gates: [M, N_l] of M tokens, of each mode, one or two.
 
     Returns:
         load: [N1 N2], mean gate of each expert; sums to 1.
         gate_entropy: of a token's gates, divided by its maximum: 1 is uniform, 0 is one expert.
         active_mean: experts with a gate above zero, of a token.
     """
-    flat = [rearrange(gate.detach(), "b t n -> (b t) n") for gate in gates]
+    flat = [gate.detach() for gate in gates]
     tokens, experts = len(flat[0]), math.prod(gate.shape[1] for gate in flat)
     load = flat[0].mean(dim=0) if len(flat) == 1 else (flat[0].T @ flat[1]).flatten() / tokens
     entropy = sum(torch.special.entr(gate).sum(dim=1) for gate in flat)

@@ -27,12 +27,14 @@ class TopAnyRouting:
         scores: [B, T, E], sigmoid(tau cos(x, w_e)).
         fired: [B, T, E], 1 where an expert takes a token, else 0; its gradient is that of
             `scores - sigmoid(tau G_e)` where it is 1, and none elsewhere.
-        uncovered: [B, T], True where no expert fired (before any fallback).
+        uncovered: [B, T], True where no expert fired (before any fallback); never for padding.
+        real: [B, T], bool, tokens that are not padding.
     """
 
     scores: Tensor
     fired: Tensor
     uncovered: Tensor
+    real: Tensor
 
     @property
     def gates(self) -> Tensor:
@@ -84,12 +86,12 @@ class TopAnyGate(nn.Module):
             return self.log_tau.clamp(max=math.log(MAX_TAU)).exp()
         return math.exp(self.log_tau)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, d] -> gates [B, T, E]."""
-        return self.route(x).gates
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Tokens [B, T, d] and an optional mask [B, T] of real ones -> gates [B, T, E]."""
+        return self.route(x, mask).gates
 
-    def route(self, x: Tensor) -> TopAnyRouting:
-        """[B, T, d] -> who takes which token."""
+    def route(self, x: Tensor, mask: Tensor | None = None) -> TopAnyRouting:
+        """Who takes which token; see `forward`. Nothing fires on padding."""
         with torch.autocast(x.device.type, enabled=False):
             unit = functional.normalize(x.to(self.keys.dtype), dim=-1)
             cosine = functional.linear(unit, functional.normalize(self.keys, dim=-1))
@@ -97,14 +99,16 @@ class TopAnyGate(nn.Module):
             scores = torch.sigmoid(tau * cosine)
             margin = scores - torch.sigmoid(tau * self.thresholds)
             # Compared as cosines: both sigmoids round to 1 where tau is large.
-            hard = ((cosine > self.thresholds) & self.alive).to(scores.dtype)
+            real = torch.ones_like(x[..., 0], dtype=torch.bool) if mask is None else mask
+            fires = (cosine > self.thresholds) & self.alive & real[..., None]
+            hard = fires.to(scores.dtype)
             fired = hard + hard * (margin - margin.detach())  # straight through the sign alone
-            uncovered = hard.sum(dim=-1) == 0
+            uncovered = real & ~fires.any(dim=-1)
             if self.fallback and not self.training:
                 best = scores.masked_fill(~self.alive, -1).argmax(dim=-1)
                 one = functional.one_hot(best, len(self.keys)).to(fired.dtype)
                 fired = torch.where(uncovered[..., None], one, fired)
-        return TopAnyRouting(scores, fired, uncovered)
+        return TopAnyRouting(scores, fired, uncovered, real)
 
 
 def diversity(keys: Tensor, alive: Tensor) -> Tensor:
@@ -130,7 +134,7 @@ def balance(routing: TopAnyRouting, alive: Tensor) -> Tensor:
     1 if every token goes to one expert and all get as many; the form that the paper's later code
     gives to the loss of GShard (arXiv:2006.16668).
     """
-    covered = (~routing.uncovered).sum().clamp(min=1)
+    covered = (routing.real & ~routing.uncovered).sum().clamp(min=1)
     gates = routing.gates.flatten(0, -2).sum(dim=0) / covered
     shares = routing.fired.detach().flatten(0, -2).sum(dim=0) / covered
     return alive.sum() * (gates * shares).sum()
@@ -138,7 +142,7 @@ def balance(routing: TopAnyRouting, alive: Tensor) -> Tensor:
 
 def efficiency(routing: TopAnyRouting) -> Tensor:
     """Share of all slots that fire on a token, mean: the paper's later code penalises it."""
-    return routing.fired.mean()
+    return routing.fired[routing.real].mean()
 
 
 def metrics(routing: TopAnyRouting, alive: Tensor) -> dict[str, Tensor]:
@@ -153,17 +157,17 @@ def metrics(routing: TopAnyRouting, alive: Tensor) -> dict[str, Tensor]:
         alive: number of alive slots.
         unused: share of these that fire on no token.
     """
-    fired = (routing.fired.detach() > 0).float()
+    fired = (routing.fired.detach()[routing.real] > 0).float()
     active = fired.sum(dim=-1)
     counts = torch.arange(len(alive) + 1, device=active.device)
     usage = fired.flatten(0, -2).mean(dim=0)
     number = alive.sum().float()
     return {
-        **dense.metrics(routing.gates),
+        **dense.metrics(routing.gates[routing.real]),
         "usage": usage,
         "active_mean": active.mean(),
         "active_hist": (active.flatten()[:, None] == counts).float().mean(dim=0),
-        "uncovered": routing.uncovered.float().mean(),
+        "uncovered": routing.uncovered[routing.real].float().mean(),
         "alive": number,
         "unused": ((usage == 0) & alive).sum() / number,
     }

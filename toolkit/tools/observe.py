@@ -50,17 +50,12 @@ def watched(
 
 
 @torch.no_grad()
-def visit(
-    model: AudioClassifier,
-    data: MixtureData,
-    clips: pd.DataFrame,
-    see: Visitor,
-    batch_size: int = 4,
-) -> None:
-    """Run clips through a model in eval mode; `see` is called at every mixture, site by site."""
+def visit(model: AudioClassifier, data: MixtureData, clips: pd.DataFrame, see: Visitor) -> None:
+    """Run clips through a model in eval mode, one by one, so that none is padded to another's
+    length; `see` is called at every mixture, site by site."""
     model.eval()
     with watched(model, see):
-        for batch in data.batches(clips, batch_size):
+        for batch in data.batches(clips, batch_size=1):
             model.logits(batch.features, batch.lengths)
 
 

@@ -104,7 +104,7 @@ def look(bundle: Bundle, window: Tensor) -> tuple[list[LayerView], Tensor]:
             f"'{bundle.model.method.registered_name}' is not a mixture: it has no experts to show; "
             "name the bundle of one, such as soft_moa"
         )
-    return seen, logits.softmax(dim=-1)[0]
+    return seen, bundle.probabilities(logits)[0]
 
 
 def recorders(model: AudioClassifier) -> list[tuple[str, Recorder]]:

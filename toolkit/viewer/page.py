@@ -47,12 +47,18 @@ def show_experts(
         the page, which holds all pictures in itself.
 
     Raises:
-        ConfigError: the bundle has no mixture, the file no such window, or `most` is below 1.
+        ConfigError: the bundle has no mixture or reads no spectrogram, the file has no such window,
+            or `most` is below 1.
         DataError: the file cannot be read.
     """
     if most < 1:
         raise ConfigError(f"there is nothing to draw with {most} experts; ask for one or more")
     bundle = load_bundle(bundle_folder, backbone)
+    if bundle.features.kind != "fbank":
+        raise ConfigError(
+            f"the pictures lay experts over a spectrogram, which '{bundle.model.backbone.name}' "
+            "does not read: use a bundle of a backbone that does, such as AST"
+        )
     length = bundle.features.max_length
     frames = fbank_of_file(file, bundle.features)
     windows = split_windows(frames, length)

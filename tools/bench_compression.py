@@ -1,0 +1,226 @@
+#!/usr/bin/env python
+"""What the tools on a trained mixture cost: accuracy against bytes and against active experts.
+
+    python tools/benchmark.py tools/studies/mixtures.yaml --data ../shared/data
+    python tools/bench_compression.py results/studies/mixtures --data ../shared/data
+                                      [--text recipes/ESC50/COMPRESSION.md] [--folds 1,2,3,4,5]
+
+MC-MoE, SEER and AdapMoE are applied to the mixtures that the study trained, fold by fold, with the
+settings of `CURVES`, as `toolkit compress` and `toolkit prune` apply them: each calibrates on the
+training folds, and accuracy is that of the test fold before and after. Results are kept in the
+study's folder (`compression/`), so that a killed run goes on and a finished one is only drawn
+again. Writes a table as text and as CSV, and two pictures beside the text.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from toolkit import plugins
+from toolkit.bundle import WEIGHTS
+from toolkit.data.cache import write_atomically
+from toolkit.registry import CORPORA, TOOLS
+from toolkit.study.figures import save
+from toolkit.study.records import read_record
+from toolkit.study.study import COPY, Cell, Study
+from toolkit.tools.base import run_tool
+from toolkit.training.experiment import main
+
+EXPERTS = 7
+METHODS = ["densemoa", "topk_moa", "softmoa"]
+"""Of the study: mixtures that the tools understand."""
+
+CHOOSING = ["densemoa", "topk_moa"]
+"""Those in which tokens choose experts, so that a token can do with fewer."""
+
+CURVES: dict[str, tuple[list[str], list[dict[str, Any]]]] = {
+    "MC-MoE": (
+        METHODS,
+        [{"name": "mc_moe", "avg_bits": bits} for bits in (2.5, 2.0, 1.6)],
+    ),
+    "MC-MoE, all else at 4 bits": (
+        METHODS,
+        [{"name": "mc_moe", "avg_bits": bits, "rest_bits": 4} for bits in (2.5, 2.0, 1.6)],
+    ),
+    "SEER": (
+        METHODS,
+        [{"name": "seer", "keep_ratio": kept} for kept in (0.75, 0.5, 0.25)],
+    ),
+    "AdapMoE": (
+        CHOOSING,
+        [{"name": "adapmoe", "target_active": active} for active in (1.75, 1.5, 1.25, 1.1)],
+    ),
+    "MC-MoE at 2.5 bits, online pruning": (
+        CHOOSING,
+        [{"name": "mc_moe", "avg_bits": 2.5, "mu": mu} for mu in (0.5, "median", 0.95)],
+    ),
+}
+"""Curve -> the mixtures that it is drawn for, and the tool's settings along it."""
+
+SMALLER = ["MC-MoE", "MC-MoE, all else at 4 bits", "SEER"]
+SPARSER = ["SEER", "AdapMoE", "MC-MoE at 2.5 bits, online pruning"]
+
+
+def points(study: Study, folder: Path, data: Path, folds: list[int]) -> pd.DataFrame:
+    """One row for each curve, mixture, setting and fold; each is also a file, and kept."""
+    rows = []
+    for curve, (methods, settings) in CURVES.items():
+        for method in methods:
+            for values in settings:
+                setting = ", ".join(f"{k} {v}" for k, v in values.items() if k != "name")
+                for fold in folds:
+                    report = applied(study, folder, data, method, fold, values)
+                    rows.append(
+                        {
+                            "curve": curve,
+                            "mixture": method,
+                            "setting": setting,
+                            "fold": fold,
+                            "before": 100 * report["accuracy_before"],
+                            "accuracy": 100 * report["accuracy_after"],
+                            "bytes": report["bytes_after"] / report["bytes_before"],
+                            "active": active(report, method),
+                        }
+                    )
+                print(
+                    f"{curve:36} {method:10} {setting:28} {rows[-1]['accuracy']:.1f} %", flush=True
+                )
+    return pd.DataFrame(rows)
+
+
+def applied(
+    study: Study, folder: Path, data: Path, method: str, fold: int, values: dict[str, Any]
+) -> dict[str, Any]:
+    """The report of a tool on the mixture of a fold."""
+    corpus = next(iter(study.corpus_specs))
+    cell = Cell(corpus, method, study.backbones[0], None, study.seeds[0], fold)
+    trained = folder / "runs" / cell.name
+    record = read_record(trained)
+    if record is None or not record.done:
+        raise FileNotFoundError(
+            f"{cell.name} has not been trained: run tools/benchmark.py with this study first"
+        )
+    setting = "-".join(f"{key}={value}" for key, value in values.items())
+    output = folder / "compression" / method / f"fold-{fold}" / setting
+    if not (output / "report.json").is_file():
+        bundle = trained / "train" / "bundle"
+        tool = TOOLS.create(values, values["name"])
+        registered = CORPORA.create({"name": "esc50", "esc10": True}, "corpus")
+        run_tool(tool, bundle, registered, data / study.corpus_specs[corpus].data_folder, output)
+        (output / WEIGHTS).unlink()  # a hundred of them are of no use
+    return json.loads((output / "report.json").read_text(encoding="utf-8"))
+
+
+def active(report: dict[str, Any], method: str) -> float:
+    """Experts that a token uses, mean over mixtures."""
+    if "active_mean" in report:
+        return report["active_mean"]
+    k = report.get("k") or 2
+    if "kept" not in report:
+        return 2.0 if method == "topk_moa" else EXPERTS
+    kept = list(report["kept"].values())
+    return sum(min(k, n) if method == "topk_moa" else n for n in kept) / len(kept)
+
+
+def table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean over folds, and the change from the mixture as trained with its standard deviation."""
+    rows = rows.assign(change=rows["accuracy"] - rows["before"])
+    keys = ["curve", "mixture", "setting"]
+    found = rows.groupby(keys, sort=False).agg(
+        before=("before", "mean"),
+        accuracy=("accuracy", "mean"),
+        change=("change", "mean"),
+        spread=("change", "std"),
+        bytes=("bytes", "mean"),
+        active=("active", "mean"),
+    )
+    return found.reset_index()
+
+
+def draw(points: pd.DataFrame, curves: list[str], x: str, label: str) -> Figure:
+    """A panel for each mixture: accuracy against `x`, from the mixture as trained on."""
+    methods = [m for m in METHODS if m in set(points[points["curve"].isin(curves)]["mixture"])]
+    figure = Figure(figsize=(3.6 * len(methods), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(methods), sharey=True, squeeze=False)[0]
+    for axes, method in zip(panels, methods, strict=True):
+        own = points[points["mixture"] == method]
+        for curve in curves:
+            part = own[own["curve"] == curve].sort_values(x)
+            axes.plot(part[x], part["accuracy"], marker="o", ms=4, lw=1.2, label=curve)
+        axes.axhline(own["before"].iloc[0], color="0.55", lw=1, ls="--", label="as trained")
+        axes.set_title(method)
+        axes.set_xlabel(label)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("test accuracy %, mean over folds")
+    panels[0].legend(fontsize=7)
+    return figure
+
+
+def text(found: pd.DataFrame, study: Study, folds: list[int]) -> str:
+    """The table and the pictures, with what they are."""
+    lines = [
+        "# What the tools on a trained mixture cost",
+        "",
+        f"The mixtures of `tools/studies/{study.study}.yaml` (ESC-10, `{study.backbones[0]}`, seed "
+        f"{study.seeds[0]}, {EXPERTS} experts a layer), changed by MC-MoE, SEER and AdapMoE. "
+        f"Mean over {len(folds)} test folds; the change is paired by fold, with its standard "
+        "deviation over folds. Bytes are the weights' file against the file before; active experts "
+        "are those that a token uses. Each tool calibrates on training folds alone; SEER "
+        "fine-tunes there for 2 epochs. A fold tests 80 clips, so that one clip is 1.25 points.",
+        "",
+        "| tool | mixture | setting | as trained % | after % | change | bytes | active experts |",
+        "| --- | --- | --- | --: | --: | --: | --: | --: |",
+    ]
+    for row in found.to_dict("records"):
+        lines.append(
+            f"| {row['curve']} | {row['mixture']} | {row['setting']} | {row['before']:.1f} | "
+            f"{row['accuracy']:.1f} | {row['change']:+.1f} ± {row['spread']:.1f} | "
+            f"{row['bytes']:.0%} | {row['active']:.2f} |"
+        )
+    lines += [
+        "",
+        "![Accuracy against bytes](COMPRESSION/bytes.png)",
+        "",
+        "![Accuracy against active experts](COMPRESSION/active.png)",
+        "",
+        "Made by `tools/bench_compression.py` from the tools' reports; not edited.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def run(arguments: list[str]) -> None:
+    """Apply what is missing, then write the table and the pictures."""
+    options = parser().parse_args(arguments)
+    plugins.load([])
+    study = Study.read(options.study / COPY)
+    rows = points(study, options.study.resolve(), options.data.resolve(), options.folds)
+    found = table(rows)
+    options.text.parent.mkdir(parents=True, exist_ok=True)
+    pictures = options.text.with_suffix("")
+    save(draw(found, SMALLER, "bytes", "bytes of the file, share"), pictures, "bytes")
+    save(draw(found, SPARSER, "active", "experts a token uses"), pictures, "active")
+    rows.to_csv(options.study / "compression" / "points.csv", index=False)
+    write_atomically(options.text, text(found, study, options.folds))
+    print(f"wrote {options.text}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("study", type=Path, help="folder of the study's results")
+    made.add_argument("--data", type=Path, default=Path("data"), help="folder of the corpora")
+    made.add_argument(
+        "--folds", type=lambda text: [int(n) for n in text.split(",")], default=[1, 2, 3, 4, 5]
+    )
+    made.add_argument("--text", type=Path, default=Path("recipes/ESC50/COMPRESSION.md"))
+    return made
+
+
+if __name__ == "__main__":
+    main(run)
