@@ -1,0 +1,130 @@
+#!/usr/bin/env python
+"""Measure a large corpus: start-up, an epoch from the cache, and memory, at 1,000 and 100,000 clips.
+
+    python tools/bench_manifest.py [--clips 100000] [--files 100]
+
+The corpus is a generated `clips.csv` for recipes/YourSounds: spans of 0.2 s of a few WAV files, ten
+classes. A process of its own, with the recipe's own code, goes from its first line to the first
+training batch (start-up: imports, table, leak checks, features) and then through an epoch of the
+training loader without a model. It runs twice: first the features are computed, then they are
+cached, and the second run is the one that counts. Memory is resident at the first batch and at most
+in the epoch.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import soundfile
+
+from toolkit.training.experiment import Experiment
+from toolkit.training.folds import Fold, Job
+from toolkit.training.output import OutputFolder
+
+RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "YourSounds" / "train.py"
+RATE, SPAN, CLASSES, SMALL = 16000, 0.2, 10, 1000
+
+
+def write_corpus(folder: Path, clips: int, files: int) -> None:
+    """Files of noise and a table of as many spans of them; the files are shared out over the parts
+    as 8 : 1 : 1, and every part has every class."""
+    folder.mkdir(parents=True)
+    spans = -(-clips // files)
+    rng = np.random.default_rng(0)
+    tables = []
+    for number in range(files):
+        noise = rng.normal(size=round(spans * SPAN * RATE)).astype(np.float32) * 0.1
+        soundfile.write(folder / f"{number}.wav", noise, RATE, subtype="PCM_16")
+        start = (np.arange(spans) * SPAN).round(3)
+        tables.append(
+            pd.DataFrame(
+                {
+                    "path": f"{number}.wav",
+                    "label": [f"class {n % CLASSES}" for n in range(spans)],
+                    "split": {8: "valid", 9: "test"}.get(number % 10, "train"),
+                    "start": start,
+                    "stop": (start + SPAN).round(3),
+                }
+            )
+        )
+    pd.concat(tables).iloc[:clips].to_csv(folder / "clips.csv", index=False)
+
+
+def look(arguments: list[str], began: float) -> None:
+    """In a process of its own: start as the recipe does, read an epoch, print JSON."""
+    experiment = Experiment.from_command_line(str(RECIPE), arguments)
+    output = OutputFolder(experiment.output_folder, experiment.configuration, fresh=True)
+    manifest = experiment.manifest()
+    job = Job.of(experiment, manifest, output)
+    fold = Fold(job, job.splits[0])
+    loader = fold.evaluation_loader(fold.train)
+    next(iter(loader))
+    startup, first = time.time() - began, resident()
+    start, peak, clips = time.perf_counter(), first, 0
+    for number, batch in enumerate(loader):
+        clips += len(batch)
+        if number % 100 == 0:
+            peak = max(peak, resident())
+    seconds = time.perf_counter() - start
+    print(
+        json.dumps(
+            {
+                "clips": len(manifest.clips),
+                "startup_seconds": startup,
+                "clips_per_second": clips / seconds,
+                "first_batch_mib": first,
+                "epoch_mib": max(peak, resident()),
+            }
+        )
+    )
+
+
+def resident() -> float:
+    """Resident memory of this process now, MiB, without the pages of files (the cache's)."""
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError("this system does not say how much memory a process has")
+
+
+def measured(folder: Path, cache: Path) -> dict[str, float]:
+    """What `look` finds in a fresh process."""
+    arguments = ["hparams/linear.yaml", "--data_folder", str(folder), "--backbone", "ast_tiny"]
+    arguments += ["--max_length", "32", "--cache_folder", str(cache)]
+    arguments += ["--output_folder", str(cache / "output")]
+    began = repr(time.time())
+    command = [sys.executable, __file__, "--look", began, *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """Make both corpora, measure them twice, print the table."""
+    if sys.argv[1:2] == ["--look"]:
+        look(sys.argv[3:], float(sys.argv[2]))
+        return
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--clips", type=int, default=100_000)
+    parser.add_argument("--files", type=int, default=100)
+    options = parser.parse_args()
+    print(f"{'clips':>8} {'first start':>12} {'start-up':>9} {'cached clips/s':>15} "
+          f"{'MiB at start':>13} {'in the epoch':>13}")  # fmt: skip
+    with tempfile.TemporaryDirectory() as scratch:
+        for clips in (SMALL, options.clips):
+            folder, cache = Path(scratch) / str(clips), Path(scratch) / f"cache-{clips}"
+            write_corpus(folder, clips, options.files)
+            computing, found = measured(folder, cache), measured(folder, cache)
+            print(f"{found['clips']:8,} {computing['startup_seconds']:10.1f} s "
+                  f"{found['startup_seconds']:7.1f} s {found['clips_per_second']:15,.0f} "
+                  f"{found['first_batch_mib']:13,.0f} {found['epoch_mib']:13,.0f}",
+                  flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
