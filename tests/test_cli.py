@@ -303,3 +303,8 @@ def test_parameters_of_all_methods_and_of_some(capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit):
         main(["describe", "backbone", "--parameters"])
     assert "PEFT methods" in capsys.readouterr().err
+
+
+def test_a_tools_corpus_without_its_folder_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["compress", "bundle", "--method", "mc_moe", "-o", "small", "--corpus", "esc50"]
+    assert "where is 'esc50'? Say so with `--data_folder`" in refusal(capsys, *words)

@@ -21,8 +21,8 @@ from toolkit.errors import ConfigError
 from toolkit.model import AudioClassifier
 from toolkit.peft.base import Recorder
 from toolkit.registry import PEFT
-from toolkit.testing import CLASSES, tiny_backbone, tiny_batch, tiny_mixture
-from toolkit.viewer import figures
+from toolkit.testing import CLASSES, tiny_backbone, tiny_batch, tiny_classifier, tiny_mixture
+from toolkit.viewer import figures, page
 from toolkit.viewer.collect import LayerView, look, recorders, training_record
 from toolkit.viewer.page import show_experts
 
@@ -287,6 +287,25 @@ def test_a_bundle_without_a_mixture_is_refused(
     message = capsys.readouterr().err
     assert message.startswith("error: 'lora' is not a mixture: it has no experts to show")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_bundle_that_reads_no_spectrogram_is_refused(
+    recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_classifier(PEFT.create("soft_moa", "peft"), family="wav2vec2")
+    monkeypatch.setattr(page, "load_bundle", lambda *_: bundle_of(model))
+    with pytest.raises(ConfigError, match="which 'wav2vec2' does not read"):
+        page.show_experts(tmp_path / "bundle", recording, tmp_path / "out")
+
+
+def test_classes_of_several_a_clip_have_probabilities_of_their_own() -> None:
+    bundle = bundle_of(tiny_mixture("soft_moa"))
+    frames = window(bundle.model)
+    with torch.no_grad():
+        logits = bundle.model(bundle.features.normalise(frames[None]))[0]
+    for many, expected in ((True, logits.sigmoid()), (False, logits.softmax(dim=-1))):
+        bundle.info["origin"]["multi_label"] = many
+        torch.testing.assert_close(look(bundle, frames)[1], expected)
 
 
 def test_looking_needs_no_more_than_a_backbone_with_tokens() -> None:

@@ -81,8 +81,16 @@ def _parser() -> argparse.ArgumentParser:
         change.add_argument("bundle", type=Path)
         change.add_argument("--method", required=True, metavar="TOOL")
         change.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE")
-        change.add_argument("--data_folder", type=Path, help="the corpus it was trained on")
-        change.add_argument("--corpus", default="esc50", metavar="NAME[:setting=value,...]")
+        change.add_argument(
+            "--data_folder",
+            type=Path,
+            help="the corpus it was trained on; none: the embedded one",
+        )
+        change.add_argument(
+            "--corpus",
+            metavar="NAME[:setting=value,...]",
+            help="what lies in the data folder (default: esc50)",
+        )
         change.set_defaults(run=change_mixture, verb=verb)
 
     view = commands.add_parser(
@@ -267,11 +275,12 @@ def change_mixture(options: argparse.Namespace) -> None:
         raise ConfigError(f"'{options.method}' is for `toolkit {verb}`")
     settings = parse_settings(options.settings)
     tool = TOOLS.create({"name": options.method, **settings}, options.method)
-    corpus = CORPORA.create(parse_spec(options.corpus), "corpus")
-    folder = options.data_folder
+    folder, name = options.data_folder, options.corpus or "esc50"
     if folder is None:
-        corpus = CORPORA.create("synthetic", "corpus")
-        folder = default_cache_folder() / "synthetic"
+        if options.corpus is not None:
+            raise ConfigError(f"where is '{name}'? Say so with `--data_folder`")
+        folder, name = default_cache_folder() / "synthetic", "synthetic"
+    corpus = CORPORA.create(parse_spec(name), "corpus")
     report = run_tool(tool, options.bundle, corpus, folder, options.output)
     print(f"wrote {options.output}")
     for key, value in report.items():

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure a large corpus: start-up, an epoch from the cache, and memory, at 1,000 and 100,000 clips.
+"""Measure a large corpus: start-up, an epoch from the cache, and memory; 1,000 and 100,000 clips.
 
     python tools/bench_manifest.py [--clips 100000] [--files 100]
 
