@@ -18,16 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 
 from toolkit import plugins
-from toolkit.bundle import WEIGHTS
+from toolkit.bundle import WEIGHTS, load_bundle
 from toolkit.data.cache import write_atomically
+from toolkit.data.manifest import Corpus
 from toolkit.registry import CORPORA, TOOLS
 from toolkit.study.figures import save
 from toolkit.study.records import read_record
 from toolkit.study.study import COPY, Cell, Study
-from toolkit.tools.base import run_tool
+from toolkit.tools.base import MixtureData, mixtures, run_tool
 from toolkit.training.experiment import main
 
 EXPERTS = 7
@@ -37,7 +39,11 @@ METHODS = ["densemoa", "topk_moa", "softmoa"]
 CHOOSING = ["densemoa", "topk_moa"]
 """Those in which tokens choose experts, so that a token can do with fewer."""
 
+CONTROL = "without any expert"
+"""What says how much the experts do at all."""
+
 CURVES: dict[str, tuple[list[str], list[dict[str, Any]]]] = {
+    CONTROL: (METHODS, [{"name": "none"}]),
     "MC-MoE": (
         METHODS,
         [{"name": "mc_moe", "avg_bits": bits} for bits in (2.5, 2.0, 1.6)],
@@ -108,11 +114,28 @@ def applied(
     output = folder / "compression" / method / f"fold-{fold}" / setting
     if not (output / "report.json").is_file():
         bundle = trained / "train" / "bundle"
-        tool = TOOLS.create(values, values["name"])
         registered = CORPORA.create({"name": "esc50", "esc10": True}, "corpus")
-        run_tool(tool, bundle, registered, data / study.corpus_specs[corpus].data_folder, output)
+        place = data / study.corpus_specs[corpus].data_folder
+        if values["name"] == "none":
+            return without_experts(bundle, registered, place)
+        tool = TOOLS.create(values, values["name"])
+        run_tool(tool, bundle, registered, place, output)
         (output / WEIGHTS).unlink()  # a hundred of them are of no use
     return json.loads((output / "report.json").read_text(encoding="utf-8"))
+
+
+def without_experts(folder: Path, corpus: Corpus, place: Path) -> dict[str, Any]:
+    """As the report of a tool that silences all experts: norms and the head stay as trained."""
+    bundle = load_bundle(folder)
+    data = MixtureData.of(bundle, corpus, place)
+    before = data.accuracy(bundle.model, data.test)
+    with torch.no_grad():
+        for _, mixture in mixtures(bundle.model):
+            mixture.experts.up.zero_()
+            mixture.experts.up_bias.zero_()
+    after = data.accuracy(bundle.model, data.test)
+    found = {"accuracy_before": before, "accuracy_after": after, "active_mean": 0.0}
+    return found | {"bytes_before": 1, "bytes_after": 1}
 
 
 def active(report: dict[str, Any], method: str) -> float:
@@ -152,6 +175,8 @@ def draw(points: pd.DataFrame, curves: list[str], x: str, label: str) -> Figure:
             part = own[own["curve"] == curve].sort_values(x)
             axes.plot(part[x], part["accuracy"], marker="o", ms=4, lw=1.2, label=curve)
         axes.axhline(own["before"].iloc[0], color="0.55", lw=1, ls="--", label="as trained")
+        silent = own[own["curve"] == CONTROL]["accuracy"].iloc[0]
+        axes.axhline(silent, color="0.55", lw=1, ls=":", label=CONTROL)
         axes.set_title(method)
         axes.set_xlabel(label)
         axes.grid(alpha=0.3)
@@ -170,7 +195,9 @@ def text(found: pd.DataFrame, study: Study, folds: list[int]) -> str:
         f"Mean over {len(folds)} test folds; the change is paired by fold, with its standard "
         "deviation over folds. Bytes are the weights' file against the file before; active experts "
         "are those that a token uses. Each tool calibrates on training folds alone; SEER "
-        "fine-tunes there for 2 epochs. A fold tests 80 clips, so that one clip is 1.25 points.",
+        "fine-tunes there for 2 epochs. A fold tests 80 clips, so that one clip is 1.25 points. "
+        "The control has no expert at all, but the norms and the head as trained with them: where "
+        "it is as good, the experts are not what learned, and the curves show little.",
         "",
         "| tool | mixture | setting | as trained % | after % | change | bytes | active experts |",
         "| --- | --- | --- | --: | --: | --: | --: | --: |",
