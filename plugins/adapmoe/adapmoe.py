@@ -116,8 +116,7 @@ class AdapMoE(MixtureTool):
 
     def _insert_routers(self, model: AudioClassifier) -> None:
         for _, mixture in mixtures(model):
-            number = mixture.experts.num_experts
-            router = AdaptiveRouter(mixture.router, self.base_topk, number)
+            router = AdaptiveRouter(mixture, self.base_topk)
             mixture.router = router.to(next(mixture.experts.buffers(), mixture.experts.up).device)
 
     def _insert_caches(self, model: AudioClassifier, slots: dict[str, int]) -> None:

@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from toolkit.peft.base import Recorder
 from toolkit.routing import dense
 from toolkit.tools.observe import trained
 
@@ -81,30 +82,30 @@ def budget_for(costs: Tensor, tokens: int, target: float) -> float:
 
 
 class AdaptiveRouter(nn.Module):
-    """A router whose gates are cut to the K strongest and adapted.
+    """A mixture's router, with gates that are cut to the K strongest and adapted.
 
     Args:
-        router: tokens [B, T, d] -> gates [B, T, E].
+        mixture: its `router` makes gates [B, T, E] of tokens [B, T, d].
         count: K.
-        num_experts: E.
 
     Attributes:
         threshold: see `adapt`.
         active: [E + 1], how many tokens had 0, 1, ... experts since the start.
     """
 
-    def __init__(self, router: nn.Module, count: int, num_experts: int) -> None:
+    def __init__(self, mixture: Recorder, count: int) -> None:
         super().__init__()
-        self.router, self.count = router, count
+        self.router, self.count = mixture.router, count
+        self.mixture = (mixture,)  # in a tuple: a reference, not a child
         self.register_buffer("threshold", torch.zeros((), dtype=torch.float64))
-        active = torch.zeros(num_experts + 1, dtype=torch.long)
+        active = torch.zeros(mixture.experts.num_experts + 1, dtype=torch.long)
         self.register_buffer("active", active, persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, d] -> [B, T, E]."""
-        gates = self.router(x)
+    def forward(self, x: Tensor, *mask: Tensor) -> Tensor:
+        """Tokens [B, T, d], and a mask if the router takes one -> [B, T, E]."""
+        gates = self.router(x, *mask)
         adapted = adapt(gates, self.count, self.threshold.to(gates.dtype))
-        numbers = (adapted > 0).sum(dim=-1).flatten()
+        numbers = self.mixture[0].real((adapted > 0).sum(dim=-1))
         self.active += torch.bincount(numbers, minlength=len(self.active))
         return adapted
 

@@ -16,14 +16,16 @@ from toolkit import plugins
 from toolkit.bundle import load_bundle
 from toolkit.errors import ConfigError
 from toolkit.model import AudioClassifier
-from toolkit.registry import TOOLS
+from toolkit.registry import PEFT, TOOLS
 from toolkit.testing import (
     change_bundle,
     check_prediction,
     tiny_batch,
     tiny_bundle,
+    tiny_classifier,
     tiny_data,
     tiny_mixture,
+    tiny_rows,
 )
 from toolkit.tools.base import mixtures
 from toolkit.tools.observe import visit
@@ -333,6 +335,29 @@ def cached(
     slots_of = None if slots is None else {site: slots for site, _ in mixtures(model)}
     made.restructure(model, {"slots": slots_of})
     return model
+
+
+@pytest.mark.parametrize("slots", [None, 2])
+@pytest.mark.parametrize("method", ["dense_moa", "topk_moa"])
+def test_padding_is_not_counted(method: str, slots: int | None) -> None:
+    together, alone = (
+        tiny_classifier(PEFT.create(method, "peft"), family="wav2vec2", noise=0.2).eval()
+        for _ in range(2)
+    )
+    for model in (together, alone):
+        sites = [site for site, _ in mixtures(model)]
+        tool().restructure(model, {"slots": slots and dict.fromkeys(sites, slots)})
+        for _, mixture in mixtures(model):
+            mixture.router.threshold.fill_(0.45)
+    rows, lengths = tiny_rows(together.backbone)
+    with torch.no_grad():
+        found = together.logits(rows, lengths)
+        for clip, length in enumerate(lengths):
+            expected = alone.logits(rows[[clip], :length], length[None])
+            torch.testing.assert_close(found[[clip]], expected, rtol=1e-4, atol=1e-4)
+    for (_, one), (_, other) in zip(mixtures(together), mixtures(alone), strict=True):
+        assert one.router.active.tolist() == other.router.active.tolist()
+        assert one.router.active.count_nonzero() > 1
 
 
 @pytest.mark.parametrize("settings", [*KINDS, {**KINDS[0], "base_topk": 4}])

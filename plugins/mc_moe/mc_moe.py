@@ -252,7 +252,7 @@ class MCMoE(MixtureTool):
         if 0 < self.protect < 1:
             pruning.observe(backbone)
         special = backbone.prefix_tokens
-        mixture.router = pruning.PruningRouter(mixture.router, self.protect, special, attention)
+        mixture.router = pruning.PruningRouter(mixture, self.protect, special, attention)
 
 
 def pack_rest(model: AudioClassifier, bits: int, group_size: int) -> None:

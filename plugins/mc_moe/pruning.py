@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from toolkit.backbones.base import WRAPPED, Backbone
+from toolkit.peft.base import Recorder
 from toolkit.routing import dense
 
 OBSERVED = "mc_moe_observed_"
 """With the name of an attention function behind it: that function, observed."""
 
 
-def received(attention: Tensor) -> Tensor:
+def received(attention: Tensor, mask: Tensor | None = None) -> Tensor:
     """How much attention each token gets: its column's mean over heads and queries.
 
     AST attends in both directions, so every query counts for every token (a causal model's do only
@@ -28,35 +29,49 @@ def received(attention: Tensor) -> Tensor:
 
     Args:
         attention: [B, heads, queries, keys], rows sum to 1.
+        mask: [B, queries], True for the queries that count; None: all do.
 
     Returns:
         [B, keys].
     """
-    return reduce(attention, "b h q k -> b k", "mean")
+    maps = reduce(attention, "b h q k -> b q k", "mean")
+    if mask is None:
+        return maps.mean(dim=1)
+    return (maps * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
 
 
-def protected(tokens: Tensor, attention: Tensor | None, share: float, special: int) -> Tensor:
+def protected(
+    tokens: Tensor,
+    attention: Tensor | None,
+    share: float,
+    special: int,
+    mask: Tensor | None = None,
+) -> Tensor:
     """Which tokens keep all their experts.
 
     Args:
         tokens: [B, T, d].
         attention: received by each of them, [B, T]; not needed where the share is 0 or 1.
-        share: of a clip's tokens, rounded up: those with the largest I = |t|_1 times attention
-            received. 0 protects nothing.
+        share: of a clip's real tokens, rounded up: those with the largest I = |t|_1 times
+            attention received. 0 protects nothing.
         special: tokens in front (CLS, distillation) that are protected whatever their I.
+        mask: [B, T], True where a token is real; None: all are.
 
     Returns:
         [B, T], True for protected.
     """
-    batch, count = tokens.shape[:2]
-    marks = torch.zeros(batch, count, dtype=torch.bool, device=tokens.device)
+    marks = torch.zeros_like(tokens[..., 0], dtype=torch.bool)
     if share == 0:
         return marks
     marks[:, :special] = True
     if share == 1:
         return torch.ones_like(marks)
     importance = tokens.abs().sum(dim=-1) * attention
-    return marks.scatter(1, importance.topk(math.ceil(share * count), dim=1).indices, True)
+    if mask is None:
+        mask = torch.ones_like(marks)
+    importance = importance.masked_fill(~mask, -math.inf)
+    ranks = importance.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return marks | (ranks < torch.ceil(share * mask.sum(dim=1, keepdim=True)))
 
 
 def prune(gates: Tensor, mu: float | Tensor, protect: Tensor) -> Tensor:
@@ -75,34 +90,36 @@ def prune(gates: Tensor, mu: float | Tensor, protect: Tensor) -> Tensor:
 
 
 class PruningRouter(nn.Module):
-    """A router whose gates are pruned.
+    """A mixture's router, with gates that are pruned.
 
     Args:
-        router: tokens [B, T, d] -> gates [B, T, E].
+        mixture: its `router` makes gates [B, T, E] of tokens [B, T, d].
         share: of protected tokens.
         special: special tokens in front.
         attention: that of the same block, which keeps what each token received (`observe`).
 
     Attributes:
         mu: the threshold.
-        counts: tokens, protected tokens, gates that were not zero, and those left, since the start.
+        counts: tokens, protected tokens, gates that were not zero, and those left, since the start;
+            of real tokens, not of padding.
     """
 
-    def __init__(self, router: nn.Module, share: float, special: int, attention: nn.Module) -> None:
+    def __init__(self, mixture: Recorder, share: float, special: int, attention: nn.Module) -> None:
         super().__init__()
-        self.router, self.share, self.special = router, share, special
-        self.attention = (attention,)  # in a tuple: a reference, not a child
+        self.router, self.share, self.special = mixture.router, share, special
+        self.mixture, self.attention = (mixture,), (attention,)  # references, not children
         self.register_buffer("mu", torch.zeros((), dtype=torch.float64))
         self.register_buffer("counts", torch.zeros(4, dtype=torch.long), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, d] -> [B, T, E]."""
-        gates = self.router(x)
+    def forward(self, x: Tensor, *mask: Tensor) -> Tensor:
+        """Tokens [B, T, d], and a mask if the router takes one -> [B, T, E]."""
+        [mixture] = self.mixture
+        gates = self.router(x, *mask)
         attention = getattr(self.attention[0], "received", None)
-        protect = protected(x, attention, self.share, self.special)
+        protect = protected(x, attention, self.share, self.special, mixture.mask)
         pruned = prune(gates, self.mu.to(gates.dtype), protect)
         numbers = (torch.ones_like(protect), protect, gates > 0, pruned > 0)
-        self.counts += torch.stack([number.sum() for number in numbers])
+        self.counts += torch.stack([mixture.real(number).sum() for number in numbers])
         return pruned
 
 
@@ -138,9 +155,10 @@ def observing(attend: Callable[..., Any]) -> Callable[..., Any]:
         **options: Any,
     ) -> Any:
         scores = einsum(query, key, "b h q d, b h k d -> b h q k") * options["scaling"]
+        seen = None
         if mask is not None:  # True where there is something to see
-            scores = scores.masked_fill(~mask, -math.inf)
-        module.received = received(scores.softmax(dim=-1))
+            scores, seen = scores.masked_fill(~mask, -math.inf), mask.any(dim=(1, 2))
+        module.received = received(scores.softmax(dim=-1), seen)
         return attend(module, query, key, value, mask, **options)
 
     return attention

@@ -17,15 +17,17 @@ from toolkit import plugins
 from toolkit.bundle import load_bundle
 from toolkit.errors import ConfigError
 from toolkit.model import AudioClassifier
-from toolkit.registry import TOOLS
+from toolkit.registry import PEFT, TOOLS
 from toolkit.routing.experts import Bottleneck, by_expert
 from toolkit.testing import (
     change_bundle,
     check_prediction,
     tiny_batch,
     tiny_bundle,
+    tiny_classifier,
     tiny_data,
     tiny_mixture,
+    tiny_rows,
 )
 from toolkit.tools.base import mixtures
 
@@ -482,6 +484,26 @@ def test_attention_received_is_the_backbones_own() -> None:
         )
         torch.testing.assert_close(attention.received, maps.mean(dim=(1, 2)))
         torch.testing.assert_close(attention.received.sum(dim=-1), torch.ones(len(x)))
+
+
+@pytest.mark.parametrize("method", ["dense_moa", "topk_moa"])
+def test_padding_is_neither_protected_nor_counted(method: str) -> None:
+    settings = {"mu": 0.9, "protect": 0.25}
+    together, alone = (
+        online(
+            tiny_classifier(PEFT.create(method, "peft"), family="wav2vec2", noise=0.2).eval(),
+            **settings,
+        )
+        for _ in range(2)
+    )
+    rows, lengths = tiny_rows(together.backbone)
+    with torch.no_grad():
+        found = together.logits(rows, lengths)
+        for clip, length in enumerate(lengths):
+            expected = alone.logits(rows[[clip], :length], length[None])
+            torch.testing.assert_close(found[[clip]], expected, rtol=1e-4, atol=1e-4)
+    for (_, one), (_, other) in zip(mixtures(together), mixtures(alone), strict=True):
+        assert one.router.counts.tolist() == other.router.counts.tolist()
 
 
 def test_protected_tokens_keep_their_experts_in_a_model() -> None:
