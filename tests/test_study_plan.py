@@ -94,6 +94,18 @@ def test_globs_sweeps_names_and_first_mentions(tmp_path: Path) -> None:
     assert {v.series for v in planner.variants.values() if v.factors} == {"moa"}
 
 
+def test_seeds_of_a_method_go_over_a_corpuss_and_these_over_the_studys(tmp_path: Path) -> None:
+    planner = plan(
+        tmp_path,
+        corpora={"one": {"seeds": [1, 2]}, "two": {}},
+        methods=["linear", {"hparams": "lora", "seeds": [3]}],
+        seeds=[4],
+    )
+    found = {(c.corpus, c.method, c.seed) for c in planner.cells()}
+    linear = {("one", "linear", 1), ("one", "linear", 2), ("two", "linear", 4)}
+    assert found == linear | {("one", "lora", 3), ("two", "lora", 3)}
+
+
 def test_corpora_choose_methods_and_shots(tmp_path: Path) -> None:
     """A method on one corpus only; a corpus with shots of its own."""
     planner = plan(

@@ -112,7 +112,7 @@ class Planner:
             for backbone in self.study.backbones:
                 for shots in corpus.shots or self.study.shots:
                     for variant in methods:
-                        for seed in variant.seeds or self.study.seeds:
+                        for seed in variant.seeds or corpus.seeds or self.study.seeds:
                             for fold in corpus.folds or [None]:
                                 cell = (name, variant.name, backbone, shots, seed, fold)
                                 found.append(Cell(*cell))

@@ -49,6 +49,7 @@ class CorpusSpec(Settings):
     )
     folds: list[int] | None = setting(None, "folds, a run each; none: one run of the whole recipe")
     shots: list[int | None] | None = setting(None, "instead of the study's shots")
+    seeds: list[int] | None = setting(None, "instead of the study's seeds")
     overrides: dict = setting({}, "keys of the recipe's configuration, such as epochs: 20")
 
     def check(self) -> None:
@@ -68,7 +69,7 @@ class MethodSpec(Settings):
     name: str | None = setting(None, "names it in the study; none: the configuration's name")
     overrides: dict = setting({}, "keys of the configuration, such as peft.num_experts: 14")
     sweep: dict = setting({}, "key -> list of values; every combination is a method of its own")
-    seeds: list[int] | None = setting(None, "instead of the study's seeds")
+    seeds: list[int] | None = setting(None, "instead of the corpus's and the study's seeds")
     corpora: list[str] | None = setting(None, "the study's corpora that it runs on; none: all")
     published: str | None = setting(
         None, "its method's name in published.csv; none: as it is named here"

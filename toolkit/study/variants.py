@@ -29,7 +29,7 @@ class Variant:
         method: registered name.
         overrides: keys over the configuration's.
         factors: swept key -> value.
-        seeds: None: the study's.
+        seeds: None: the corpus's or the study's.
         corpora: those that it runs on; None: all.
         published: its name in `published.csv`.
         size: setting that a budget may change; None: found by its name.
