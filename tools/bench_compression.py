@@ -210,9 +210,9 @@ def text(found: pd.DataFrame, study: Study, folds: list[int]) -> str:
         )
     lines += [
         "",
-        "![Accuracy against bytes](COMPRESSION/bytes.png)",
+        "![Accuracy against bytes](COMPRESSION/bytes.svg)",
         "",
-        "![Accuracy against active experts](COMPRESSION/active.png)",
+        "![Accuracy against active experts](COMPRESSION/active.svg)",
         "",
         "Made by `tools/bench_compression.py` from the tools' reports; not edited.",
     ]
@@ -228,8 +228,8 @@ def run(arguments: list[str]) -> None:
     found = table(rows)
     options.text.parent.mkdir(parents=True, exist_ok=True)
     pictures = options.text.with_suffix("")
-    save(draw(found, SMALLER, "bytes", "bytes of the file, share"), pictures, "bytes")
-    save(draw(found, SPARSER, "active", "experts a token uses"), pictures, "active")
+    save(draw(found, SMALLER, "bytes", "bytes of the file, share"), pictures, "bytes", ["svg"])
+    save(draw(found, SPARSER, "active", "experts a token uses"), pictures, "active", ["svg"])
     rows.to_csv(options.study / "compression" / "points.csv", index=False)
     write_atomically(options.text, text(found, study, options.folds))
     print(f"wrote {options.text}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -19,10 +20,12 @@ GREY = "0.55"
 MARKED = "tab:red"
 
 
-def save(figure: Figure, folder: Path, name: str) -> None:
-    """Write a picture as `name.png` and `name.svg`."""
+def save(
+    figure: Figure, folder: Path, name: str, kinds: Sequence[Literal["png", "svg"]] = ("png", "svg")
+) -> None:
+    """Write a picture as `name.png` and `name.svg`, or as one of them."""
     folder.mkdir(parents=True, exist_ok=True)
-    for kind in ("png", "svg"):
+    for kind in kinds:
         metadata = {"Date": None} if kind == "svg" else {}
         figure.savefig(folder / f"{name}.{kind}", dpi=DPI, bbox_inches="tight", metadata=metadata)
 

@@ -16,8 +16,8 @@ def write_report(results: Results, folder: Path, text: Path | None = None) -> It
     Args:
         results: of the study.
         folder: where.
-        text: write the Markdown here too, with its pictures in a folder of the same name, such as
-            recipes/ESC50/RESULTS.md.
+        text: write the Markdown here too, with its pictures as SVG in a folder of the same name,
+            such as recipes/ESC50/RESULTS.md.
 
     Yields:
         the files as they are written.
@@ -45,8 +45,8 @@ def write_report(results: Results, folder: Path, text: Path | None = None) -> It
     if text is not None:
         place = text.with_suffix("")
         for picture in pictures:
-            figures.save(picture.figure, place, picture.name)
-        named = [(p.title, f"{place.name}/{p.name}.png") for p in pictures]
+            figures.save(picture.figure, place, picture.name, ["svg"])
+        named = [(p.title, f"{place.name}/{p.name}.svg") for p in pictures]
         text.parent.mkdir(parents=True, exist_ok=True)
         yield _write(text, markdown.render(results, tables, named))
 
