@@ -258,12 +258,24 @@ def check_layers(config: Mapping[str, Any], family: str = "ast") -> None:
 
 def check_padding(method: PeftMethod, family: str, pooling: Pooling = "mean") -> None:
     """Each clip alone and without padding gives the logits that it has in a padded batch."""
-    model = tiny_classifier(method, family=family, noise=0.05, pooling=pooling).eval()
-    rows, lengths = tiny_rows(model.backbone)
+    model = tiny_classifier(method, family=family, noise=0.05, pooling=pooling)
+    compare_padded(model, model)
+
+
+def compare_padded(batched: AudioClassifier, single: AudioClassifier) -> None:
+    """A padded batch gives the logits of its clips, one by one and without padding.
+
+    Args:
+        batched: reads the batch.
+        single: the same model or its twin, where what they count shall be compared; reads the
+            clips.
+    """
+    rows, lengths = tiny_rows(batched.backbone)
+    batched.eval(), single.eval()
     with torch.no_grad():
-        together = model.logits(rows, lengths)
+        together = batched.logits(rows, lengths)
         alone = [
-            model.logits(clip[None, :length], torch.tensor([length]))
+            single.logits(clip[None, :length], torch.tensor([length]))
             for clip, length in zip(rows, lengths.tolist(), strict=True)
         ]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-4)

@@ -20,12 +20,12 @@ from toolkit.registry import PEFT, TOOLS
 from toolkit.testing import (
     change_bundle,
     check_prediction,
+    compare_padded,
     tiny_batch,
     tiny_bundle,
     tiny_classifier,
     tiny_data,
     tiny_mixture,
-    tiny_rows,
 )
 from toolkit.tools.base import mixtures
 from toolkit.tools.observe import visit
@@ -340,22 +340,16 @@ def cached(
 @pytest.mark.parametrize("slots", [None, 2])
 @pytest.mark.parametrize("method", ["dense_moa", "topk_moa"])
 def test_padding_is_not_counted(method: str, slots: int | None) -> None:
-    together, alone = (
-        tiny_classifier(PEFT.create(method, "peft"), family="wav2vec2", noise=0.2).eval()
-        for _ in range(2)
-    )
-    for model in (together, alone):
+    twins = [
+        tiny_classifier(PEFT.create(method, "peft"), family="wav2vec2", noise=0.2) for _ in range(2)
+    ]
+    for model in twins:
         sites = [site for site, _ in mixtures(model)]
         tool().restructure(model, {"slots": slots and dict.fromkeys(sites, slots)})
         for _, mixture in mixtures(model):
             mixture.router.threshold.fill_(0.45)
-    rows, lengths = tiny_rows(together.backbone)
-    with torch.no_grad():
-        found = together.logits(rows, lengths)
-        for clip, length in enumerate(lengths):
-            expected = alone.logits(rows[[clip], :length], length[None])
-            torch.testing.assert_close(found[[clip]], expected, rtol=1e-4, atol=1e-4)
-    for (_, one), (_, other) in zip(mixtures(together), mixtures(alone), strict=True):
+    compare_padded(*twins)
+    for (_, one), (_, other) in zip(*map(mixtures, twins), strict=True):
         assert one.router.active.tolist() == other.router.active.tolist()
         assert one.router.active.count_nonzero() > 1
 
@@ -633,6 +627,10 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fast = change_bundle("compress", bundle, "adapmoe", "fast", *options)
     report = json.loads((fast / "report.json").read_text())
     assert 1.2 < report["active_mean"] < 1.8
+    found = mixtures(load_bundle(bundle).model)
+    size = sum(p.numel() for _, m in found for p in m.experts.parameters()) / 7
+    fewer = report["active_parameters_before"] - report["active_parameters_after"]
+    assert fewer == pytest.approx((2 - report["active_mean"]) * size, abs=1)
     assert report["cache"]["hits"] > 0 and report["cache"]["misses"] > 0
     assert sum(report["slots"].values()) == 12
     for site, mixture in mixtures(load_bundle(fast).model):

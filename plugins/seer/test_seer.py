@@ -314,6 +314,8 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     d, r = 192, 4
     removed = 24 * (2 * d * r + r + d + d)
     assert report["parameters_before"] - report["parameters_after"] == removed
+    fewer = report["active_parameters_before"] - report["active_parameters_after"]
+    assert fewer == 6 * (2 * d * r + r + d) + 24 * d  # one expert in each of six mixtures; rows
     saved = report["bytes_before"] - report["bytes_after"]
     assert 4 * removed <= saved < 4 * removed + 600  # shapes in the header; the `alive` bytes
     check_prediction(small)

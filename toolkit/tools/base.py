@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from torch import nn
 
 from toolkit import backbones
 from toolkit.bundle import WEIGHTS, Bundle, load_bundle, save_bundle
@@ -131,18 +132,66 @@ def mixtures(model: AudioClassifier) -> list[tuple[str, Any]]:
     return found
 
 
+def experts_used(model: AudioClassifier, data: MixtureData) -> dict[str, float]:
+    """Experts that a token of the test clips uses, by site; without those that use all."""
+    model.method.record(model.backbone, True)
+    data.accuracy(model, data.test)
+    used = {
+        site: torch.stack([record["active_mean"] for record in mixture.records]).mean().item()
+        for site, mixture in mixtures(model)
+        if any("active_mean" in record for record in getattr(mixture, "records", ()))
+    }
+    model.method.record(model.backbone, False)
+    return used
+
+
+def trained_in(module: nn.Module) -> int:
+    """Trained parameters in a module; of those that a tool has packed (a property in the place of
+    each, its name in `packed`), as many as there were."""
+    plain = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    packed = [(owner, name) for owner in module.modules() for name in getattr(owner, "packed", ())]
+    return plain + sum(getattr(owner, name).numel() for owner, name in packed)
+
+
+def expert_sizes(model: AudioClassifier) -> dict[str, float]:
+    """Parameters of one expert of each mixture; no tool changes how many an expert has."""
+    return {
+        site: trained_in(mixture.experts) / mixture.experts.num_experts
+        for site, mixture in mixtures(model)
+    }
+
+
+def active_parameters(
+    model: AudioClassifier, trained: int, sizes: dict[str, float], used: dict[str, float]
+) -> int:
+    """Trained parameters outside the head without the experts that a token does not use.
+
+    Args:
+        model: with mixtures.
+        trained: parameters outside the head.
+        sizes: see `expert_sizes`.
+        used: see `experts_used`.
+    """
+    experts = {site: mixture.experts.num_experts for site, mixture in mixtures(model)}
+    return round(trained - sum((experts[site] - n) * sizes[site] for site, n in used.items()))
+
+
 def run_tool(
     tool: MixtureTool, bundle_folder: Path, corpus: Corpus, data_folder: Path, output: Path
 ) -> dict[str, Any]:
     """Apply a tool to a bundle, write the changed bundle, and report.
 
     Returns:
-        accuracy before and after on the test fold, bytes of the weights before and after, and what
-        the tool adds; also written to `report.json` in the new bundle's folder.
+        accuracy on the test fold, bytes of the weights and parameters that a token uses (of those
+        trained outside the head), each before and after, and what the tool adds; also written to
+        `report.json` in the new bundle's folder.
     """
     bundle = load_bundle(bundle_folder)
     data = MixtureData.of(bundle, corpus, data_folder)
     before = data.accuracy(bundle.model, data.test)
+    sizes = expert_sizes(bundle.model)
+    trained = sum(trained_in(m) for m in bundle.model.children() if m is not bundle.model.head)
+    active = active_parameters(bundle.model, trained, sizes, experts_used(bundle.model, data))
     method = bundle.model.method
     plan = tool.apply(bundle.model, data)
     changes: Sequence[dict[str, Any]] = []
@@ -152,16 +201,25 @@ def run_tool(
     source = backbones.create(bundle.info["backbone"])
     save_bundle(output, bundle.model, source, bundle.classes, bundle.info["origin"], changes)
     changed = load_bundle(output)
+    after = data.accuracy(changed.model, data.test)
+    found = tool.report(changed.model, plan)
+    if "active_mean" in found:
+        used = dict.fromkeys(sizes, found["active_mean"])
+    else:
+        used = experts_used(changed.model, data)
+    lost = found.get("parameters_before", 0) - found.get("parameters_after", 0)
     report = {
         "tool": tool.registered_name,
         "settings": tool.as_dict(),
         "test_fold": bundle.info["origin"]["test_fold"],
         "test_clips": len(data.test),
         "accuracy_before": before,
-        "accuracy_after": data.accuracy(changed.model, data.test),
+        "accuracy_after": after,
         "bytes_before": (bundle_folder / WEIGHTS).stat().st_size,
         "bytes_after": (output / WEIGHTS).stat().st_size,
-        **tool.report(changed.model, plan),
+        "active_parameters_before": active,
+        "active_parameters_after": active_parameters(changed.model, trained - lost, sizes, used),
+        **found,
     }
     (output / "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
     return report
