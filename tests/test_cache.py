@@ -336,7 +336,7 @@ def test_an_unfinished_folder_is_nothing(
     root: Path, clips: list[Segment], built: FeatureCache
 ) -> None:
     """Even one whose files are whole: only the renamed folder counts."""
-    partial = built.folder.with_suffix(".partial")
+    partial = built.folder.with_name(f".{built.folder.name}.partial")
     built.folder.rename(partial)
     (partial / "junk").write_text("junk")
     compute = Recorder()
@@ -417,7 +417,7 @@ def test_a_killed_builder_leaves_nothing_whole(
     again = builders(root, tmp_path / "clips", log, go, 0)
     assert again.communicate(timeout=60)[0].split() == ["ready", "True"]
     assert len(log.read_text().splitlines()) == 60
-    assert left_overs(root) == [left.removesuffix(".partial")]
+    assert left_overs(root) == [left.removesuffix(".partial").removeprefix(".")]
 
 
 def test_two_processes_make_it_once(

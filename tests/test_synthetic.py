@@ -6,13 +6,16 @@ import os
 import re
 import wave
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from toolkit.data.corpora import synthetic
-from toolkit.data.corpora.synthetic import CLASSES, NEIGHBOURS, TARGETS, make_clip, write_corpus
+from toolkit.data.synthetic import corpus as files
+from toolkit.data.synthetic.corpus import write_corpus
+from toolkit.data.synthetic.scene import make_clip
+from toolkit.data.synthetic.sounds import CLASSES, NEIGHBOURS, TARGETS
 from toolkit.errors import DataError
 
 SMALL = {"clips_per_class": 5, "seconds": 0.5, "sample_rate": 8000, "progress": False}
@@ -30,6 +33,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 def stamps(folder: Path) -> dict[Path, int]:
     """Modification time of every file and folder."""
     return {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]}
+
+
+def visible(folder: Path) -> list[str]:
+    """What a folder holds besides the lock."""
+    return sorted(name for name in os.listdir(folder) if name != ".corpus.lock")
 
 
 def table(folder: Path) -> list[dict[str, str]]:
@@ -163,7 +171,7 @@ def test_a_folder_that_lacks_a_file_is_made_again(corpus, tmp_path, lost):
     (folder / lost).unlink()
     write_corpus(folder, **SMALL)
     assert contents(folder) == contents(corpus)
-    assert os.listdir(tmp_path) == ["corpus"]
+    assert visible(tmp_path) == ["corpus"]
 
 
 def test_a_truncated_clip_is_made_again(corpus, tmp_path):
@@ -178,7 +186,7 @@ def test_other_settings_or_another_generator_replace_the_corpus(corpus, tmp_path
     folder = write_corpus(tmp_path / "corpus", seed=3, **SMALL)
     write_corpus(folder, **SMALL)
     assert contents(folder) == contents(corpus)
-    monkeypatch.setattr(synthetic, "GENERATOR_VERSION", synthetic.GENERATOR_VERSION + 1)
+    monkeypatch.setattr(files, "GENERATOR_VERSION", files.GENERATOR_VERSION + 1)
     before = (folder / "meta" / "esc50.csv").stat().st_ino
     write_corpus(folder, **SMALL)
     assert (folder / "meta" / "esc50.csv").stat().st_ino != before
@@ -197,37 +205,34 @@ def test_an_interrupted_call_leaves_nothing_and_the_next_one_starts_again(
         path.write_bytes(b"half")
 
     with monkeypatch.context() as patch:
-        patch.setattr(synthetic, "_write_wav", interrupt)
+        patch.setattr(files, "_write_wav", interrupt)
         with pytest.raises(Interrupted):
             write_corpus(tmp_path / "corpus", **SMALL)
-    assert os.listdir(tmp_path) == []
+    assert visible(tmp_path) == []
     assert contents(write_corpus(tmp_path / "corpus", **SMALL)) == contents(corpus)
 
 
 def test_the_leftover_of_a_killed_process_is_not_taken_for_a_corpus(corpus, tmp_path):
-    fresh, old = tmp_path / ".corpus.partial-fresh", tmp_path / ".corpus.partial-old"
-    for leftover in (fresh, old):
-        (leftover / "audio").mkdir(parents=True)
-        (leftover / "synthetic.json").write_bytes((corpus / "synthetic.json").read_bytes())
-    os.utime(old, (0, 0))
+    leftover = tmp_path / ".corpus.partial"
+    (leftover / "audio").mkdir(parents=True)
+    (leftover / "synthetic.json").write_bytes((corpus / "synthetic.json").read_bytes())
     assert contents(write_corpus(tmp_path / "corpus", **SMALL)) == contents(corpus)
-    assert fresh.is_dir(), "another process may be writing it"
-    assert not old.exists()
+    assert not leftover.exists()
 
 
-def test_two_writers_at_once_agree(corpus, tmp_path, monkeypatch):
-    folder, fill = tmp_path / "corpus", synthetic._fill
+def test_of_two_writers_at_once_one_writes(corpus, tmp_path, monkeypatch):
+    folder, fill, fills = tmp_path / "corpus", files._fill, []
 
-    def fill_while_another_finishes(made, settings, progress):
-        fill(made, settings, progress)
-        if not folder.exists():
-            monkeypatch.setattr(synthetic, "_fill", fill)
-            write_corpus(folder, **SMALL)
+    def counted(*args):
+        fills.append(args)
+        fill(*args)
 
-    monkeypatch.setattr(synthetic, "_fill", fill_while_another_finishes)
-    write_corpus(folder, **SMALL)
+    monkeypatch.setattr(files, "_fill", counted)
+    with ThreadPoolExecutor(2) as pool:
+        for made in [pool.submit(write_corpus, folder, **SMALL) for _ in range(2)]:
+            assert made.result() == folder
+    assert len(fills) == 1
     assert contents(folder) == contents(corpus)
-    assert os.listdir(tmp_path) == ["corpus"]
 
 
 # ---------------------------------------------------------------- refusals

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from recipe import ROOT, SMALL, command, run
 
-from toolkit.data.corpora.synthetic import write_corpus
+from toolkit.data.synthetic.corpus import write_corpus
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from toolkit import testing
 from toolkit.backbones.features import FbankSpec, WaveformSpec
 from toolkit.bundle import load_bundle
 from toolkit.data.cache import Segment
-from toolkit.data.corpora.synthetic import write_corpus
 from toolkit.data.pipelines import Waveform, padded
+from toolkit.data.synthetic.corpus import write_corpus
 from toolkit.errors import ConfigError
 from toolkit.inference import predict
 from toolkit.registry import BACKBONES, PEFT, PIPELINES

@@ -7,7 +7,6 @@ and `weights.safetensors` (what training changed, by lasting names). Nothing in 
 import dataclasses
 import hashlib
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor
 from toolkit import __version__, backbones
 from toolkit.backbones.base import BackboneSource, FeatureSpec
 from toolkit.errors import BundleError
+from toolkit.files import new_folder
 from toolkit.model import AudioClassifier
 from toolkit.registry import PEFT, TOOLS
 
@@ -84,13 +84,9 @@ def save_bundle(
         "tools": list(tools),
         "weights_hash": _hash(weights),
     }
-    temporary = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    (temporary / WEIGHTS).write_bytes(weights)
-    (temporary / DESCRIPTION).write_text(json.dumps(info, indent=2), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    with new_folder(folder) as made:
+        (made / WEIGHTS).write_bytes(weights)
+        (made / DESCRIPTION).write_text(json.dumps(info, indent=2), encoding="utf-8")
     return folder
 
 

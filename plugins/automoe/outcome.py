@@ -19,7 +19,7 @@ from ruamel.yaml.comments import CommentedMap
 
 from toolkit.bundle import save_bundle
 from toolkit.config import CommandLine, recipe_of
-from toolkit.data.cache import write_atomically
+from toolkit.files import write_atomically
 from toolkit.model import AudioClassifier
 from toolkit.registry import REGISTRIES
 from toolkit.training.experiment import Experiment, say

@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional
 
 from toolkit.config import CommandLine
-from toolkit.data.cache import write_atomically
 from toolkit.errors import ConfigError, RunError, listing
+from toolkit.files import write_atomically
 from toolkit.model import AudioClassifier
 from toolkit.registry import SEARCHES
 from toolkit.settings import setting

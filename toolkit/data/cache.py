@@ -8,14 +8,12 @@ tells a damaged one, which is made anew.
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import logging
 import mmap
 import os
 import shutil
-import threading
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +27,7 @@ import torch
 from tqdm import tqdm
 
 from toolkit.errors import DataError, listing
+from toolkit.files import locked, new_folder, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -125,11 +124,10 @@ def feature_cache(
     digest.update(json.dumps([FORMAT, settings, sorted(clips)], sort_keys=True).encode())
     folder = root / "features" / digest.hexdigest()
     if build:
-        with _disk_errors(folder):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with _lock(folder.with_suffix(".lock")):
-                if not _is_whole(folder, width, clips.keys()):
-                    _build(folder, clips, settings, compute)
+        with _disk_errors(folder), locked(folder.with_suffix(".lock")):
+            if not _is_whole(folder, width, clips.keys()):
+                shutil.rmtree(folder, ignore_errors=True)  # a damaged one needs room
+                _build(folder, clips, settings, compute)
     return FeatureCache(folder, width, keys)
 
 
@@ -222,16 +220,12 @@ def _build(
     folder: Path, clips: dict[str, list[Segment]], settings: dict[str, Any], compute: Compute
 ) -> None:
     """Compute the features of distinct clips with all cores, and rename the finished cache."""
-    partial = folder.with_suffix(".partial")
-    for old in (partial, folder):
-        shutil.rmtree(old, ignore_errors=True)
-    partial.mkdir()
     index: list[dict[str, Any]] = []
     problems: list[str] = []
     offset = 0
-    try:
+    with new_folder(folder) as made:
         with (
-            open(partial / "rows.f32", "wb") as file,
+            open(made / "rows.f32", "wb") as file,
             tqdm(total=len(clips), desc="features", unit="clip", disable=None) as bar,
         ):
             for key, result in _computed(clips, compute):
@@ -250,11 +244,7 @@ def _build(
             raise DataError(
                 f"{len(problems)} of {count} clips cannot be used:\n{listing(problems)}"
             )
-        write_atomically(partial / "index.json", json.dumps({"settings": settings, "clips": index}))
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        write_atomically(made / "index.json", json.dumps({"settings": settings, "clips": index}))
 
 
 def _computed(
@@ -279,25 +269,6 @@ def _computed(
                 yield from zip(chunk, pool.map(attempt, chunk), strict=True)
     finally:
         torch.set_num_threads(threads)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that readers see the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold a file lock: of several processes that want the same cache, one makes it."""
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @contextmanager

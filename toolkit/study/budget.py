@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.data.cache import write_atomically
 from toolkit.errors import ConfigError
+from toolkit.files import write_atomically
 from toolkit.registry import PEFT
 
 SIZES = (

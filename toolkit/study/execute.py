@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from toolkit.data.cache import default_cache_folder, write_atomically
+from toolkit.data.cache import default_cache_folder
 from toolkit.errors import RunError
+from toolkit.files import locked, write_atomically
 from toolkit.study.outcome import read_outcome
 from toolkit.study.plan import Problem, Run
 from toolkit.study.records import DONE, FAILED, Record, read_record
@@ -131,14 +132,9 @@ def record_failure(run: Run | Problem, reason: str, engine: str) -> Record:
     return record
 
 
-@contextlib.contextmanager
-def machine(shared: bool) -> Iterator[None]:
+def machine(shared: bool) -> contextlib.AbstractContextManager[None]:
     """Hold this machine, together with other runs or alone; waits until that is possible."""
-    folder = default_cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "machine.lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-        yield
+    return locked(default_cache_folder() / "machine.lock", shared)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from toolkit.data.cache import write_atomically
+from toolkit.files import write_atomically
 from toolkit.study.study import Cell
 
 RECORD = "result.json"

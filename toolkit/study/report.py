@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from toolkit.data.cache import write_atomically
 from toolkit.errors import ConfigError
+from toolkit.files import write_atomically
 from toolkit.study import figures, markdown, page
 from toolkit.study.results import Results
 from toolkit.study.sections import all_pictures, all_tables

@@ -11,8 +11,9 @@ from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from torch.utils.data import Sampler
 
 from toolkit.bundle import save_bundle
-from toolkit.data.cache import FeatureCache, write_atomically
+from toolkit.data.cache import FeatureCache
 from toolkit.data.manifest import Manifest
+from toolkit.files import write_atomically
 from toolkit.training.brain import ClassificationBrain, TrainingPlan
 from toolkit.training.checkpoints import AtomicCheckpointer, validation_score
 from toolkit.training.experiment import Experiment, say

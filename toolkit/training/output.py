@@ -24,8 +24,8 @@ from speechbrain.utils.train_logger import FileTrainLogger, TensorboardLogger
 
 from toolkit import __version__
 from toolkit.config import Configuration, flatten
-from toolkit.data.cache import write_atomically
 from toolkit.errors import RunError, listing
+from toolkit.files import write_atomically
 
 VOLATILE = (
     "output_folder", "cache_folder", "device", "noprogressbar", "num_workers", "download",

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from toolkit.data.cache import write_atomically
 from toolkit.data.manifest import Manifest
+from toolkit.files import write_atomically
 from toolkit.training.experiment import Experiment
 from toolkit.training.metrics import Spread, per_class_accuracy
 from toolkit.training.output import VOLATILE, OutputFolder, description

@@ -10,9 +10,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from toolkit.bundle import Bundle, load_bundle
-from toolkit.data.cache import write_atomically
 from toolkit.data.pipelines import fbank_of_file, padded
 from toolkit.errors import ConfigError
+from toolkit.files import write_atomically
 from toolkit.inference import split_windows
 from toolkit.viewer import figures
 from toolkit.viewer.collect import LayerView, look, training_record

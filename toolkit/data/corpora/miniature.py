@@ -3,25 +3,23 @@
 They are what a recipe runs on without a data folder, and what the tests read.
 """
 
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
+from toolkit.files import locked, new_folder
+
 SECONDS = 0.4
 
 
 def write_once(folder: Path, fill: Callable[[Path], None]) -> None:
     """Fill a new folder, which appears when it is whole; one that is there is left alone."""
-    if folder.exists():
-        return
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    fill(partial)
-    partial.rename(folder)
+    with locked(folder.with_name(f".{folder.name}.lock")):
+        if not folder.exists():
+            with new_folder(folder) as made:
+                fill(made)
 
 
 def write_tones(clips: Mapping[Path, int], seconds: float = SECONDS, rate: int = 16000) -> None:

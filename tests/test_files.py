@@ -1,0 +1,76 @@
+"""Folders that are whole or not there."""
+
+import multiprocessing
+import time
+from pathlib import Path
+
+import pytest
+
+from toolkit.files import locked, new_folder
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_a_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "b"
+    with new_folder(folder) as made:
+        (made / "new").write_text("new")
+        assert not folder.exists()
+    assert listing(tmp_path) == ["a", "a/b", "a/b/new"]
+
+
+def test_the_old_one_goes_when_the_new_one_is_whole_and_not_before(tmp_path: Path) -> None:
+    folder = tmp_path / "b"
+    with new_folder(folder) as made:
+        (made / "old").touch()
+    with pytest.raises(OSError, match="full"), new_folder(folder) as made:
+        (made / "half").touch()
+        raise OSError("disk full")
+    assert listing(tmp_path) == ["b", "b/old"]
+    with new_folder(folder) as made:
+        (made / "new").touch()
+        assert (folder / "old").exists()
+    assert listing(tmp_path) == ["b", "b/new"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_a_process_killed_between_the_two_renames_left_is_not_lost(
+    tmp_path: Path, fails: bool
+) -> None:
+    (tmp_path / ".b.old").mkdir()
+    (tmp_path / ".b.old" / "old").touch()
+    (tmp_path / ".b.partial").mkdir()
+    (tmp_path / ".b.partial" / "half").touch()
+    try:
+        with new_folder(tmp_path / "b") as made:
+            assert not listing(made)
+            if fails:
+                raise OSError("disk full")
+    except OSError:
+        assert fails
+    assert listing(tmp_path) == (["b", "b/old"] if fails else ["b"])
+
+
+def _hold(path: Path, log: Path, shared: bool) -> None:
+    with locked(path, shared):
+        with log.open("a") as file:
+            file.write("in\n")
+        time.sleep(0.3)
+        with log.open("a") as file:
+            file.write("out\n")
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_of_several_processes_one_goes_on_or_all_that_share(tmp_path: Path, shared: bool) -> None:
+    context = multiprocessing.get_context("fork")
+    place, log = tmp_path / "folder" / "lock", tmp_path / "log"
+    processes = [context.Process(target=_hold, args=(place, log, shared)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(30)
+        assert process.exitcode == 0
+    alone = ["in", "out", "in", "out"]
+    assert log.read_text().split() == (["in", "in", "out", "out"] if shared else alone)

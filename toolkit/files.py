@@ -1,0 +1,65 @@
+"""Files and folders that are whole or not there, whatever kills the process that writes them."""
+
+import fcntl
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that readers see the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder to fill, which takes its place when it is whole.
+
+    One that stands there is removed after that, and stays if filling fails. What a killed process
+    left behind is removed by the next one. Where several processes may make the same folder, hold
+    a lock (`locked`).
+
+    Args:
+        folder: its place; the folders above it are made.
+
+    Yields:
+        the folder to fill, beside it.
+    """
+    partial, old = (folder.with_name(f".{folder.name}.{end}") for end in ("partial", "old"))
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    for left_over in (partial, old):
+        shutil.rmtree(left_over, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def locked(path: Path, shared: bool = False) -> Iterator[None]:
+    """Hold a file as a lock: of several processes one goes on, and the others wait.
+
+    Args:
+        path: the file; it and the folders above it are made, and it stays.
+        shared: go on together with others that hold it shared.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        yield
