@@ -17,16 +17,8 @@ from toolkit.bundle import load_bundle
 from toolkit.errors import ConfigError
 from toolkit.model import AudioClassifier
 from toolkit.registry import PEFT, TOOLS
-from toolkit.testing import (
-    change_bundle,
-    check_prediction,
-    compare_padded,
-    tiny_batch,
-    tiny_bundle,
-    tiny_classifier,
-    tiny_data,
-    tiny_mixture,
-)
+from toolkit.testing import compare_padded, tiny_batch, tiny_classifier, tiny_data, tiny_mixture
+from toolkit.testing.bundles import change_bundle, check_prediction, tiny_bundle
 from toolkit.tools.base import mixtures
 from toolkit.tools.observe import visit
 

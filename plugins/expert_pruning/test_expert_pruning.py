@@ -21,15 +21,13 @@ from toolkit.routing.experts import Bottleneck, by_expert
 from toolkit.routing.topk import TopKRouter
 from toolkit.testing import (
     CLASSES,
-    change_bundle,
     check_method,
-    check_prediction,
     tiny_backbone,
     tiny_batch,
-    tiny_bundle,
     tiny_data,
     tiny_mixture,
 )
+from toolkit.testing.bundles import change_bundle, check_prediction, tiny_bundle
 
 FOLDER = Path(__file__).parent
 plugins.load([FOLDER, FOLDER.parent / "topk_moa"])

@@ -16,14 +16,8 @@ from toolkit.peft.soft_moa import SoftMixture
 from toolkit.registry import TOOLS
 from toolkit.routing import dense, soft
 from toolkit.routing.topk import TopKRouter
-from toolkit.testing import (
-    change_bundle,
-    check_prediction,
-    tiny_batch,
-    tiny_bundle,
-    tiny_data,
-    tiny_mixture,
-)
+from toolkit.testing import tiny_batch, tiny_data, tiny_mixture
+from toolkit.testing.bundles import change_bundle, check_prediction, tiny_bundle
 from toolkit.tools.base import mixtures
 
 FOLDER = Path(__file__).parent

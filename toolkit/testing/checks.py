@@ -4,140 +4,27 @@ The registry's own tests run them over every method, plugins included; a plugin'
 run them too: `check_method("my_method")`.
 """
 
-import contextlib
 import functools
-import io
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from toolkit.backbones.ast import ASTTiny
-from toolkit.backbones.base import Backbone
-from toolkit.bundle import load_bundle, save_bundle
-from toolkit.cli import main
-from toolkit.context import real
-from toolkit.data.pipelines import Batch
 from toolkit.errors import ConfigError
-from toolkit.inference import predict
 from toolkit.model import AudioClassifier, Pooling
 from toolkit.peft import insertion
 from toolkit.peft.base import PeftMethod, Recorder
-from toolkit.registry import BACKBONES, CORPORA, PEFT
-from toolkit.tools.base import MixtureData
-
-CLASSES = 5
-TINY_CORPUS = {"name": "synthetic", "clips_per_class": 5}
-
-
-def tiny_backbone(seed: int = 0, family: str = "ast") -> Backbone:
-    """A small random backbone of a registered family; AST's has width 96 and two blocks."""
-    return BACKBONES.get(family).tiny(seed)
-
-
-def tiny_rows(backbone: Backbone, clips: int = 6, seed: int = 1) -> tuple[Tensor, Tensor | None]:
-    """Random rows [clips, T, F] of a batch, and the real ones of each [clips] if clips may differ.
-
-    The first clip is whole, the others are ever shorter, down to half.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    spec = backbone.features
-    rows = torch.randn(clips, spec.rows, spec.width, generator=generator)
-    if not spec.variable:
-        return rows, None
-    lengths = spec.rows - torch.arange(clips) * spec.rows // (2 * clips)
-    return rows * real(lengths, spec.rows)[..., None], lengths
-
-
-def tiny_lengths(backbone: Backbone, clips: int = 6) -> Tensor | None:
-    """The lengths of the clips of `tiny_batch`."""
-    return tiny_rows(backbone, clips)[1]
-
-
-def tiny_batch(backbone: Backbone, clips: int = 6, seed: int = 1) -> tuple[Tensor, Tensor]:
-    """Random normalised features [clips, T, F] and labels [clips]."""
-    rows, lengths = tiny_rows(backbone, clips, seed)
-    if lengths is not None:  # the rows of other backbones stand for features
-        rows = backbone.features.normalise(rows, lengths)
-    return rows, torch.arange(clips) % CLASSES
-
-
-def tiny_mixture(name: str, seed: int = 0, **settings: Any) -> AudioClassifier:
-    """A tiny classifier in eval mode, as if trained: every tensor of the method is random."""
-    method = PEFT.create({"name": name, **settings}, "peft")
-    return tiny_classifier(method, seed, noise=0.2).eval()
-
-
-def tiny_data(backbone: Backbone, clips: int = 10) -> MixtureData:
-    """Random clips for a tool on a tiny mixture: as many to calibrate on as to measure on."""
-    features, labels = tiny_batch(backbone, 2 * clips)
-    spec = backbone.features
-    raw = features * 2 * spec.std + spec.mean
-    table = pd.DataFrame({"id": [f"clip {i}" for i in range(2 * clips)], "label": labels.numpy()})
-
-    def collate(rows: list[int]) -> Batch:
-        return Batch([table["id"][row] for row in rows], raw[rows], labels[rows])
-
-    return MixtureData(
-        calibration=table[:clips],
-        test=table[clips:],
-        classes=[f"class {number}" for number in range(CLASSES)],
-        _dataset=lambda chosen: list(chosen.index),
-        _collate=collate,
-    )
-
-
-def tiny_bundle(folder: Path, name: str, **settings: Any) -> Path:
-    """The bundle of a method on the embedded backbone, as if trained: every tensor is random.
-
-    Args:
-        folder: gets `bundle` and, in `corpus`, the embedded corpus with five clips a class.
-        name: of the method.
-        settings: of it.
-    """
-    manifest = CORPORA.create(TINY_CORPUS, "corpus").manifest(folder / "corpus")
-    source, method = ASTTiny(), PEFT.create({"name": name, **settings}, "peft")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = AudioClassifier(source.load(64), method, len(manifest.classes), "all").eval()
-        with torch.no_grad():
-            for parameter in model.trainable().values():
-                parameter.add_(0.05 * torch.randn_like(parameter))
-    return save_bundle(folder / "bundle", model, source, manifest.classes, {"test_fold": 2})
-
-
-def change_bundle(verb: str, bundle: Path, tool: str, output: str, *options: str) -> Path:
-    """`toolkit compress` or `toolkit prune` on a `tiny_bundle`.
-
-    Args:
-        verb: compress or prune.
-        bundle: where it is.
-        tool: the method.
-        output: the name of the new bundle, which will lie beside the old one.
-        options: settings of the tool as on the command line.
-    """
-    new, corpus = bundle.with_name(output), bundle.with_name("corpus")
-    where = ["--corpus", "synthetic:clips_per_class=5", "--data_folder", str(corpus)]
-    main([verb, str(bundle), "--method", tool, "-o", str(new), *where, *options])
-    return new
-
-
-def check_prediction(bundle: Path) -> None:
-    """`toolkit predict` on a clip of the corpus beside a `tiny_bundle` or what was made of it."""
-    clip, printed = next(bundle.with_name("corpus").rglob("*.wav")), io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        main(["predict", str(bundle), str(clip), "--json"])
-    loaded, found = load_bundle(bundle), json.loads(printed.getvalue())["probabilities"]
-    expected = next(predict(loaded, [clip])).probabilities
-    torch.testing.assert_close(torch.tensor([found[name] for name in loaded.classes]), expected)
-    assert abs(sum(found.values()) - 1) < 1e-5
+from toolkit.registry import PEFT
+from toolkit.testing.tiny import (
+    CLASSES,
+    tiny_backbone,
+    tiny_batch,
+    tiny_classifier,
+    tiny_lengths,
+    tiny_rows,
+)
 
 
 def check_method(name: str, settings: Mapping[str, Any] | None = None, family: str = "ast") -> None:
@@ -305,50 +192,3 @@ def check_padding_in_statistics(method: PeftMethod, family: str) -> bool:
             found.append((statistics, method.auxiliary_losses(backbone)))
     torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-4)
     return bool(found[0][0])
-
-
-def tiny_classifier(
-    method: PeftMethod,
-    seed: int = 0,
-    family: str = "ast",
-    *,
-    noise: float = 0.0,
-    pooling: Pooling = "all",
-) -> AudioClassifier:
-    """A tiny classifier of `CLASSES` classes.
-
-    Args:
-        method: how its backbone is adapted.
-        seed: of all that the method draws; the backbone is always the same.
-        family: of the backbone.
-        noise: standard deviation of what is added to every trainable tensor.
-        pooling: see `AudioClassifier`.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = AudioClassifier(tiny_backbone(family=family), method, CLASSES, pooling)
-        with torch.no_grad():
-            for parameter in model.trainable().values():
-                parameter.add_(noise * torch.randn_like(parameter))
-    return model
-
-
-class LargestTensor(TorchDispatchMode):
-    """Watches every operation in its context, backward passes too, for what it allocates.
-
-    Attributes:
-        numel: elements of the largest tensor that an operation returned.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numel = 0
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        """Run the operation and look at what it returns."""
-        out = function(*args, **(kwargs or {}))
-        sizes = [tensor.numel() for tensor in tree_leaves(out) if isinstance(tensor, Tensor)]
-        self.numel = max(self.numel, *sizes, 0)
-        return out

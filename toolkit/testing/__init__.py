@@ -1,0 +1,45 @@
+"""What tests of methods and tools stand on: small random things, and the contracts as checks."""
+
+from toolkit.testing.checks import (
+    check_identity,
+    check_layers,
+    check_merging,
+    check_method,
+    check_padding,
+    check_padding_in_statistics,
+    check_saving,
+    check_training,
+    compare_padded,
+)
+from toolkit.testing.memory import LargestTensor
+from toolkit.testing.tiny import (
+    CLASSES,
+    tiny_backbone,
+    tiny_batch,
+    tiny_classifier,
+    tiny_data,
+    tiny_lengths,
+    tiny_mixture,
+    tiny_rows,
+)
+
+__all__ = [
+    "CLASSES",
+    "LargestTensor",
+    "check_identity",
+    "check_layers",
+    "check_merging",
+    "check_method",
+    "check_padding",
+    "check_padding_in_statistics",
+    "check_saving",
+    "check_training",
+    "compare_padded",
+    "tiny_backbone",
+    "tiny_batch",
+    "tiny_classifier",
+    "tiny_data",
+    "tiny_lengths",
+    "tiny_mixture",
+    "tiny_rows",
+]
