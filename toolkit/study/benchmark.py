@@ -72,7 +72,8 @@ class Benchmark:
                     continue
                 ended += 1
                 self.failures += not record.done
-                left = (time.monotonic() - start) / ended * (total - ended)
+                met = ended + len(busy)  # others do these meanwhile
+                left = (time.monotonic() - start) / met * (total - met)
                 yield f"[{ended}/{total}, {duration(left)} left] {_line(record)}"
             if len(busy) == len(tasks):
                 time.sleep(WAIT_SECONDS)
