@@ -8,13 +8,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from recipe import ROOT, TRAIN
+from torch import nn
 
+from toolkit import plugins
+from toolkit.registry import PEFT
 from toolkit.study import timing
 from toolkit.study.records import Record
 from toolkit.study.report import write_report
 from toolkit.study.results import Results
+from toolkit.testing import tiny_batch, tiny_classifier
 from toolkit.training.experiment import Experiment
+
+plugins.load()
 
 STUDY = """\
 study: tiny
@@ -142,3 +149,15 @@ def test_what_the_quiet_phase_measures(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (values["training_clips"], values["classes"], values["batch_size"]) == (30, 10, 4)
         assert values["samples_per_second"] > 0 and values["peak_memory_bytes"] > 0
         assert values["latency_seconds"] > 0 and values["throughput"] > 0
+
+
+@pytest.mark.parametrize("name", PEFT.names())
+def test_the_operations_of_every_method_can_be_counted(name: str) -> None:
+    """And its parameters learn afterwards."""
+    model = tiny_classifier(PEFT.create(name, "peft")).eval()
+    features, _ = tiny_batch(model.backbone)
+    trainable = model.trainable().keys()
+    with torch.inference_mode():
+        counted = timing.operations(model, lambda: model(features))
+    assert counted > 2 * sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+    assert model.trainable().keys() == trainable and trainable

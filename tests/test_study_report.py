@@ -77,6 +77,13 @@ def test_methods_by_hand(results: Results) -> None:
         assert pd.isna(row["merged_latency_ms"])
 
 
+def test_what_is_said_of_the_timings(results: Results) -> None:
+    """How many rounds there were, where, and how far they lie apart."""
+    [note] = [table.note for table in sections.all_tables(results) if table.key == "methods"]
+    assert "medians of 3 interleaved rounds" in note and "a processor, 2 cores" in note
+    assert "differed by 11 % in training speed and 0 % in latency" in note  # 36, 40, 36 clips/s
+
+
 def test_comparisons_by_hand(results: Results) -> None:
     """Pairs of clips, means over seeds, McNemar's test on their signs, Holm over all methods."""
     table = tables.comparisons(results).set_index("method")

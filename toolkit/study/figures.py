@@ -1,5 +1,6 @@
 """Pictures of methods side by side, fit for a paper: PNG and SVG of each."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -7,7 +8,9 @@ from typing import Literal
 import matplotlib
 import numpy as np
 import pandas as pd
+from adjustText import adjust_text
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from toolkit.study.tables import Ranking
@@ -44,6 +47,7 @@ def draw_intervals(table: pd.DataFrame, baseline: str | None) -> Figure:
     axes.hlines(table.index, table["low"], table["high"], colors=colours, lw=2)
     axes.scatter(table["accuracy"], table.index, c=colours, s=24, zorder=2)
     axes.set_yticks(table.index, table["method"], fontsize=8)
+    axes.set_ylim(-1, len(table))
     axes.set_xlabel("test accuracy %, mean and 95 % interval over folds and seeds")
     axes.grid(axis="x", alpha=0.3)
     return figure
@@ -63,18 +67,30 @@ def draw_pareto(table: pd.DataFrame, x: str, label: str) -> Figure:
     axes.scatter(table[x], table["accuracy"], s=18, color=GREY)
     front = pareto_front(table, x)
     axes.plot(front[x], front["accuracy"], color=MARKED, marker="o", ms=4, lw=1, zorder=2)
-    for _, row in table.iterrows():
-        on_front = row["method"] in set(front["method"])
-        axes.annotate(
-            row["method"], (row[x], row["accuracy"]), xytext=(3, 3), textcoords="offset points",
-            fontsize=7 if on_front else 5.5, color="black" if on_front else "0.35",
-        )  # fmt: skip
     if (table[x] > 0).all() and table[x].max() > 20 * table[x].min():
         axes.set_xscale("log")
     axes.set_xlabel(label)
     axes.set_ylabel("test accuracy %")
     axes.grid(alpha=0.3)
+    _name_points(axes, table, x, set(front["method"]))
     return figure
+
+
+def _name_points(axes: Axes, table: pd.DataFrame, x: str, on_front: set[str]) -> None:
+    """The name of every method beside its point, clear of the other names."""
+    names = [
+        axes.text(
+            row[x], row["accuracy"], row["method"],
+            fontsize=7 if row["method"] in on_front else 5.5,
+            color="black" if row["method"] in on_front else "0.35",
+        )
+        for _, row in table.iterrows()
+    ]  # fmt: skip
+    FigureCanvasAgg(axes.figure).draw()  # texts have a size once they are drawn
+    adjust_text(
+        names, x=table[x].to_list(), y=table["accuracy"].to_list(), ax=axes, min_arrow_len=4,
+        arrowprops={"arrowstyle": "-", "color": GREY, "lw": 0.4},
+    )  # fmt: skip
 
 
 def pareto_front(table: pd.DataFrame, x: str) -> pd.DataFrame:
@@ -119,7 +135,8 @@ def draw_ranks(ranking: Ranking, groups: Sequence[tuple[int, int]]) -> Figure:
     half = (count + 1) // 2
     figure = Figure(figsize=(7, 1.4 + 0.22 * half + 0.1 * len(groups)))  # names stand outside it
     axes = figure.subplots()
-    low, high = np.floor(average.min()), np.ceil(average.max())
+    low = math.floor(average.min())
+    high = math.ceil(max(average.max(), low + ranking.ranks.critical_difference))
     top = 0.5 * (len(groups) + 1)
     for level, (first, last) in enumerate(groups, 1):
         ends = [average[first] - 0.01 * (high - low), average[last] + 0.01 * (high - low)]
@@ -137,13 +154,12 @@ def draw_ranks(ranking: Ranking, groups: Sequence[tuple[int, int]]) -> Figure:
     return figure
 
 
-def _scale(axes: Axes, low: float, high: float, difference: float) -> None:
+def _scale(axes: Axes, low: int, high: int, difference: float) -> None:
     """The axis of ranks, and the critical difference above it."""
     axes.plot([low, high], [0, 0], color="black", lw=1)
-    for tick in np.linspace(low, high, min(int(high - low), 12) + 1):
+    for tick in range(low, high + 1, math.ceil((high - low) / 12)):
         axes.plot([tick, tick], [0, 0.2], color="black", lw=1)
-        axes.text(tick, 0.3, f"{tick:g}" if tick == int(tick) else f"{tick:.1f}", ha="center",
-                  fontsize=7)  # fmt: skip
-    axes.plot([low, min(low + difference, high)], [1.4, 1.4], color="black", lw=2)
+        axes.text(tick, 0.3, str(tick), ha="center", fontsize=7)
+    axes.plot([low, low + difference], [1.4, 1.4], color="black", lw=2)
     axes.text(low, 1.6, f"critical difference {difference:.2f}", fontsize=7)
     axes.set_axis_off()

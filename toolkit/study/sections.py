@@ -2,12 +2,14 @@
 
 import dataclasses
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from toolkit.study import columns, figures, lines, statistics, tables
 from toolkit.study.columns import Column
 from toolkit.study.published import beside_measured
+from toolkit.study.records import Timing
 from toolkit.study.results import ALL_SHOTS, GROUP, Results
 
 
@@ -89,8 +91,21 @@ def _about_timings(results: Results) -> str:
         f"Speeds, seconds, memory and operations are medians of {rounds} interleaved rounds in "
         f"processes of their own ({where}; load {machine['load_before']:.1f} before), on "
         "features in memory: they do not show reading and decoding."
+        + _about_spread(timings) * (rounds > 1)
         + (f" {len(hosts)} machines were used: their times do not compare." * (len(hosts) > 1))
         + (f" {rest} configurations have none: theirs are from their runs." * (rest > 0))
+    )
+
+
+def _about_spread(timings: list[Timing]) -> str:
+    trained, alone = (
+        100 * np.median([timing.spread(key) for timing in timings])
+        for key in ("samples_per_second", "latency_seconds")
+    )
+    return (
+        f" From round to round one and the same configuration differed by {trained:.0f} % in "
+        f"training speed and {alone:.0f} % in latency (range, median over the configurations): "
+        "smaller differences between methods are not told apart."
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import speechbrain as sb
 import torch
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -107,13 +108,28 @@ def predictions(brain: ClassificationBrain, batch: Batch, single: Batch) -> dict
     """Latency, throughput and operations of prediction."""
     brain.modules.eval()
     device = str(brain.device)
-    # Attention is counted where it is written out as products.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        brain.compute_forward(single, sb.Stage.TEST)
+    flops = operations(brain.modules, lambda: brain.compute_forward(single, sb.Stage.TEST))
     latency = timed(lambda: brain.compute_forward(single, sb.Stage.TEST), device)
     seconds = timed(lambda: brain.compute_forward(batch, sb.Stage.TEST), device)
-    values = (latency, len(batch) / seconds, counter.get_total_flops())
+    values = (latency, len(batch) / seconds, flops)
     return dict(zip(PREDICTION, values, strict=True))
+
+
+def operations(model: nn.Module, predict: Callable[[], Any]) -> int:
+    """Multiplications and additions of a prediction of a model.
+
+    The counter follows gradients through modules, and fails at one that returns a parameter of its
+    own (as prefix tuning's do), so that meanwhile nothing is to learn.
+    """
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    # Attention is counted where it is written out as products.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        predict()
+    for parameter in learning:
+        parameter.requires_grad_(True)
+    return counter.get_total_flops()
 
 
 def timed(action: Callable[[], Any], device: str) -> float:
