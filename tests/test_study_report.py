@@ -16,7 +16,7 @@ from scipy import stats
 from toolkit.errors import ConfigError
 from toolkit.study import columns, sections, tables
 from toolkit.study.columns import Column
-from toolkit.study.figures import pareto_front
+from toolkit.study.figures import draw_pareto, pareto_front, save
 from toolkit.study.report import write_report
 from toolkit.study.results import Results
 
@@ -202,6 +202,24 @@ def test_the_front_is_what_no_other_beats() -> None:
     assert found == best
 
 
+def test_names_in_a_picture_do_not_cover_one_another_and_are_always_in_the_same_place(
+    tmp_path: Path,
+) -> None:
+    """Points in pairs so near that names beside them would lie upon one another."""
+    costs = [100 * 1.05 ** (i % 2) * 3 ** (i // 2) for i in range(12)]
+    table = pd.DataFrame({"method": [f"long_name_{i}" for i in range(12)], "cost": costs})
+    table["accuracy"] = [80.0 + (i // 2) % 3 for i in range(12)]
+    written = []
+    for name in ("first", "second"):
+        figure = draw_pareto(table, "cost", "cost")
+        save(figure, tmp_path, name, ["svg"])
+        written.append((tmp_path / f"{name}.svg").read_bytes())
+        boxes = [text.get_window_extent() for text in figure.axes[0].texts if text.get_text()]
+    assert len(boxes) == 12
+    assert not [pair for pair in itertools.combinations(boxes, 2) if pair[0].overlaps(pair[1])]
+    assert written[0] == written[1]
+
+
 def test_cells_are_read_easily() -> None:
     """Digits, thousands, and nothing where there is no value."""
     number = Column("n", "n", "", 1)
@@ -295,6 +313,12 @@ def test_500_runs_open_in_two_seconds(page: Browser) -> None:
     assert 0 < seconds < 2
     assert page.ask("return document.body.dataset.ready") == "yes"
     assert page.complaints() == []
+
+
+@pytest.mark.parametrize("value", [86.25, 86.35, 0.5, 1234.56, -2.25, 83.75])
+def test_the_page_writes_numbers_as_the_other_reports_do(page: Browser, value: float) -> None:
+    """Also where a value lies in the middle: 86.25 is 86.2 in both, and 86.35 is 86.4."""
+    assert page.ask(f"return shown({value}, 1)") == Column("n", "n", "", 1).text(value)
 
 
 def test_the_page_sorts(page: Browser) -> None:

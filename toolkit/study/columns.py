@@ -1,6 +1,7 @@
 """The columns of the table of methods: what each is, in which unit, and which end is better."""
 
 import dataclasses
+from decimal import Decimal
 from typing import Literal
 
 import pandas as pd
@@ -27,10 +28,10 @@ class Column:
     short: bool = False
 
     def text(self, value: object) -> str:
-        """A cell as it is read; empty where there is no value."""
+        """A cell as it is read; empty where there is no value. The page writes it alike."""
         if value is None or pd.isna(value):
             return ""
-        return str(value) if self.digits is None else f"{value:,.{self.digits}f}"
+        return str(value) if self.digits is None else f"{Decimal(str(value)):,.{self.digits}f}"
 
 
 COLUMNS = [

@@ -89,6 +89,7 @@ def _name_points(axes: Axes, table: pd.DataFrame, x: str, on_front: set[str]) ->
     FigureCanvasAgg(axes.figure).draw()  # texts have a size once they are drawn
     adjust_text(
         names, x=table[x].to_list(), y=table["accuracy"].to_list(), ax=axes, min_arrow_len=4,
+        iter_lim=500,  # and not a second, so that the same picture gives the same file
         arrowprops={"arrowstyle": "-", "color": GREY, "lw": 0.4},
     )  # fmt: skip
 

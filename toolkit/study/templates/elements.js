@@ -47,7 +47,8 @@ function explain(target, text) {
 function shown(value, digits) {
   if (value === null || value === undefined) return "";
   if (digits === null) return String(value);
-  return value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+  const options = { minimumFractionDigits: digits, maximumFractionDigits: digits };
+  return value.toLocaleString("en", { ...options, roundingMode: "halfEven" }); // as in report.md
 }
 
 // What distinguishes a row from others with the same method.
