@@ -8,7 +8,6 @@ downloaded with `apt-get download` and their audio is copied out of them, game a
 """
 
 import argparse
-import io
 import mmap
 import re
 import shutil
@@ -205,13 +204,6 @@ def matches(folder: Path, evaluation: Path, least: int = 12) -> Iterator[tuple[P
             (number, _), count = max(votes.items(), key=lambda vote: vote[1])
             if count >= least:
                 yield item.path, known[number], count
-
-
-def as_wav(audio: np.ndarray, rate: int) -> bytes:
-    """Audio [n] as the bytes of a 16-bit WAV file."""
-    buffer = io.BytesIO()
-    soundfile.write(buffer, audio, rate, format="WAV", subtype="PCM_16")
-    return buffer.getvalue()
 
 
 def main() -> None:
