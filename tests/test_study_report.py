@@ -17,6 +17,7 @@ from toolkit.errors import ConfigError
 from toolkit.study import columns, sections, tables
 from toolkit.study.columns import Column
 from toolkit.study.figures import draw_pareto, pareto_front, save
+from toolkit.study.lines import draw_sweep
 from toolkit.study.report import write_report
 from toolkit.study.results import Results
 
@@ -186,6 +187,31 @@ def test_few_shot_and_scaling_have_pictures(tmp_path: Path) -> None:
     assert "few-shot-Sounds-ast_tiny" in names
     assert "sweep-rank-Sounds-ast_tiny" in names
     assert "sweep-rank-Sounds-ast_tiny-1-shot" in names
+
+
+@pytest.mark.parametrize("values", [[2, 4, 7], [4, 16, 192], ["q", "k"]])
+def test_a_sweep_shows_every_mean_with_its_interval(values: list) -> None:
+    """A line each for two combinations of the other settings, all within the axes."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {"series": "lora", "others": others, "value": value, "accuracy": rng.uniform(60, 90)}
+        for others in ("slots=1", "slots=2")
+        for value in values
+        for _ in range(5)
+    ]
+    folds = pd.DataFrame(rows)
+    axes = draw_sweep(folds, "peft.rank").axes[0]
+    assert [bars.get_label() for bars in axes.containers] == ["lora slots=1", "lora slots=2"]
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    for bars, (_, part) in zip(axes.containers, folds.groupby("others"), strict=True):
+        by_value = part.groupby("value", sort=False)["accuracy"]
+        line, _, [sticks] = bars
+        assert all(left < x < right for x in line.get_xdata())
+        np.testing.assert_allclose(np.array(line.get_ydata(), float), by_value.mean())
+        half = stats.t.ppf(0.975, 4) * by_value.std().to_numpy() / np.sqrt(5)
+        ends = np.array([stick[:, 1] for stick in sticks.get_segments()])
+        np.testing.assert_allclose((ends[:, 1] - ends[:, 0]) / 2, half)
+        assert bottom < ends.min() and ends.max() < top
 
 
 def test_the_front_is_what_no_other_beats() -> None:

@@ -4,12 +4,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import ScaledTranslation
 
 from toolkit.study.results import ALL_SHOTS, Results
 from toolkit.study.statistics import t_interval
 
 MOST_LINES = 10
 """More lines in one picture cannot be told apart."""
+
+BESIDE = 2.5  # points between lines that share their places
 
 
 def draw_epochs(results: Results, methods: list[str], group: tuple[str, ...]) -> Figure:
@@ -47,26 +50,21 @@ def draw_few_shot(folds: pd.DataFrame) -> Figure:
     places = {str(number): float(number) for number in numbers}
     if (folds["shots"] == ALL_SHOTS).any():
         places[ALL_SHOTS] = 2.0 * numbers[-1]
-    for method, rows in folds.groupby("method", sort=False):
-        _line(axes, rows.assign(x=rows["shots"].map(places)), str(method))
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(list(places.values()), list(places))
-    axes.minorticks_off()
-    axes.legend(fontsize=7)
+    _lines(axes, folds.assign(x=folds["shots"].map(places)), ["method"])
+    _doubling(axes, places)
     return figure
 
 
 def draw_scaling(folds: pd.DataFrame) -> Figure:
-    """Accuracy against trained parameters, a line a series.
+    """Accuracy against trained parameters, a line for each series and combination of `others`.
 
     Args:
-        folds: of one corpus, backbone and number of clips a class.
+        folds: of one corpus, backbone and number of clips a class, with the column `others`: the
+            swept settings but the first, as text.
     """
     figure, axes = _new("parameters trained outside the head", "test accuracy %")
-    for series, rows in folds.groupby("series", sort=False):
-        _line(axes, rows.assign(x=rows["trained"]), str(series))
     axes.set_xscale("log")
-    axes.legend(fontsize=7)
+    _lines(axes, folds.assign(x=folds["trained"]), ["series", "others"], beside=0)
     return figure
 
 
@@ -81,16 +79,15 @@ def draw_sweep(folds: pd.DataFrame, factor: str) -> Figure:
     figure, axes = _new(factor, "test accuracy %")
     numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in folds["value"])
     words = [str(value).lower() for value in folds["value"]]
-    places = {word: place for place, word in enumerate(dict.fromkeys(words))}
-    x = folds["value"].astype(float) if numeric else [places[word] for word in words]
-    for (series, others), rows in folds.assign(x=x).groupby(["series", "others"], sort=False):
-        _line(axes, rows, f"{series} {others}".strip())
-    if numeric:
-        axes.set_xticks(sorted(set(x)))
+    order = dict.fromkeys(words)
+    places = {word: float(word) if numeric else place for place, word in enumerate(order)}
+    _lines(axes, folds.assign(x=[places[word] for word in words]), ["series", "others"])
+    if numeric and min(places.values()) > 0 and max(places.values()) > 8 * min(places.values()):
+        _doubling(axes, places)
     else:
         axes.set_xticks(list(places.values()), list(places))
+    if not numeric:
         axes.margins(x=0.3)
-    axes.legend(fontsize=7)
     return figure
 
 
@@ -103,11 +100,31 @@ def _new(x: str, y: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _line(axes: Axes, rows: pd.DataFrame, label: str) -> None:
-    """Means at each `x` of the rows, with their intervals over folds and seeds."""
-    points = [(x, t_interval(part["accuracy"].to_numpy())) for x, part in rows.groupby("x")]
-    x = [place for place, _ in points]
-    mean = [interval.mean for _, interval in points]
-    [line] = axes.plot(x, mean, marker="o", ms=3.5, lw=1.2, label=label)
-    low, high = [i.low for _, i in points], [i.high for _, i in points]
-    axes.fill_between(x, low, high, alpha=0.12, color=line.get_color(), lw=0)
+def _doubling(axes: Axes, places: dict[str, float]) -> None:
+    """An axis on which a doubling is always as wide, with its values' names."""
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(list(places.values()), list(places))
+    axes.minorticks_off()
+
+
+def _lines(axes: Axes, folds: pd.DataFrame, by: list[str], beside: float = BESIDE) -> None:
+    """Means at each `x` with their intervals over folds and seeds, a line for each value of `by`.
+
+    Lines are drawn `beside` points apart, so that intervals at the same `x` can be told apart.
+    """
+    groups = list(folds.groupby(by, sort=False))
+    for number, (key, rows) in enumerate(groups):
+        points = {x: t_interval(part["accuracy"].to_numpy()) for x, part in rows.groupby("x")}
+        mean = [interval.mean for interval in points.values()]
+        below = [interval.mean - interval.low for interval in points.values()]
+        above = [interval.high - interval.mean for interval in points.values()]
+        aside = beside * (number - (len(groups) - 1) / 2) / 72
+        shift = ScaledTranslation(aside, 0, axes.figure.dpi_scale_trans)
+        axes.errorbar(
+            list(points), mean, (below, above), marker="o", ms=3.5, lw=1.2, elinewidth=0.6,
+            label=" ".join(key).strip(), transform=axes.transData + shift,
+        )  # fmt: skip
+        for x, interval in points.items():  # what is drawn aside does not say how far axes reach
+            axes.update_datalim([(x, interval.low), (x, interval.high)])
+    axes.autoscale_view()
+    axes.figure.legend(loc="outside upper center", ncols=4, fontsize=7, frameon=False)

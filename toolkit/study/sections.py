@@ -1,6 +1,8 @@
 """What a report says: its tables with a sentence each, and its pictures. Renderers come after."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -214,7 +216,9 @@ def _line_pictures(results: Results) -> list[Picture]:
     for group, rows in swept.groupby(GROUP, sort=False):
         name, title = _name(group), _title(group)
         if rows.groupby("series")["trained"].nunique().max() > 1:
-            drawn = lines.draw_scaling(rows)
+            settings = [results.variants[method].factors for method in rows["method"]]
+            others = [_others(values, next(iter(values))) for values in settings]
+            drawn = lines.draw_scaling(rows.assign(others=others))
             found.append(Picture(f"scaling-{name}", f"Accuracy and parameters, {title}", drawn))
         for factor in dict.fromkeys(
             key for m in rows["method"].unique() for key in results.variants[m].factors
@@ -230,11 +234,14 @@ def _with_factor(results: Results, folds: pd.DataFrame, factor: str) -> pd.DataF
     settings = [results.variants[method].factors for method in folds["method"]]
     chosen = folds[[factor in values for values in settings]]
     own = [values for values in settings if factor in values]
-    others = [
-        ", ".join(f"{k.rpartition('.')[2]}={v}".lower() for k, v in values.items() if k != factor)
-        for values in own
-    ]
+    others = [_others(values, factor) for values in own]
     return chosen.assign(value=[values[factor] for values in own], others=others)
+
+
+def _others(factors: Mapping[str, Any], factor: str) -> str:
+    """Swept settings but one, as text."""
+    rest = {key: value for key, value in factors.items() if key != factor}
+    return ", ".join(f"{key.rpartition('.')[2]}={value}".lower() for key, value in rest.items())
 
 
 def _name(group: tuple[str, ...]) -> str:
