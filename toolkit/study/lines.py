@@ -127,4 +127,4 @@ def _lines(axes: Axes, folds: pd.DataFrame, by: list[str], beside: float = BESID
         for x, interval in points.items():  # what is drawn aside does not say how far axes reach
             axes.update_datalim([(x, interval.low), (x, interval.high)])
     axes.autoscale_view()
-    axes.figure.legend(loc="outside upper center", ncols=4, fontsize=7, frameon=False)
+    axes.figure.legend(loc="outside upper center", ncols=3, fontsize=7, frameon=False)
