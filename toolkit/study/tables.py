@@ -10,7 +10,7 @@ import pandas as pd
 from toolkit.study import statistics
 from toolkit.study.columns import COLUMNS
 from toolkit.study.records import Record, Timing
-from toolkit.study.results import GROUP, METHOD, Results, identity
+from toolkit.study.results import ALL_SHOTS, GROUP, METHOD, Results, identity
 from toolkit.study.statistics import Ranks
 
 FEWEST_CORPORA = 3  # for ranks over corpora; with fewer, over folds
@@ -27,7 +27,7 @@ def methods(results: Results) -> pd.DataFrame:
         row |= _of_timing(results.timing(records[key]), records[key], row)
         rows.append(dict(zip(METHOD, key, strict=True)) | row)
     table = pd.DataFrame(rows, columns=[column.key for column in COLUMNS])
-    return table.sort_values([*GROUP, "accuracy"], ascending=[True] * 3 + [False])
+    return _best_first(table, "accuracy")
 
 
 def _of_folds(folds: pd.DataFrame) -> dict[str, Any]:
@@ -78,6 +78,17 @@ def _of_timing(timing: Timing | None, record: Record, row: dict[str, Any]) -> di
     return found
 
 
+def _best_first(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Group after group, few clips of each class before many and all."""
+
+    def place(values: pd.Series) -> pd.Series:
+        if values.name != "shots":
+            return values
+        return values.map(lambda shots: np.inf if shots == ALL_SHOTS else int(shots))
+
+    return table.sort_values([*GROUP, column], ascending=[True] * 3 + [False], key=place)
+
+
 def _scaled(value: float | None, factor: float) -> float | None:
     return None if value is None else factor * value
 
@@ -105,7 +116,7 @@ def comparisons(results: Results) -> pd.DataFrame:
                 rows.append(dict(zip(GROUP, group, strict=True)) | row | {"p_holm": float(p_holm)})
     columns = ["clips", "difference", "low", "high", "better", "worse", "p", "p_holm"]
     table = pd.DataFrame(rows, columns=[*METHOD, *columns])
-    return table.sort_values([*GROUP, "difference"], ascending=[True] * 3 + [False])
+    return _best_first(table, "difference")
 
 
 def _paired(difference: np.ndarray) -> dict[str, float]:
