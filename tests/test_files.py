@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.files import locked, new_folder
+from toolkit.files import locked, make_once, new_folder
 
 
 def listing(folder: Path) -> list[str]:
@@ -51,6 +51,38 @@ def test_what_a_process_killed_between_the_two_renames_left_is_not_lost(
     except OSError:
         assert fails
     assert listing(tmp_path) == (["b", "b/old"] if fails else ["b"])
+
+
+def _make(folder: Path, log: Path) -> None:
+    def fill(made: Path) -> None:
+        with log.open("a") as file:
+            file.write("made\n")
+        time.sleep(0.3)
+        (made / "whole").touch()
+
+    make_once(folder, fill)
+    assert listing(folder) == ["whole"]
+
+
+def test_of_several_processes_one_makes_a_folder(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    place, log = tmp_path / "folder", tmp_path / "log"
+    processes = [context.Process(target=_make, args=(place, log)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(30)
+        assert process.exitcode == 0
+    assert log.read_text().split() == ["made"]
+
+
+def test_what_is_there_is_only_looked_at(tmp_path: Path) -> None:
+    """So that a read-only folder serves; what is not whole is made anew."""
+    (tmp_path / "folder").mkdir()
+    make_once(tmp_path / "folder", lambda made: pytest.fail("made again"))
+    assert listing(tmp_path) == ["folder"]
+    make_once(tmp_path / "folder", lambda made: (made / "new").touch(), lambda there: False)
+    assert listing(tmp_path / "folder") == ["new"]
 
 
 def _hold(path: Path, log: Path, shared: bool) -> None:

@@ -174,15 +174,17 @@ def test_published_numbers_stand_beside_measured_ones(tmp_path: Path) -> None:
 
 
 def test_few_shot_and_scaling_have_pictures(tmp_path: Path) -> None:
-    """Curves over clips a class, over parameters and over a swept number."""
+    """Curves over clips a class, over parameters and a swept number; few clips stand first."""
     studies.made_up(
         tmp_path,
         {"linear": 0.5, "lora": 0.8},
         methods=["linear", {"hparams": "lora", "sweep": {"peft.rank": [1, 4]}}],
-        shots=[1, None],
+        shots=[16, None, 1, 2],
         folds=2,
     )
     results = Results.read(tmp_path)
+    found = tables.methods(results), tables.comparisons(results)
+    assert [list(dict.fromkeys(t["shots"])) for t in found] == [["1", "2", "16", "all"]] * 2
     names = {picture.name for picture in sections.all_pictures(results, tables.methods(results))}
     assert "few-shot-Sounds-ast_tiny" in names
     assert "sweep-rank-Sounds-ast_tiny" in names

@@ -4,7 +4,7 @@ import fcntl
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,6 +49,24 @@ def new_folder(folder: Path) -> Iterator[Path]:
         folder.rename(old)
     partial.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def make_once(
+    folder: Path, fill: Callable[[Path], None], whole: Callable[[Path], bool] = Path.exists
+) -> None:
+    """Make a folder unless it is there; of several processes one makes it, and the others wait.
+
+    Args:
+        folder: its place.
+        fill: writes into an empty folder, which then takes that place.
+        whole: whether what stands there is what `fill` makes; if not, it is replaced.
+    """
+    if whole(folder):
+        return
+    with locked(folder.with_name(f".{folder.name}.lock")):
+        if not whole(folder):
+            with new_folder(folder) as made:
+                fill(made)
 
 
 @contextmanager

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from toolkit.data.corpora.miniature import write_once, write_tones
+from toolkit.data.corpora.miniature import write_tones
 from toolkit.data.manifest import Corpus, Manifest, refuse, unreadable
 from toolkit.errors import DataError
+from toolkit.files import make_once
 from toolkit.registry import CORPORA
 
 CODES = {"ANG": "anger", "DIS": "disgust", "FEA": "fear", "HAP": "happy", "NEU": "neutral",
@@ -56,7 +57,7 @@ class CremaD(Corpus):
 
     def embed(self, folder: Path) -> None:
         """See `Corpus.embed`: ten actors, every emotion once."""
-        write_once(folder, write_miniature)
+        make_once(folder, write_miniature)
 
 
 def write_miniature(folder: Path) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from toolkit.data.corpora.miniature import write_once, write_tones
+from toolkit.data.corpora.miniature import write_tones
 from toolkit.data.manifest import Corpus, Manifest, refuse, unreadable
 from toolkit.data.splits import FIXED, TEST, TRAIN, VALID
 from toolkit.data.tables import read_csv
+from toolkit.files import make_once
 from toolkit.registry import CORPORA
 
 PARTS = {"train": TRAIN, "valid": VALID, "test": TEST}
@@ -74,7 +75,7 @@ class FluentSpeechCommands(Corpus):
 
     def embed(self, folder: Path) -> None:
         """See `Corpus.embed`: every intent once in every part."""
-        write_once(folder, write_miniature)
+        make_once(folder, write_miniature)
 
 
 def write_miniature(folder: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from toolkit.data.corpora.miniature import write_once, write_tones
+from toolkit.data.corpora.miniature import write_tones
 from toolkit.data.manifest import (
     Corpus,
     Manifest,
@@ -24,6 +24,7 @@ from toolkit.data.manifest import (
 )
 from toolkit.data.splits import FIXED, TEST, TRAIN, VALID, stratified_parts
 from toolkit.errors import ConfigError, DataError, did_you_mean
+from toolkit.files import make_once
 from toolkit.registry import CORPORA
 from toolkit.settings import setting
 
@@ -141,7 +142,7 @@ class Folder(Corpus):
 
     def embed(self, folder: Path) -> None:
         """See `Corpus.embed`: a folder for each of four classes, twelve clips in each."""
-        write_once(folder, write_miniature)
+        make_once(folder, write_miniature)
 
 
 def _together(clips: pd.DataFrame) -> np.ndarray:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from toolkit.data.corpora.miniature import write_once, write_tones
+from toolkit.data.corpora.miniature import write_tones
 from toolkit.data.manifest import Corpus, Manifest, class_labels, refuse, unreadable
 from toolkit.data.splits import FIXED, TEST, TRAIN, VALID
 from toolkit.data.tables import read_csv
 from toolkit.errors import DataError
+from toolkit.files import make_once
 from toolkit.registry import CORPORA
 
 TRUTH = "FSD50K.ground_truth"
@@ -56,7 +57,7 @@ class FSD50K(Corpus):
 
     def embed(self, folder: Path) -> None:
         """See `Corpus.embed`: five labels, one or two a clip."""
-        write_once(folder, write_miniature)
+        make_once(folder, write_miniature)
 
 
 def _vocabulary(path: Path) -> list[str]:

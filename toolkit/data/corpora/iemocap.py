@@ -13,10 +13,11 @@ from typing import Literal
 
 import pandas as pd
 
-from toolkit.data.corpora.miniature import write_once, write_tones
+from toolkit.data.corpora.miniature import write_tones
 from toolkit.data.manifest import Corpus, Manifest, refuse, unreadable
 from toolkit.data.splits import Split
 from toolkit.errors import DataError
+from toolkit.files import make_once
 from toolkit.registry import CORPORA
 from toolkit.settings import setting
 
@@ -67,7 +68,7 @@ class IEMOCAP(Corpus):
 
     def embed(self, folder: Path) -> None:
         """See `Corpus.embed`: every class twice of each of the ten speakers."""
-        write_once(folder, write_miniature)
+        make_once(folder, write_miniature)
 
 
 def speaker_rounds() -> list[Split]:

@@ -3,23 +3,13 @@
 They are what a recipe runs on without a data folder, and what the tests read.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
-from toolkit.files import locked, new_folder
-
 SECONDS = 0.4
-
-
-def write_once(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a new folder, which appears when it is whole; one that is there is left alone."""
-    with locked(folder.with_name(f".{folder.name}.lock")):
-        if not folder.exists():
-            with new_folder(folder) as made:
-                fill(made)
 
 
 def write_tones(clips: Mapping[Path, int], seconds: float = SECONDS, rate: int = 16000) -> None:

@@ -19,10 +19,11 @@ from typing import Literal
 
 import pandas as pd
 
-from toolkit.data.corpora.miniature import write_once, write_tones
+from toolkit.data.corpora.miniature import write_tones
 from toolkit.data.manifest import Corpus, Header, Manifest, headers, refuse
 from toolkit.data.splits import FIXED, TEST, TRAIN, VALID
 from toolkit.errors import DataError
+from toolkit.files import make_once
 from toolkit.registry import CORPORA
 from toolkit.settings import setting
 
@@ -145,7 +146,7 @@ class SpeechCommands(Corpus):
 
     def embed(self, folder: Path) -> None:
         """See `Corpus.embed`: twelve words of six speakers, noise, and the test archive."""
-        write_once(folder, write_miniature)
+        make_once(folder, write_miniature)
 
 
 def _listed(folder: Path) -> Iterator[tuple[str, int]]:

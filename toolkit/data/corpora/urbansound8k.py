@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from toolkit.data.corpora.miniature import write_once, write_tones
+from toolkit.data.corpora.miniature import write_tones
 from toolkit.data.manifest import Corpus, Manifest, refuse, unreadable
 from toolkit.data.tables import read_csv
+from toolkit.files import make_once
 from toolkit.registry import CORPORA
 
 TABLE = "metadata/UrbanSound8K.csv"
@@ -61,7 +62,7 @@ class UrbanSound8K(Corpus):
 
     def embed(self, folder: Path) -> None:
         """See `Corpus.embed`: a clip of every class in every fold."""
-        write_once(folder, write_miniature)
+        make_once(folder, write_miniature)
 
 
 def write_miniature(folder: Path) -> None:

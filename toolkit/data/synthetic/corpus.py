@@ -19,7 +19,7 @@ from toolkit.data.synthetic.scene import make_clip
 from toolkit.data.synthetic.signals import Signal, sample_count
 from toolkit.data.synthetic.sounds import CLASSES, TARGETS
 from toolkit.errors import DataError
-from toolkit.files import locked, new_folder
+from toolkit.files import make_once
 
 GENERATOR_VERSION = 3  # raised by every change that alters a sample of any clip
 FOLDS = 5
@@ -103,11 +103,11 @@ def write_corpus(
             f"{folder} holds something other than a synthetic corpus, and is left as it is; "
             f"name another folder or an empty one"
         )
-    if not _complete(folder, settings):
-        with locked(folder.with_name(f".{folder.name}.lock")):
-            if not _complete(folder, settings):
-                with new_folder(folder) as made:
-                    _fill(made, settings, progress)
+    make_once(
+        folder,
+        lambda made: _fill(made, settings, progress),
+        lambda there: _complete(there, settings),
+    )
     return folder
 
 
