@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 from recipe import ROOT
 
-from toolkit.study.benchmark import Benchmark
 from toolkit.study.plan import Planner, Run
 from toolkit.study.records import DONE, FAILED, Record, Timing
-from toolkit.study.study import Cell, Study
+from toolkit.study.run.queue import Benchmark
+from toolkit.study.spec import Cell, Study
 
 CLASSES = ["dog", "rain", "sea", "bell"]
 CLIPS = 6  # of a class, in a fold

@@ -9,7 +9,7 @@ import torch
 from toolkit.backbones.ast import ASTTiny
 from toolkit.bundle import load_bundle, save_bundle
 from toolkit.errors import BundleError
-from toolkit.inference import split_windows
+from toolkit.inference.predict import split_windows
 from toolkit.model import AudioClassifier
 from toolkit.registry import PEFT
 
@@ -19,7 +19,7 @@ NAMES = ["dog", "rain", "siren"]
 def _saved(folder: Path, method: str = "soft_moa") -> AudioClassifier:
     torch.manual_seed(0)
     source = ASTTiny()
-    model = AudioClassifier(source.load(64), PEFT.create(method, "peft"), 3, "all").eval()
+    model = AudioClassifier(source.load(64), PEFT.create(method), 3, "all").eval()
     with torch.no_grad():
         for parameter in model.trainable().values():
             parameter.add_(0.1 * torch.randn_like(parameter))

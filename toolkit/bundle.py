@@ -112,10 +112,10 @@ def load_bundle(folder: str | Path, backbone: str | None = None) -> Bundle:
             f"fingerprint {info['fingerprint']}, not {source.registered_name} with "
             f"{frozen.fingerprint}; name the right one with `--backbone`"
         )
-    method = PEFT.create(info["peft"], "peft")
+    method = PEFT.create(info["peft"])
     model = AudioClassifier(frozen, method, len(info["classes"]), info["pooling"])
     for change in info["tools"]:
-        TOOLS.create(change["tool"], "tool").restructure(model, change["plan"])
+        TOOLS.create(change["tool"]).restructure(model, change["plan"])
     model.load_state(weights)
     return Bundle(model.eval(), info["classes"], info)
 

@@ -191,7 +191,7 @@ def _describe_entry(registry: Registry, entry: Entry) -> None:
     print(f"{entry.name}: {entry.description}")
     print(f"source: {entry.metadata.get('paper', 'not given')}; defined at {entry.origin}")
     if registry is REGISTRIES["peft"]:
-        from toolkit.inspection import count_on_ast_base
+        from toolkit.parameter_count import count_on_ast_base
 
         count = count_on_ast_base({"name": entry.name})
         share = 100 * count.method / (count.total - count.head)
@@ -214,7 +214,7 @@ def _describe_parameters(registry: Registry, specs: Sequence[str]) -> None:
     """A row a method: parameters on AST-base (500 frames, 50 classes), without its weights."""
     if registry is not REGISTRIES["peft"]:
         raise ConfigError("parameters are counted for PEFT methods: `describe peft --parameters`")
-    from toolkit.inspection import count_on_ast_base
+    from toolkit.parameter_count import count_on_ast_base
 
     print(f"{'method':<40} {'trained':>12} {'head':>8} {'frozen':>12}")
     for spec in specs or registry.names():
@@ -237,7 +237,7 @@ def make_plugin(options: argparse.Namespace) -> None:
 def predict(options: argparse.Namespace) -> None:
     """`toolkit predict BUNDLE FILE...`."""
     from toolkit.bundle import load_bundle
-    from toolkit.inference import predict as predictions
+    from toolkit.inference.predict import predict as predictions
 
     bundle = load_bundle(options.bundle, options.backbone)
     for prediction in predictions(bundle, options.files, options.device):
@@ -266,9 +266,9 @@ def _as_json(prediction: object, classes: list[str]) -> dict[str, object]:
 def change_mixture(options: argparse.Namespace) -> None:
     """`toolkit compress` and `toolkit prune`."""
     from toolkit.config import parse_settings
-    from toolkit.data.cache import default_cache_folder
+    from toolkit.features.cache import default_cache_folder
+    from toolkit.mixtures.tool import run_tool
     from toolkit.registry import CORPORA, TOOLS
-    from toolkit.tools.base import run_tool
 
     verb = TOOLS.entry(options.method).metadata.get("verb")
     if verb != options.verb:
@@ -280,7 +280,7 @@ def change_mixture(options: argparse.Namespace) -> None:
         if options.corpus is not None:
             raise ConfigError(f"where is '{name}'? Say so with `--data_folder`")
         folder, name = default_cache_folder() / "synthetic", "synthetic"
-    corpus = CORPORA.create(parse_spec(name), "corpus")
+    corpus = CORPORA.create(parse_spec(name))
     report = run_tool(tool, options.bundle, corpus, folder, options.output)
     print(f"wrote {options.output}")
     for key, value in report.items():
@@ -289,7 +289,7 @@ def change_mixture(options: argparse.Namespace) -> None:
 
 def see_experts(options: argparse.Namespace) -> None:
     """`toolkit experts BUNDLE FILE`."""
-    from toolkit.viewer.page import show_experts
+    from toolkit.mixtures.view.page import show_experts
 
     output = options.output or Path(f"experts-{options.file.stem}")
     page = show_experts(
@@ -300,7 +300,7 @@ def see_experts(options: argparse.Namespace) -> None:
 
 def search_architecture(options: argparse.Namespace) -> None:
     """`toolkit search YAML`."""
-    from toolkit.tools.search import run_search
+    from toolkit.training.search import run_search
 
     report = run_search(
         options.method, options.file, options.settings, options.budget, options.output
@@ -314,7 +314,7 @@ def show_matrix(options: argparse.Namespace) -> None:
     """`toolkit matrix`: exit status 1 if a cell is broken."""
     from fnmatch import filter as matching
 
-    from toolkit import matrix
+    from toolkit.testing import matrix
 
     methods = REGISTRIES["peft"].names(options.method)
     families = matching(matrix.families(), options.backbone)
@@ -331,7 +331,7 @@ def look_at_corpus(options: argparse.Namespace) -> None:
     from toolkit.data.survey import check_corpus, picture, survey
     from toolkit.registry import CORPORA
 
-    corpus = CORPORA.create(parse_spec(options.corpus), "corpus")
+    corpus = CORPORA.create(parse_spec(options.corpus))
     if options.verb == "check":
         print("\n".join(check_corpus(corpus, options.folder)))
         return
@@ -346,8 +346,8 @@ def look_at_corpus(options: argparse.Namespace) -> None:
 
 def report_study(options: argparse.Namespace) -> None:
     """`toolkit report STUDY`."""
-    from toolkit.study.report import write_report
-    from toolkit.study.results import Results
+    from toolkit.study.report.load import Results
+    from toolkit.study.report.write import write_report
 
     results = Results.read(options.study, options.plugins)
     for file in write_report(results, options.output or results.folder / "report", options.text):

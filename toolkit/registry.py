@@ -19,17 +19,27 @@ import sys
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ruamel.yaml import YAML
 
 from toolkit.errors import ConfigError, DuplicateName, UnknownName, did_you_mean
+from toolkit.settings import Settings
 
-T = TypeVar("T")
+if TYPE_CHECKING:  # for the type checker alone: at run time the registry knows none of them
+    from toolkit.backbones.base import BackboneSource
+    from toolkit.data.manifest import Corpus
+    from toolkit.features.pipelines import Pipeline
+    from toolkit.mixtures.tool import MixtureTool
+    from toolkit.peft.base import PeftMethod
+    from toolkit.training.search import Search
+
+T = TypeVar("T", bound=Settings)
+C = TypeVar("C", bound=type[Settings])
 
 
 @dataclasses.dataclass
-class Entry:
+class Entry(Generic[T]):
     """One registered thing.
 
     Attributes:
@@ -46,24 +56,25 @@ class Entry:
     origin: str
     module: str
     metadata: dict[str, Any]
-    target: type | None = None
+    target: type[T] | None = None
 
 
-class Registry:
-    """Names -> settings classes of one kind.
+class Registry(Generic[T]):
+    """Names -> settings classes of one kind; `T` is their base class.
 
     Args:
         variable: the name under which modules import this registry, e.g. `"PEFT"`.
+        key: the key of such a thing in a configuration, e.g. `"peft"`.
         kind: what an entry is, in messages, e.g. `"PEFT method"`.
         package: the package whose modules hold the library's own entries.
     """
 
-    def __init__(self, variable: str, kind: str, package: str) -> None:
-        self.variable, self.kind, self.package = variable, kind, package
-        self._entries: dict[str, Entry] = {}
+    def __init__(self, variable: str, key: str, kind: str, package: str) -> None:
+        self.variable, self.key, self.kind, self.package = variable, key, kind, package
+        self._entries: dict[str, Entry[T]] = {}
         self._scanned = False
 
-    def register(self, name: str, **metadata: Any) -> Callable[[type[T]], type[T]]:
+    def register(self, name: str, **metadata: Any) -> Callable[[C], C]:
         """Decorator that registers a class under `name`.
 
         Args:
@@ -76,7 +87,7 @@ class Registry:
         caller = sys._getframe(1)
         origin = f"{caller.f_code.co_filename}:{caller.f_lineno}"
 
-        def decorate(target: type[T]) -> type[T]:
+        def decorate(target: C) -> C:
             entry = Entry(
                 name=name,
                 description=_first_line(target.__doc__),
@@ -86,12 +97,12 @@ class Registry:
                 target=target,
             )
             self._add(entry)
-            target.registered_name = name  # type: ignore[attr-defined]
+            target.registered_name = name
             return target
 
         return decorate
 
-    def _add(self, entry: Entry) -> None:
+    def _add(self, entry: Entry[T]) -> None:
         self._scan()
         known = self._entries.get(entry.name)
         if known is not None and known.origin != entry.origin:
@@ -116,7 +127,7 @@ class Registry:
         self._scan()
         return sorted(fnmatch.filter(self._entries, pattern))
 
-    def entry(self, name: str) -> Entry:
+    def entry(self, name: str) -> Entry[T]:
         """The entry of that name, its module imported.
 
         Raises:
@@ -132,25 +143,28 @@ class Registry:
             importlib.import_module(self._entries[name].module)
         return self._entries[name]
 
-    def peek(self, name: str) -> Entry:
+    def peek(self, name: str) -> Entry[T]:
         """The entry of that name without importing its module (for listings)."""
         self._scan()
         return self._entries[name]
 
-    def get(self, name: str) -> type:
+    def get(self, name: str) -> type[T]:
         """The registered class of that name."""
-        return self.entry(name).target
+        target = self.entry(name).target
+        assert target is not None  # `entry` has imported its module
+        return target
 
-    def create(self, config: str | Mapping[str, Any], where: str) -> Any:
+    def create(self, config: str | Mapping[str, Any], where: str | None = None) -> T:
         """Make an instance from `"name"` or from `{"name": ..., setting: value, ...}`.
 
         Args:
             config: the part of the configuration that describes the thing.
-            where: its key in the configuration, for error messages.
+            where: what error messages call that part; the registry's key by default.
 
         Raises:
             UnknownName, ConfigError: see `Settings.from_mapping`.
         """
+        where = where or self.key
         config = {"name": config} if isinstance(config, str) else dict(config)
         if not isinstance(config.get("name"), str):
             raise ConfigError(
@@ -218,18 +232,21 @@ def parse_spec(text: str) -> dict[str, Any]:
     return config
 
 
-BACKBONES = Registry("BACKBONES", "backbone", "toolkit.backbones")
-PEFT = Registry("PEFT", "PEFT method", "toolkit.peft")
-PIPELINES = Registry("PIPELINES", "data pipeline", "toolkit.data")
-CORPORA = Registry("CORPORA", "corpus", "toolkit.data.corpora")
-TOOLS = Registry("TOOLS", "tool on a trained mixture", "toolkit.tools")
-SEARCHES = Registry("SEARCHES", "architecture search", "toolkit.tools")
+BACKBONES: "Registry[BackboneSource]" = Registry(
+    "BACKBONES", "backbone", "backbone", "toolkit.backbones"
+)
+PEFT: "Registry[PeftMethod]" = Registry("PEFT", "peft", "PEFT method", "toolkit.peft")
+PIPELINES: "Registry[Pipeline]" = Registry(
+    "PIPELINES", "pipeline", "data pipeline", "toolkit.features"
+)
+CORPORA: "Registry[Corpus]" = Registry("CORPORA", "corpus", "corpus", "toolkit.data.corpora")
+TOOLS: "Registry[MixtureTool]" = Registry(
+    "TOOLS", "tool", "tool on a trained mixture", "toolkit.mixtures"
+)
+SEARCHES: "Registry[Search]" = Registry(
+    "SEARCHES", "search", "architecture search", "toolkit.training"
+)
 
-REGISTRIES = {
-    "peft": PEFT,
-    "backbone": BACKBONES,
-    "corpus": CORPORA,
-    "pipeline": PIPELINES,
-    "tool": TOOLS,
-    "search": SEARCHES,
+REGISTRIES: dict[str, Registry[Any]] = {
+    registry.key: registry for registry in (PEFT, BACKBONES, CORPORA, PIPELINES, TOOLS, SEARCHES)
 }

@@ -8,7 +8,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal, Union, dataclass_transform
+from typing import Any, ClassVar, Literal, Union, dataclass_transform
 
 from toolkit.errors import ConfigError, did_you_mean
 
@@ -37,6 +37,9 @@ class Settings:
         ConfigError: a value of the wrong type or out of its range; subclasses raise it in
             `check` for combinations that cannot work.
     """
+
+    registered_name: ClassVar[str]
+    """The name under which a registry knows the class; set by `Registry.register`."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

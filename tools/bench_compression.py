@@ -23,13 +23,13 @@ from matplotlib.figure import Figure
 
 from toolkit import plugins
 from toolkit.bundle import WEIGHTS, load_bundle
-from toolkit.data.cache import write_atomically
 from toolkit.data.manifest import Corpus
+from toolkit.features.cache import write_atomically
+from toolkit.mixtures.tool import MixtureData, mixtures, run_tool
 from toolkit.registry import CORPORA, TOOLS
-from toolkit.study.figures import save
 from toolkit.study.records import read_record
-from toolkit.study.study import COPY, Cell, Study
-from toolkit.tools.base import MixtureData, mixtures, run_tool
+from toolkit.study.report.plots import save
+from toolkit.study.spec import COPY, Cell, Study
 from toolkit.training.experiment import main
 
 EXPERTS = 7
@@ -114,7 +114,7 @@ def applied(
     output = folder / "compression" / method / f"fold-{fold}" / setting
     if not (output / "report.json").is_file():
         bundle = trained / "train" / "bundle"
-        registered = CORPORA.create({"name": "esc50", "esc10": True}, "corpus")
+        registered = CORPORA.create({"name": "esc50", "esc10": True})
         place = data / study.corpus_specs[corpus].data_folder
         if values["name"] == "none":
             return without_experts(bundle, registered, place)

@@ -57,7 +57,7 @@ def measure(config: dict[str, Any], batch: int, steps: int) -> float:
     """Seconds of a training step: one to warm up, then the fastest of `steps`."""
     torch.manual_seed(0)
     backbone = backbones.create({"name": "ast_tiny"}).load(FRAMES)
-    model = AudioClassifier(backbone, PEFT.create(config, "peft"), CLASSES, "all").train()
+    model = AudioClassifier(backbone, PEFT.create(config), CLASSES, "all").train()
     method = model.method
     optimizer = torch.optim.AdamW(method.parameter_groups(model.trainable(), lr=1e-3))
     features = torch.randn(batch, FRAMES, backbone.features.mel_bins)

@@ -28,8 +28,8 @@ from speechbrain.dataio.dataloader import SaveableDataLoader
 from transformers import ASTFeatureExtractor
 
 from toolkit.backbones.ast import ASTTiny
-from toolkit.data.pipelines import Fbank
-from toolkit.training.sampling import TrainingBatches
+from toolkit.data.sampling import TrainingBatches
+from toolkit.features.pipelines import Fbank
 
 MAX_LENGTH = 500
 

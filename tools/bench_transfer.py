@@ -27,14 +27,14 @@ from transformers import ASTConfig, ASTModel
 
 from toolkit import config
 from toolkit.backbones.ast import TINY
-from toolkit.data.audio import read_audio
-from toolkit.data.fbank import log_mel
 from toolkit.data.manifest import Corpus, Manifest
+from toolkit.data.selection import cross_validation, selected
 from toolkit.errors import DataError
+from toolkit.features.audio import read_audio
+from toolkit.features.log_mel import log_mel
 from toolkit.registry import CORPORA, parse_spec
 from toolkit.training.experiment import EMBEDDED, Experiment, main
 from toolkit.training.folds import cross_validate
-from toolkit.training.splits import cross_validation, selected
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "ESC50"
 METHODS = ["linear", "bitfit", "lora", "adapter", "softmoa", "densemoa", "full"]
@@ -122,7 +122,7 @@ def baseline(task: Task, data: Path) -> list[float]:
 
     It is fitted to the training clips alone; nothing about it is chosen.
     """
-    corpus = CORPORA.create(parse_spec(task.corpus), "corpus")
+    corpus = CORPORA.create(parse_spec(task.corpus))
     manifest = corpus.manifest(data / task.folder)
     statistics = torch.stack([log_mel_statistics(path) for path in manifest.clips["path"]])
     labels = torch.tensor(manifest.clips["label"].to_numpy())

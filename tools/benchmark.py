@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from toolkit import plugins
-from toolkit.study.benchmark import Benchmark, default_folder
-from toolkit.study.engines import ENGINES
 from toolkit.study.plan import Planner
-from toolkit.study.quiet import distinct, take_timings
-from toolkit.study.study import Study
+from toolkit.study.run.engines import ENGINES
+from toolkit.study.run.queue import Benchmark, default_folder
+from toolkit.study.run.timings import distinct, take_timings
+from toolkit.study.spec import Study
 from toolkit.training.experiment import main
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from toolkit.mixtures.observe import trained
+from toolkit.mixtures.tool import MixtureData, mixtures
 from toolkit.model import AudioClassifier
-from toolkit.tools.base import MixtureData, mixtures
-from toolkit.tools.observe import trained
 
 Sensitivity = Literal["fisher_delta", "fisher_out"]
 

@@ -10,17 +10,17 @@ import torch
 from torch.nn import functional
 
 from toolkit.config import CommandLine
+from toolkit.data.sampling import derive_seed
 from toolkit.errors import ConfigError, RunError, listing
 from toolkit.files import write_atomically
+from toolkit.mixtures.observe import some_of
 from toolkit.model import AudioClassifier
 from toolkit.registry import SEARCHES
 from toolkit.settings import setting
-from toolkit.tools.observe import some_of
-from toolkit.tools.search import Search
 from toolkit.training.experiment import Experiment, say
 from toolkit.training.folds import Fold, Job
 from toolkit.training.output import VOLATILE, OutputFolder
-from toolkit.training.sampling import derive_seed
+from toolkit.training.search import Search
 
 from .automoe import AutoMoE
 from .costs import COSTS, ClosedForm, Costs, Predictor, Stopwatch

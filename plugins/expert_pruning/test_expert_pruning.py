@@ -13,11 +13,11 @@ from toolkit import plugins
 from toolkit.backbones.ast import ASTTiny
 from toolkit.bundle import load_bundle, save_bundle
 from toolkit.errors import ConfigError
+from toolkit.experts.base import Bottleneck, by_expert
 from toolkit.model import AudioClassifier
 from toolkit.peft.adapter import Adapter, SingleAdapter
 from toolkit.peft.topk import topk_mixtures
 from toolkit.registry import PEFT, TOOLS
-from toolkit.routing.experts import Bottleneck, by_expert
 from toolkit.routing.topk import TopKRouter
 from toolkit.testing import (
     CLASSES,
@@ -37,7 +37,7 @@ from toolkit_plugins.expert_pruning.expert_pruning import PrunedMixture  # noqa:
 
 def model(seed: int = 0, **settings: Any) -> AudioClassifier:
     """A tiny classifier with the method, its experts not zero."""
-    method = PEFT.create({"name": "expert_pruning", **settings}, "peft")
+    method = PEFT.create({"name": "expert_pruning", **settings})
     torch.manual_seed(seed)
     made = AudioClassifier(tiny_backbone(), method, CLASSES, "all")
     with torch.no_grad():
@@ -231,7 +231,7 @@ def finished(**settings: Any) -> AudioClassifier:
 
 def export(made: AudioClassifier) -> dict[str, Any]:
     """Apply the tool."""
-    return TOOLS.create({"name": "single_expert"}, "tool").apply(made, tiny_data(made.backbone))
+    return TOOLS.create({"name": "single_expert"}).apply(made, tiny_data(made.backbone))
 
 
 @torch.no_grad()

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from toolkit.data.pipelines import Batch
 from toolkit.errors import ConfigError
+from toolkit.features.pipelines import Batch
+from toolkit.mixtures.observe import some_of, visit, watched
+from toolkit.mixtures.tool import MixtureData, MixtureTool, mixtures
 from toolkit.model import AudioClassifier
 from toolkit.peft.base import setting
 from toolkit.registry import TOOLS
 from toolkit.routing import dense
 from toolkit.routing.topk import TopKRouter
-from toolkit.tools.base import MixtureData, MixtureTool, mixtures
-from toolkit.tools.observe import some_of, visit, watched
 
 from .counting import Count, chosen_most, preferences
 from .surgery import keep_experts, refuse_unless_prunable

@@ -11,14 +11,14 @@ from torch.distributions import Bernoulli, Categorical, kl_divergence
 from torch.nn import functional
 
 from toolkit import plugins
+from toolkit.experts.base import Bottleneck, Experts, by_expert
+from toolkit.experts.conformer import Conformer
+from toolkit.experts.convpass import Convpass
 from toolkit.model import AudioClassifier
 from toolkit.peft import insertion
 from toolkit.peft.adapter import SingleAdapter
 from toolkit.registry import PEFT
 from toolkit.routing import stochastic
-from toolkit.routing.conformer import Conformer
-from toolkit.routing.convpass import Convpass
-from toolkit.routing.experts import Bottleneck, Experts, by_expert
 from toolkit.testing import CLASSES, check_method, tiny_backbone, tiny_batch
 
 plugins.load([Path(__file__).parent])
@@ -64,7 +64,7 @@ def adapted(noise: bool = True, **settings: Any) -> AudioClassifier:
     """A tiny classifier with three experts a site."""
     torch.manual_seed(0)
     values = {"name": "thor", "num_experts": 3, "reduction": 32, **settings}
-    model = AudioClassifier(tiny_backbone(), PEFT.create(values, "peft"), CLASSES, "all")
+    model = AudioClassifier(tiny_backbone(), PEFT.create(values), CLASSES, "all")
     if noise:
         noisy(nn.ParameterList(model.trainable().values()))
     return model

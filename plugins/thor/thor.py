@@ -14,12 +14,12 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from toolkit.backbones.base import Backbone, Placement
+from toolkit.experts.base import Experts, by_expert
 from toolkit.peft.adapter import SingleAdapter
 from toolkit.peft.base import Recorder, insertion, setting
 from toolkit.peft.blocks import BlockMethod
 from toolkit.registry import PEFT
 from toolkit.routing import dense, stochastic
-from toolkit.routing.experts import Experts, by_expert
 
 Draw = Literal["batch", "sample", "token"]
 Infer = Literal["token", "sample", "mean", "merge"]

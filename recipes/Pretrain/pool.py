@@ -24,7 +24,7 @@ import speech
 import torch
 from tqdm import tqdm
 
-from toolkit.data.fbank import log_mel
+from toolkit.features.log_mel import log_mel
 
 RATE, SOUND_RATE = 16_000, 44_100
 SECONDS, COLUMN = 5.12, 16

@@ -22,9 +22,9 @@ from torch.utils.data import IterableDataset
 from views import augment_frames
 
 from toolkit.backbones.base import Backbone, FeatureSpec
-from toolkit.data.audio import read_audio
-from toolkit.data.fbank import log_mel
 from toolkit.errors import ConfigError, DataError
+from toolkit.features.audio import read_audio
+from toolkit.features.log_mel import log_mel
 
 SUFFIXES = {".wav", ".flac", ".ogg", ".oga", ".mp3", ".opus", ".aiff", ".aif"}
 HELD_OUT_EVERY = 20  # one recording of so many is kept for the loss that is reported

@@ -21,8 +21,8 @@ def create(config: Mapping[str, Any]) -> Any:
     """
     name = config["name"]
     if name not in BACKBONES.names() and ("/" in name or Path(name).is_dir()):
-        return BACKBONES.create({**config, "name": _family(name), "source": name}, "backbone")
-    return BACKBONES.create(config, "backbone")
+        return BACKBONES.create({**config, "name": _family(name), "source": name})
+    return BACKBONES.create(config)
 
 
 def _family(source: str) -> str:

@@ -8,9 +8,9 @@ from torch.nn import functional
 from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
 
 from toolkit.backbones.base import Backbone, numbered
-from toolkit.backbones.features import FbankSpec
 from toolkit.backbones.stock import StockSource
 from toolkit.errors import ConfigError
+from toolkit.features.spec import FbankSpec
 from toolkit.registry import BACKBONES
 from toolkit.settings import setting
 

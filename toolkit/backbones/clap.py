@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from transformers import ClapAudioConfig, ClapAudioModel, ClapFeatureExtractor
 
 from toolkit.backbones.base import Backbone
-from toolkit.backbones.features import FRAMES_PER_SECOND, WaveformSpec
 from toolkit.backbones.stock import StockSource, require_length
-from toolkit.data import mel
+from toolkit.features import mel
+from toolkit.features.spec import FRAMES_PER_SECOND, WaveformSpec
 from toolkit.registry import BACKBONES
 from toolkit.settings import setting
 

@@ -13,10 +13,10 @@ from torch.nn import functional
 from transformers import Wav2Vec2FeatureExtractor
 
 from toolkit.backbones.base import numbered
-from toolkit.backbones.features import WaveformSpec
 from toolkit.backbones.masking import MaskedBackbone, MaskedGroupNorm
 from toolkit.backbones.stock import StockSource
 from toolkit.context import real
+from toolkit.features.spec import WaveformSpec
 
 ROLES = {
     "attn.q": "attention.q_proj",

@@ -7,11 +7,11 @@ from torch.nn import functional
 from transformers import SeamlessM4TFeatureExtractor, Wav2Vec2BertConfig, Wav2Vec2BertModel
 
 from toolkit.backbones.base import numbered
-from toolkit.backbones.features import WaveformSpec
 from toolkit.backbones.masking import MaskedBackbone
 from toolkit.backbones.stock import StockSource
 from toolkit.context import real
-from toolkit.data import mel
+from toolkit.features import mel
+from toolkit.features.spec import WaveformSpec
 from toolkit.registry import BACKBONES
 from toolkit.settings import setting
 

@@ -10,10 +10,10 @@ from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from toolkit.backbones.base import Backbone, numbered
-from toolkit.backbones.features import WaveformSpec
 from toolkit.backbones.stock import StockSource, require_length
 from toolkit.context import real
-from toolkit.data import mel
+from toolkit.features import mel
+from toolkit.features.spec import WaveformSpec
 from toolkit.registry import BACKBONES
 from toolkit.settings import setting
 

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import soundfile
 
-from toolkit.data.audio import UNREADABLE
 from toolkit.data.splits import Split, cross_validation
 from toolkit.errors import DataError, listing
+from toolkit.features.audio import UNREADABLE
 from toolkit.settings import Settings
 
 COLUMNS = ["id", "path", "label", "fold"]

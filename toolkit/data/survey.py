@@ -5,7 +5,6 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from toolkit.data.cache import content_hashes, default_cache_folder
 from toolkit.data.manifest import (
     Corpus,
     Header,
@@ -15,6 +14,7 @@ from toolkit.data.manifest import (
     headers,
     refuse,
 )
+from toolkit.features.cache import content_hashes, default_cache_folder
 
 
 def check_corpus(corpus: Corpus, folder: Path) -> list[str]:

@@ -11,14 +11,14 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from toolkit import backbones, config, inspection
+from toolkit import backbones, config, parameter_count
 from toolkit.config import Configuration
 from toolkit.errors import ConfigError, ToolkitError, did_you_mean
 from toolkit.registry import BACKBONES, PEFT
 from toolkit.study import budget
 from toolkit.study.budget import Fit
 from toolkit.study.records import read_timing
-from toolkit.study.study import Cell, CorpusSpec, Study, resolve
+from toolkit.study.spec import Cell, CorpusSpec, Study, resolve
 from toolkit.study.variants import Variant, variants
 from toolkit.training.experiment import Options, configured
 from toolkit.training.output import VOLATILE
@@ -203,7 +203,7 @@ class Planner:
             arguments += ["--plugins", place]
         command = config.parse_command_line(arguments)
         configuration, options = configured(command, train.parent)
-        PEFT.create(configuration.values["peft"], "peft")  # its settings are right, or it says
+        PEFT.create(configuration.values["peft"])  # its settings are right, or it says
         return Planned(train, tuple(arguments), configuration, options)
 
     def _target(self, cell: Cell, parameters: int | str) -> int:
@@ -257,7 +257,7 @@ class Planned:
         """Trainable parameters outside the head, of the method or of a changed one."""
         source = backbones.create(self.configuration.values["backbone"])
         options = self.options
-        return inspection.count(
+        return parameter_count.count(
             source, peft or self.peft, options.max_length, 2, options.pooling
         ).method
 

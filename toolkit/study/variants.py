@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 from toolkit import plugins
 from toolkit.errors import ConfigError, did_you_mean
 from toolkit.registry import PEFT
-from toolkit.study.study import ROOT, MethodSpec, Study, check_name, resolve
+from toolkit.study.spec import ROOT, MethodSpec, Study, check_name, resolve
 
 BASE = "hparams/base.yaml"
 NOT_METHODS = ("base", "embedded")

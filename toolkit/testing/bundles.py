@@ -14,7 +14,7 @@ import torch
 from toolkit.backbones.ast import ASTTiny
 from toolkit.bundle import load_bundle, save_bundle
 from toolkit.cli import main
-from toolkit.inference import predict
+from toolkit.inference.predict import predict
 from toolkit.model import AudioClassifier
 from toolkit.registry import CORPORA, PEFT
 
@@ -29,8 +29,8 @@ def tiny_bundle(folder: Path, name: str, **settings: Any) -> Path:
         name: of the method.
         settings: of it.
     """
-    manifest = CORPORA.create(TINY_CORPUS, "corpus").manifest(folder / "corpus")
-    source, method = ASTTiny(), PEFT.create({"name": name, **settings}, "peft")
+    manifest = CORPORA.create(TINY_CORPUS).manifest(folder / "corpus")
+    source, method = ASTTiny(), PEFT.create({"name": name, **settings})
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AudioClassifier(source.load(64), method, len(manifest.classes), "all").eval()

@@ -35,7 +35,7 @@ def check_method(name: str, settings: Mapping[str, Any] | None = None, family: s
         settings: its settings where they differ from the defaults.
         family: of the small random backbone that it adapts.
     """
-    method = PEFT.create({"name": name, **(settings or {})}, "peft")
+    method = PEFT.create({"name": name, **(settings or {})})
     check_identity(method, family)
     check_training(method, family=family)
     check_saving(method, family)
@@ -135,7 +135,7 @@ def check_merging(method: PeftMethod, family: str = "ast") -> bool:
 def check_layers(config: Mapping[str, Any], family: str = "ast") -> None:
     """With `layers: last 1` nothing in another block changes, unless the setting is refused."""
     try:
-        method = PEFT.create({**config, "layers": "last 1"}, "peft")
+        method = PEFT.create({**config, "layers": "last 1"})
     except ConfigError:
         return
     model = AudioClassifier(tiny_backbone(family=family), method, CLASSES, "all")

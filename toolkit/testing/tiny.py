@@ -8,11 +8,11 @@ from torch import Tensor
 
 from toolkit.backbones.base import Backbone
 from toolkit.context import real
-from toolkit.data.pipelines import Batch
+from toolkit.features.pipelines import Batch
+from toolkit.mixtures.tool import MixtureData
 from toolkit.model import AudioClassifier, Pooling
 from toolkit.peft.base import PeftMethod
 from toolkit.registry import BACKBONES, PEFT
-from toolkit.tools.base import MixtureData
 
 CLASSES = 5
 
@@ -77,7 +77,7 @@ def tiny_classifier(
 
 def tiny_mixture(name: str, seed: int = 0, **settings: Any) -> AudioClassifier:
     """A tiny classifier in eval mode, as if trained: every tensor of the method is random."""
-    method = PEFT.create({"name": name, **settings}, "peft")
+    method = PEFT.create({"name": name, **settings})
     return tiny_classifier(method, seed, noise=0.2).eval()
 
 

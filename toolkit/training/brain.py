@@ -25,13 +25,13 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from toolkit.data.augment import Augmentation
-from toolkit.data.pipelines import Batch
+from toolkit.data.sampling import TrainingBatches, derive_seed
 from toolkit.errors import RunError
+from toolkit.features.pipelines import Batch
 from toolkit.model import AudioClassifier
+from toolkit.task import ONE_CLASS, Task
 from toolkit.training.checkpoints import AtomicCheckpointer, validation_score
 from toolkit.training.progress import Progress
-from toolkit.training.sampling import TrainingBatches, derive_seed
-from toolkit.training.tasks import ONE_CLASS, Task
 
 logger = logging.getLogger(__name__)
 

@@ -18,10 +18,10 @@ from toolkit import backbones, config, plugins
 from toolkit.backbones.base import Backbone, BackboneSource, FeatureSpec
 from toolkit.config import CommandLine, Configuration
 from toolkit.data.augment import SpecAugment
-from toolkit.data.cache import FeatureCache, content_hashes, default_cache_folder
 from toolkit.data.manifest import Corpus, Manifest, copied, refuse
-from toolkit.data.pipelines import Pipeline
 from toolkit.errors import ConfigError, ToolkitError, did_you_mean
+from toolkit.features.cache import FeatureCache, content_hashes, default_cache_folder
+from toolkit.features.pipelines import Pipeline
 from toolkit.model import AudioClassifier, Pooling
 from toolkit.peft.base import PeftMethod
 from toolkit.registry import CORPORA, PEFT, PIPELINES
@@ -81,10 +81,10 @@ class Experiment:
             configuration=loaded,
             options=options,
             command=f"{os.path.relpath(recipe_file)} {command.hparams}",
-            method=PEFT.create(values["peft"], "peft"),
+            method=PEFT.create(values["peft"]),
             source=backbones.create(values["backbone"]),
-            corpus=CORPORA.create(values["corpus"], "corpus"),
-            pipeline=PIPELINES.create(values["pipeline"], "pipeline"),
+            corpus=CORPORA.create(values["corpus"]),
+            pipeline=PIPELINES.create(values["pipeline"]),
         )
         _join_processes(experiment.device)
         return experiment

@@ -11,18 +11,18 @@ from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from torch.utils.data import Sampler
 
 from toolkit.bundle import save_bundle
-from toolkit.data.cache import FeatureCache
 from toolkit.data.manifest import Manifest
+from toolkit.data.sampling import TrainingBatches, derive_seed, evaluation_batches
+from toolkit.data.selection import Split, chosen_folds, few_shot, selected
+from toolkit.features.cache import FeatureCache
 from toolkit.files import write_atomically
+from toolkit.task import balanced_class_weights, balanced_clip_weights, task_of
 from toolkit.training.brain import ClassificationBrain, TrainingPlan
 from toolkit.training.checkpoints import AtomicCheckpointer, validation_score
 from toolkit.training.experiment import Experiment, say
 from toolkit.training.output import OutputFolder, write_table
 from toolkit.training.progress import Progress
 from toolkit.training.results import describe_result, summary, write_result
-from toolkit.training.sampling import TrainingBatches, derive_seed, evaluation_batches
-from toolkit.training.splits import Split, chosen_folds, few_shot, selected
-from toolkit.training.tasks import balanced_class_weights, balanced_clip_weights, task_of
 
 
 def cross_validate(experiment: Experiment) -> dict[str, Any]:

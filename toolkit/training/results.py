@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 
 from toolkit.data.manifest import Manifest
 from toolkit.files import write_atomically
+from toolkit.metrics import Spread, per_class_accuracy
+from toolkit.task import task_of
 from toolkit.training.experiment import Experiment
-from toolkit.training.metrics import Spread, per_class_accuracy
 from toolkit.training.output import VOLATILE, OutputFolder, description
-from toolkit.training.tasks import task_of
 
 matplotlib.use("Agg")
 
