@@ -12,6 +12,7 @@ import pytest
 import studies
 from browser import Browser, chromium
 from matplotlib.figure import Figure
+from recipe import ROOT
 from scipy import stats
 
 from toolkit.errors import ConfigError
@@ -186,7 +187,12 @@ def test_few_shot_and_scaling_have_pictures(tmp_path: Path) -> None:
     results = Results.read(tmp_path)
     found = tables.methods(results), tables.comparisons(results)
     assert [list(dict.fromkeys(t["shots"])) for t in found] == [["1", "2", "16", "all"]] * 2
-    names = {picture.name for picture in sections.all_pictures(results, tables.methods(results))}
+    pictures = sections.all_pictures(results, tables.methods(results))
+    names = {picture.name for picture in pictures}
+    assert "Accuracy, Sounds, ast_tiny, 1 clip per class" in {p.title for p in pictures}
+    [note] = [table.note for table in sections.all_tables(results) if table.key == "ranks"]
+    for group in ("ast_tiny, 1 clip per class", "ast_tiny, 16 clips per class", "ast_tiny"):
+        assert f"{group}, over 2 folds: Friedman" in note
     assert "few-shot-Sounds-ast_tiny" in names
     assert "sweep-rank-Sounds-ast_tiny" in names
     assert "sweep-rank-Sounds-ast_tiny-1-shot" in names
@@ -293,6 +299,20 @@ def test_a_picture_too_large_for_an_svg_is_a_png(tmp_path: Path) -> None:
         line.remove()
     assert save_small(figure, tmp_path, "empty") == tmp_path / "empty.svg"
     assert {file.name for file in tmp_path.iterdir()} == {"walk.png", "empty.svg"}
+
+
+def test_published_results_are_small_and_complete() -> None:
+    """Every picture of docs/results is shown by a page, which shows no other."""
+    folder = ROOT / "docs" / "results"
+    shown = {
+        page.parent / picture
+        for page in folder.glob("*.md")
+        for picture in re.findall(r"!\[.*\]\((.*)\)", page.read_text(encoding="utf-8"))
+    }
+    assert shown == {file for file in folder.glob("*/*") if file.is_file()}
+    vectors = [picture for picture in shown if picture.suffix == ".svg"]
+    assert all(picture.stat().st_size <= MOST_SVG_BYTES for picture in vectors)
+    assert all("<text" in picture.read_text(encoding="utf-8") for picture in vectors)
 
 
 def test_the_markdown_report(report: Path) -> None:

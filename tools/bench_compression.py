@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What the tools on a trained mixture cost: accuracy against bytes and against active experts.
+"""What compressing and pruning a trained mixture costs, in accuracy.
 
     python tools/benchmark.py tools/studies/mixtures.yaml --data ../shared/data
     python tools/bench_compression.py results/studies/mixtures --data ../shared/data
@@ -7,9 +7,10 @@
 
 MC-MoE, SEER and AdapMoE are applied to the mixtures that the study trained, fold by fold, with the
 settings of `CURVES`, as `toolkit compress` and `toolkit prune` apply them: each calibrates on the
-training folds, and accuracy is that of the test fold before and after. Results are kept in the
-study's folder (`compression/`), so that a killed run goes on and a finished one is only drawn
-again. Writes a table as text and as CSV, and two pictures beside the text.
+training folds, and accuracy is measured on the test fold before and after. Results are kept in the
+study's folder (`compression/`): a killed run resumes, and a finished one is only drawn again.
+Writes a page with a table and two pictures (accuracy against file size and against active
+experts), and the table as CSV.
 """
 
 import argparse
