@@ -253,6 +253,7 @@ def test_names_in_a_picture_do_not_cover_one_another_and_are_always_in_the_same_
     assert len(boxes) == 12
     assert not [pair for pair in itertools.combinations(boxes, 2) if pair[0].overlaps(pair[1])]
     assert written[0] == written[1]
+    assert b">10,000<" in written[0]  # a power in mathtext would name one font only
 
 
 def test_cells_are_read_easily() -> None:

@@ -13,6 +13,7 @@ from adjustText import adjust_text
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 
 from toolkit.study.tables import Ranking
 
@@ -104,12 +105,18 @@ def draw_pareto(table: pd.DataFrame, x: str, label: str) -> Figure:
     front = pareto_front(table, x)
     axes.plot(front[x], front["accuracy"], color=MARKED, marker="o", ms=4, lw=1, zorder=2)
     if (table[x] > 0).all() and table[x].max() > 20 * table[x].min():
-        axes.set_xscale("log")
+        set_log_scale(axes)
     axes.set_xlabel(label)
     axes.set_ylabel("test accuracy %")
     axes.grid(alpha=0.3)
     _name_points(axes, table, x, set(front["method"]))
     return figure
+
+
+def set_log_scale(axes: Axes) -> None:
+    """Make the x axis logarithmic, with plain numbers such as 10,000 at its decades."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
 
 
 def _name_points(axes: Axes, table: pd.DataFrame, x: str, on_front: set[str]) -> None:

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
+from toolkit.study.figures import set_log_scale
 from toolkit.study.results import ALL_SHOTS, Results
 from toolkit.study.statistics import t_interval
 
@@ -63,7 +64,7 @@ def draw_scaling(folds: pd.DataFrame) -> Figure:
             swept settings except the first, as text.
     """
     figure, axes = _new("parameters trained outside the head", "test accuracy %")
-    axes.set_xscale("log")
+    set_log_scale(axes)
     _lines(axes, folds.assign(x=folds["trained"]), ["series", "others"], beside=0)
     return figure
 
