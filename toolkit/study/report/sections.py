@@ -9,10 +9,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from toolkit.study.records import Timing
+from toolkit.study.report import columns, curves, plots, statistics, tables
 from toolkit.study.report.columns import Column
 from toolkit.study.report.load import ALL_SHOTS, GROUP, Results
 from toolkit.study.report.published import beside_measured
-from toolkit.study.report.write import columns, curves, plots, statistics, tables
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 
 from toolkit.study.records import Record, Timing
+from toolkit.study.report import statistics
 from toolkit.study.report.columns import COLUMNS
 from toolkit.study.report.load import ALL_SHOTS, GROUP, METHOD, Results, identity
 from toolkit.study.report.statistics import Ranks
-from toolkit.study.report.write import statistics
 
 FEWEST_CORPORA = 3  # for ranks over corpora; with fewer, over folds
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from toolkit.errors import ConfigError
 from toolkit.files import write_atomically
+from toolkit.study.report import html, markdown, plots
 from toolkit.study.report.load import Results
 from toolkit.study.report.sections import all_pictures, all_tables
-from toolkit.study.report.write import html, markdown, plots
 
 
 def write_report(results: Results, folder: Path, text: Path | None = None) -> Iterator[Path]:
