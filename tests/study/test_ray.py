@@ -10,7 +10,7 @@ import studies
 
 from toolkit.errors import ConfigError
 from toolkit.study.report.load import Results
-from toolkit.study.report.write import tables
+from toolkit.study.report import tables
 
 
 @pytest.fixture
