@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from toolkit.data.synthetic.signals import (
     Signal,
     add,
+    convolve,
     decibels,
     equalise,
     log_uniform,
@@ -84,8 +85,7 @@ def _reverberate(rng: np.random.Generator, signal: Signal, sample_rate: int) -> 
     tail *= decibels(rng.uniform(*ROOM_DB)) / np.sqrt(np.sum(tail**2) + 1e-12)
     tail[0] = 1
     length = 1 << (len(signal) + len(tail) - 2).bit_length()
-    product = np.fft.rfft(signal, length) * np.fft.rfft(tail, length)
-    return np.fft.irfft(product, length)[: len(signal)]
+    return convolve(signal, tail, length)
 
 
 def _record(rng: np.random.Generator, signal: Signal, sample_rate: int) -> Signal:

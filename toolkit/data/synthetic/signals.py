@@ -55,9 +55,29 @@ def loudest(signal: Signal, sample_rate: int) -> float:
 def equalise(signal: Signal, sample_rate: int, gain: Callable[[Signal], NDArray]) -> Signal:
     """Filter by a zero-phase gain, a function of frequency in Hz."""
     length = 1 << (len(signal) + sample_count(0.02, sample_rate) - 1).bit_length()
+    return shape_spectrum(signal, sample_rate, gain, length)
+
+
+def shape_spectrum(
+    signal: Signal, sample_rate: int, gain: Callable[[Signal], NDArray], length: int
+) -> Signal:
+    """Multiply the spectrum by a gain, a function of frequency in Hz.
+
+    The filter is circular over `length` samples: what rings past the end comes back at the start
+    unless `length` leaves room for it.
+    """
     spectrum = np.fft.rfft(signal, length)
     frequencies = np.fft.rfftfreq(length, 1 / sample_rate)
     return np.fft.irfft(spectrum * gain(frequencies), length)[: len(signal)]
+
+
+def convolve(signal: Signal, response: Signal, length: int) -> Signal:
+    """Convolve with an impulse response and keep the first `len(signal)` samples.
+
+    `length` is the size of the transform, at least `len(signal) + len(response) - 1`.
+    """
+    product = np.fft.rfft(signal, length) * np.fft.rfft(response, length)
+    return np.fft.irfft(product, length)[: len(signal)]
 
 
 def noise(

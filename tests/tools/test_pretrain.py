@@ -44,7 +44,7 @@ def test_smoke_run_goes_on_and_leaves_a_backbone(tmp_path: Path) -> None:
     assert log[-1]["step"] == 6 and np.isfinite(log[-1]["held_out_loss"])
     before = torch.load(tmp_path / "out" / "checkpoint.pt", weights_only=True)["step"]
     again = pretrain(tmp_path, *options)
-    assert again.returncode == 0 and f"goes on from step {before}" in again.stdout
+    assert again.returncode == 0 and f"resuming from step {before}" in again.stdout
     made = backbones.create({"name": str(tmp_path / "out" / "backbone")}).load(128)
     embedded = backbones.create({"name": "ast_tiny"}).load(128)
     features = torch.zeros(1, 128, 128)
