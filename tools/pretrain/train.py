@@ -96,8 +96,8 @@ class OwnSounds(Run[Backbone, Tensor]):
         backbone = backbones.create(values["backbone"]).load(values["max_length"])
         if not isinstance(backbone.features, FbankSpec):
             raise ConfigError(
-                f"backbone {values['backbone']} reads {backbone.features.kind}; pretraining needs "
-                "one that reads fbank, such as ast_tiny"
+                f"the backbone reads {backbone.features.kind} rows; pretraining needs one that "
+                "reads fbank rows, such as `--backbone ast_tiny`"
             )
         self.spec = backbone.features
         objective = OBJECTIVES[values["objective"]](backbone)

@@ -83,7 +83,7 @@ def convolve(signal: Signal, response: Signal, length: int) -> Signal:
 def noise(
     rng: np.random.Generator, samples: int, sample_rate: int, decibels_per_octave: float = 0.0
 ) -> Signal:
-    """Coloured noise of unit root mean square: 0 dB an octave is white, -3 pink, -6 brown."""
+    """Coloured noise of unit root mean square: 0 dB per octave is white, -3 pink, -6 brown."""
     exponent = decibels_per_octave / (20 * np.log10(2))
     signal = equalise(
         rng.standard_normal(samples), sample_rate, lambda f: np.maximum(f, 40.0) ** exponent
@@ -113,7 +113,7 @@ def harmonics(pitch: Signal, amplitudes: Sequence[float], sample_rate: int) -> S
     allowed = max(1, int(0.45 * sample_rate / np.max(pitch)))
     rotation = np.exp(2j * np.pi * np.cumsum(pitch) / sample_rate)
     total = np.zeros(len(pitch), dtype=complex)
-    for amplitude in reversed(amplitudes[:allowed]):  # Horner's rule: one product a harmonic
+    for amplitude in reversed(amplitudes[:allowed]):  # Horner's rule: one product per harmonic
         total += amplitude
         total *= rotation
     return total.imag
