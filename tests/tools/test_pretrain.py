@@ -8,21 +8,24 @@ import sys
 import zipfile
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 from recipe import ROOT
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
-from transformers import ASTConfig, WhisperFeatureExtractor
+from transformers import ASTConfig, ASTModel, WhisperFeatureExtractor
 
 from toolkit import backbones
+from toolkit import config as toolkit_config
 from toolkit.backbones.ast import TINY
 from toolkit.errors import ConfigError, DataError
 from toolkit.registry import BACKBONES
-from tools.pretrain import pool, scenes, sources, speech, teacher, views
+from tools.pretrain import pool, scenes, sources, speech, teacher, train, views
 from tools.pretrain.__main__ import main
 from tools.pretrain.clips import SECONDS, SPELLING, Clip, Job, clips, jobs
 from tools.pretrain.feeding import Feeder
@@ -907,6 +910,33 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path: Path) -> None
         for name in "ab"
     ]
     assert logs[0]["step"] == logs[1]["step"] == 8 and logs[0]["weight"] == logs[1]["weight"]
+
+
+def test_distillation_runs_resumes_and_exports_a_stock_model(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads = nn.ModuleList(nn.Sequential(nn.Linear(512, n)) for n in (3, 4, 5, 6))
+    monkeypatch.setattr(train, "SoundTeacher", lambda: SimpleNamespace(heads=heads))
+    command = ["hparams/ast_tiny.yaml", "--pool", str(shards), "--output_folder", str(tmp_path)]
+    sizes = {
+        "threads": 1, "noprogressbar": "true", "precision": "fp32", "steps": 4, "warmup": 1,
+        "batch_frames": 1024, "fall": 0.5, "model.hidden_size": 24, "model.num_hidden_layers": 1,
+        "model.num_attention_heads": 2, "model.intermediate_size": 24,
+    }  # fmt: skip
+    for key, value in sizes.items():
+        command += [f"--{key}", str(value)]
+    settings = toolkit_config.load(toolkit_config.parse_command_line(command), train.HERE)
+    run = train.Distil(settings.values)
+    assert [run.drops(step) for step in range(4)] == [True, True, False, False]
+    assert [run.frames(step) for step in range(4)] == [2048, 2048, 1024, 1024]
+    run.train()
+    assert train.Distil(settings.values).step == 4
+    model = ASTModel(ASTConfig.from_pretrained(tmp_path)).eval()
+    model.load_state_dict(load_file(tmp_path / "ast_tiny.safetensors"))
+    frames = torch.randn(1, 1024, 128)
+    with torch.no_grad():
+        expected = run.average.eval()(frames)
+        assert torch.allclose(model(frames).last_hidden_state, expected, atol=0.02), "float16"
 
 
 def test_the_rate_rises_stays_and_falls() -> None:
