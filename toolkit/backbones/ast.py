@@ -102,7 +102,7 @@ class AST(ASTSource):
     source: str = setting(HUB_ID, "hub id, or a folder written by save_pretrained")
 
 
-@BACKBONES.register("ast_tiny", paper="recipes/Pretrain")
+@BACKBONES.register("ast_tiny", paper="tools/pretrain")
 class ASTTiny(ASTSource):
     """The small pretrained AST embedded in the package (d 192, 6 layers, patches of 16 x 16)."""
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from toolkit.data.synthetic.signals import (
     Signal,
     add,
+    convolve,
     decibels,
     equalise,
     log_uniform,
@@ -28,10 +29,10 @@ SPAN = (0.75, 1.0)  # part of the clip in which the event sounds
 DISTRACTOR_CHANCE = 0.8
 DISTRACTOR_DB = (-24.0, -6.0)  # below the loudest moment of the event
 NOISE_DB = (-40.0, -25.0)  # likewise
-NOISE_SLOPE = (-6.0, 0.0)  # dB an octave
+NOISE_SLOPE = (-6.0, 0.0)  # dB per octave
 ROOM_SECONDS = (0.08, 1.0)  # time in which the reverberation falls by 60 dB
 ROOM_DB = (-24.0, -6.0)  # reverberant against direct sound
-TILT = (-2.0, 2.0)  # dB an octave around 1 kHz
+TILT = (-2.0, 2.0)  # dB per octave around 1 kHz
 COLOUR_DB = 3.0  # standard deviation of the random frequency response of a microphone
 PEAK_DB = (-6.0, -1.0)  # below full scale
 
@@ -84,8 +85,7 @@ def _reverberate(rng: np.random.Generator, signal: Signal, sample_rate: int) -> 
     tail *= decibels(rng.uniform(*ROOM_DB)) / np.sqrt(np.sum(tail**2) + 1e-12)
     tail[0] = 1
     length = 1 << (len(signal) + len(tail) - 2).bit_length()
-    product = np.fft.rfft(signal, length) * np.fft.rfft(tail, length)
-    return np.fft.irfft(product, length)[: len(signal)]
+    return convolve(signal, tail, length)
 
 
 def _record(rng: np.random.Generator, signal: Signal, sample_rate: int) -> Signal:

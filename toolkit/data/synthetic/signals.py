@@ -55,15 +55,35 @@ def loudest(signal: Signal, sample_rate: int) -> float:
 def equalise(signal: Signal, sample_rate: int, gain: Callable[[Signal], NDArray]) -> Signal:
     """Filter by a zero-phase gain, a function of frequency in Hz."""
     length = 1 << (len(signal) + sample_count(0.02, sample_rate) - 1).bit_length()
+    return shape_spectrum(signal, sample_rate, gain, length)
+
+
+def shape_spectrum(
+    signal: Signal, sample_rate: int, gain: Callable[[Signal], NDArray], length: int
+) -> Signal:
+    """Multiply the spectrum by a gain, a function of frequency in Hz.
+
+    The filter is circular over `length` samples: what rings past the end comes back at the start
+    unless `length` leaves room for it.
+    """
     spectrum = np.fft.rfft(signal, length)
     frequencies = np.fft.rfftfreq(length, 1 / sample_rate)
     return np.fft.irfft(spectrum * gain(frequencies), length)[: len(signal)]
 
 
+def convolve(signal: Signal, response: Signal, length: int) -> Signal:
+    """Convolve with an impulse response and keep the first `len(signal)` samples.
+
+    `length` is the size of the transform, at least `len(signal) + len(response) - 1`.
+    """
+    product = np.fft.rfft(signal, length) * np.fft.rfft(response, length)
+    return np.fft.irfft(product, length)[: len(signal)]
+
+
 def noise(
     rng: np.random.Generator, samples: int, sample_rate: int, decibels_per_octave: float = 0.0
 ) -> Signal:
-    """Coloured noise of unit root mean square: 0 dB an octave is white, -3 pink, -6 brown."""
+    """Coloured noise of unit root mean square: 0 dB per octave is white, -3 pink, -6 brown."""
     exponent = decibels_per_octave / (20 * np.log10(2))
     signal = equalise(
         rng.standard_normal(samples), sample_rate, lambda f: np.maximum(f, 40.0) ** exponent
@@ -93,7 +113,7 @@ def harmonics(pitch: Signal, amplitudes: Sequence[float], sample_rate: int) -> S
     allowed = max(1, int(0.45 * sample_rate / np.max(pitch)))
     rotation = np.exp(2j * np.pi * np.cumsum(pitch) / sample_rate)
     total = np.zeros(len(pitch), dtype=complex)
-    for amplitude in reversed(amplitudes[:allowed]):  # Horner's rule: one product a harmonic
+    for amplitude in reversed(amplitudes[:allowed]):  # Horner's rule: one product per harmonic
         total += amplitude
         total *= rotation
     return total.imag

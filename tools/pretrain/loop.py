@@ -1,4 +1,4 @@
-"""The training loop that both kinds of pretraining share: optimisers, schedule, pieces, probes."""
+"""The training loop of both kinds of pretraining: optimisers, schedule, checkpoints, probes."""
 
 import json
 import math
@@ -8,24 +8,29 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
+from .pool import fast_bf16
 
-class Run(ABC):
-    """One pretraining run: what learns, its objective, their optimisers, and where it is kept.
+Encoder = TypeVar("Encoder", bound=nn.Module)
+Item = TypeVar("Item")
+
+
+class Run(ABC, Generic[Encoder, Item]):
+    """One pretraining run: the encoder, its objective, their optimisers, and a folder for them.
 
     Args:
-        student: the encoder; its averaged copy is what is probed and saved.
+        student: the encoder; its exponential moving average is what is probed and exported.
         objective: holds the heads.
         values: the configuration.
     """
 
-    def __init__(self, student: nn.Module, objective: nn.Module, values: Mapping[str, Any]) -> None:
+    def __init__(self, student: Encoder, objective: nn.Module, values: Mapping[str, Any]) -> None:
         self.values, self.student, self.objective = values, student, objective
         self.folder = Path(values["output_folder"])
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -33,28 +38,28 @@ class Run(ABC):
         self.optimisers = optimisers(student, objective, values)
         self.step, self.seconds = 0, 0.0
         self.low_precision = values["precision"] == "bf16" or (
-            values["precision"] == "auto" and torch.cpu._is_avx512_bf16_supported()
+            values["precision"] == "auto" and fast_bf16()
         )
         self._resume()
 
     @abstractmethod
-    def data(self) -> IterableDataset:
+    def data(self) -> IterableDataset[Item]:
         """Batches from the current step on."""
 
     @abstractmethod
-    def losses(self, batch: Any) -> dict[str, Tensor]:
+    def losses(self, batch: Item) -> dict[str, Tensor]:
         """The losses of a batch by name; "total" is what is minimised."""
 
     @abstractmethod
     def probe(self) -> dict[str, float]:
-        """How good the averaged weights are, on what was held out."""
+        """Evaluate the averaged weights on held-out data."""
 
     @abstractmethod
     def export(self) -> None:
-        """Write the averaged weights in the form in which they are used."""
+        """Write the averaged weights in the format in which they are used."""
 
     def train(self) -> None:
-        """Train until the last step, or until this piece's time is over."""
+        """Train until the last step, or for `piece_hours`."""
         v = self.values
         loader = DataLoader(
             self.data(), batch_size=None, num_workers=1, prefetch_factor=6,
@@ -63,7 +68,8 @@ class Run(ABC):
         batches = iter(loader)
         bar = tqdm(total=v["steps"], initial=self.step, mininterval=5, disable=v["noprogressbar"])
         begun = probed = shown = time.monotonic()
-        waited, recent = 0.0, {}
+        waited = 0.0
+        recent: dict[str, float] = {}
         while self.step < v["steps"] and time.monotonic() - begun < 3600 * v["piece_hours"]:
             before = time.monotonic()
             batch = next(batches)
@@ -84,7 +90,7 @@ class Run(ABC):
                 probed = time.monotonic()
         self.save()
 
-    def _update(self, batch: Any) -> dict[str, Tensor]:
+    def _update(self, batch: Item) -> dict[str, Tensor]:
         v = self.values
         scale = schedule(self.step, v["steps"], v["warmup"], v["fall"])
         for optimiser in self.optimisers:
@@ -107,7 +113,7 @@ class Run(ABC):
     def _report(self, recent: Mapping[str, float], waiting: float) -> None:
         """Probe, save, and add a line to `train_log.jsonl`."""
         self.save()
-        line = {
+        line: dict[str, object] = {
             "step": self.step,
             "minutes": round(self.seconds / 60, 1),
             "wait": round(waiting, 3),
@@ -120,11 +126,11 @@ class Run(ABC):
 
     @property
     def checkpoint(self) -> Path:
-        """Where the run goes on from."""
+        """The file that a run resumes from."""
         return self.folder / "checkpoint.pt"
 
     def save(self) -> None:
-        """Write the checkpoint, whole or not at all, and the averaged weights."""
+        """Write the checkpoint, completely or not at all, and export the averaged weights."""
         state = {
             "student": self.student.state_dict(),
             "average": self.average.state_dict(),
@@ -148,7 +154,7 @@ class Run(ABC):
         for optimiser, kept in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(kept)
         self.step, self.seconds = state["step"], state["seconds"]
-        print(f"{self.checkpoint}: goes on from step {self.step}", flush=True)
+        print(f"{self.checkpoint}: resuming from step {self.step}", flush=True)
 
 
 def optimisers(

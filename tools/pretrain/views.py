@@ -1,28 +1,33 @@
-"""How a crop is changed before the student hears it: level, colour, band, noise, voice, gaps.
+"""How a crop is changed before the student sees it: level, colour, band, noise, voice, gaps.
 
-All on raw log-mel frames, where a gain adds and two sounds together are close to a logaddexp.
+Everything happens on raw log-mel frames, where a gain is a sum and a mixture is close to a
+logaddexp. NaN marks padding until `normalise`.
 """
 
+import math
+
 import torch
-from store import MEAN, STD, Batch
 from torch import Tensor
 from torch.nn import functional
 
-FLOOR = -15.942385  # log of float32 epsilon: silence
-PADDING = (0.0 - MEAN) / (2 * STD)  # zeros are padded before the features are normalised
+from toolkit.features.log_mel import EPSILON
+from toolkit.features.spec import FbankSpec
+
+AST = FbankSpec(
+    sample_rate=16_000, max_length=1024, mel_bins=128, mean=-4.2677393, std=4.5689974
+)  # AudioSet's statistics, as in AST's feature extractor
+SILENCE = math.log(EPSILON)
 
 
-def normalise(frames: Tensor) -> Tensor:
-    """Raw log-mel with NaN where it is padding -> what the model reads."""
-    return torch.nan_to_num((frames - MEAN) / (2 * STD), nan=PADDING)
+def normalise(frames: Tensor, spec: FbankSpec = AST) -> Tensor:
+    """Raw log-mel frames, NaN where they are padding -> what the model reads.
+
+    Padding becomes what zeros become, since features are padded before they are normalised.
+    """
+    return torch.nan_to_num(spec.normalise(frames), nan=-spec.mean / (2 * spec.std))
 
 
-def augment(batch: Batch, generator: torch.Generator) -> Tensor:
-    """The frames of a batch as the student will hear them, normalised, [B, T, F]."""
-    return normalise(augment_frames(batch.frames, batch.speech_like, generator))
-
-
-def augment_frames(x: Tensor, speech_like: Tensor, generator: torch.Generator) -> Tensor:
+def augment(x: Tensor, speech_like: Tensor, generator: torch.Generator) -> Tensor:
     """Change crops of raw log-mel frames [B, T, F] at random; NaN (padding) stays NaN.
 
     The voice changes only where `speech_like` [B] says so.
@@ -51,7 +56,7 @@ def augment_frames(x: Tensor, speech_like: Tensor, generator: torch.Generator) -
     level = peak - uniform(3.0, 14.0) - (axis - 0.3) * uniform(-2.0, 6.0)
     grain = torch.log(-torch.log(torch.rand(b, t, bins, generator=generator).clamp(1e-6, 1 - 1e-6)))
     x = torch.where(some(0.5), torch.logaddexp(x, level + 0.5 * grain), x)
-    return _gaps(x.clamp(min=FLOOR), some(0.3), generator)
+    return _gaps(x.clamp(min=SILENCE), some(0.3), generator)
 
 
 def _warp(x: Tensor, strength: Tensor) -> Tensor:

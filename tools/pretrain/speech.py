@@ -11,76 +11,22 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
+from numpy.typing import NDArray
+
+from toolkit.errors import RunError
 
 WORDS = Path(__file__).with_name("words.txt").read_text().split()
 ACCENTS = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-029")
 LANGUAGES = (
-    *(
-        [
-            "af",
-            "bg",
-            "bs",
-            "ca",
-            "cs",
-            "cy",
-            "da",
-            "de",
-            "el",
-            "eo",
-            "es",
-            "es-419",
-            "et",
-            "eu",
-            "fa",
-            "fi",
-            "fr-be",
-            "fr-fr",
-            "ga",
-            "hi",
-            "hr",
-            "hu",
-            "hy",
-            "id",
-            "is",
-            "it",
-        ]
-    ),
-    *(
-        [
-            "ka",
-            "ko",
-            "ku",
-            "la",
-            "lt",
-            "lv",
-            "mk",
-            "ml",
-            "ms",
-            "nb",
-            "ne",
-            "nl",
-            "pl",
-            "pt",
-            "pt-br",
-            "ro",
-            "ru",
-            "sk",
-            "sl",
-            "sq",
-            "sr",
-            "sv",
-            "sw",
-            "ta",
-            "te",
-            "tr",
-            "uk",
-            "vi",
-        ]
-    ),
-)
+    "af", "bg", "bs", "ca", "cs", "cy", "da", "de", "el", "eo", "es", "es-419", "et", "eu", "fa",
+    "fi", "fr-be", "fr-fr", "ga", "hi", "hr", "hu", "hy", "id", "is", "it", "ka", "ko", "ku",
+    "la", "lt", "lv", "mk", "ml", "ms", "nb", "ne", "nl", "pl", "pt", "pt-br", "ro", "ru", "sk",
+    "sl", "sq", "sr", "sv", "sw", "ta", "te", "tr", "uk", "vi",
+)  # fmt: skip
 FLITE_VOICES = ("kal16", "awb", "rms", "slt")
 PHONEME_EVENT, END_EVENT = 7, 0
 
@@ -89,7 +35,7 @@ PHONEME_EVENT, END_EVENT = 7, 0
 class Utterance:
     """Speech [n] at `rate`, the words said, and where each phoneme begins (seconds, mnemonic)."""
 
-    audio: np.ndarray
+    audio: NDArray[Any]
     rate: int
     words: list[str]
     phonemes: list[tuple[float, str]]
@@ -115,19 +61,19 @@ _CALLBACK = ctypes.CFUNCTYPE(
 
 
 class Espeak:
-    """espeak-ng in this process; one instance a process."""
+    """The espeak-ng library. It keeps global state: one instance per process."""
 
     def __init__(self) -> None:
         name = ctypes.util.find_library("espeak-ng")
         if name is None:
-            raise SystemExit("speech.py needs espeak-ng's library: `apt-get install espeak-ng`")
+            raise RunError("synthetic speech needs espeak-ng: `apt-get install espeak-ng`")
         self.library = ctypes.CDLL(name)
         synchronous, phoneme_events = 2, 1
         self.rate = self.library.espeak_Initialize(synchronous, 0, None, phoneme_events)
         self.variants = _variants()
         self._callback = _CALLBACK(self._receive)  # kept, or it would be collected
         self.library.espeak_SetSynthCallback(self._callback)
-        self._audio: list[np.ndarray] = []
+        self._audio: list[NDArray[np.int16]] = []
         self._phonemes: list[tuple[float, str]] = []
 
     def say(self, words: list[str], language: str, rng: np.random.Generator) -> Utterance:
@@ -146,7 +92,7 @@ class Espeak:
         audio = np.concatenate([*self._audio, np.zeros(1, np.int16)]).astype(np.float32) / 32768
         return Utterance(audio, self.rate, words, self._phonemes, voice)
 
-    def _receive(self, samples: object, count: int, events: object) -> int:
+    def _receive(self, samples: Any, count: int, events: Any) -> int:
         if samples and count:
             self._audio.append(np.ctypeslib.as_array(samples, (count,)).copy())
         index = 0
@@ -159,7 +105,7 @@ class Espeak:
 
 
 def _variants() -> list[str]:
-    """Names of espeak-ng's voice variants, without those that whisper-sing or talk nonsense."""
+    """Names of espeak-ng's voice variants, without `fast_test`, which is not a voice."""
     listed = subprocess.run(
         ["espeak-ng", "--voices=variant"], capture_output=True, text=True, check=True
     ).stdout
@@ -170,7 +116,7 @@ def _variants() -> list[str]:
 def say_with_flite(word: str, rng: np.random.Generator) -> Utterance:
     """Say one word with one of flite's recorded voices, at a random speed and pitch."""
     if shutil.which("flite") is None:
-        raise SystemExit("this needs flite: `apt-get install flite`")
+        raise RunError("synthetic speech needs flite: `apt-get install flite`")
     voice = str(rng.choice(FLITE_VOICES))
     pitch = {"slt": 180, "awb": 120}.get(voice, 105) * rng.uniform(0.85, 1.2)
     with tempfile.NamedTemporaryFile(suffix=".wav") as target:
@@ -182,7 +128,7 @@ def say_with_flite(word: str, rng: np.random.Generator) -> Utterance:
 
 
 def trim(utterance: Utterance, margin: float = 0.03, floor: float = 0.02) -> Utterance:
-    """Cut silence before and after, but for `margin` seconds."""
+    """Cut the silence before and after the speech to `margin` seconds."""
     loud = np.flatnonzero(np.abs(utterance.audio) > floor * np.abs(utterance.audio).max())
     if not len(loud):
         return utterance

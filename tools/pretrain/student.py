@@ -1,7 +1,7 @@
 """The model that is pretrained: transformers' AST with separable position embeddings.
 
-While it learns, a patch's position is a time vector plus a frequency vector; `bake` writes their
-sums into the stock table, so that what is saved is an ordinary ASTModel.
+During training, a patch's position embedding is a time vector plus a frequency vector; `bake`
+writes their sums into the stock table, so that an ordinary ASTModel is saved.
 """
 
 import torch
@@ -10,7 +10,10 @@ from transformers import ASTConfig, ASTModel
 
 
 class Student(nn.Module):
-    """AST for any number of frames up to its table's, cut as the toolkit's loader cuts it."""
+    """AST for any number of frames up to that of its position table.
+
+    A shorter crop uses the centre of the table, as the toolkit does when it loads an AST.
+    """
 
     def __init__(self, config: ASTConfig) -> None:
         super().__init__()
@@ -31,7 +34,7 @@ class Student(nn.Module):
         """Normalised frames [B, T, F] -> tokens [B, 2 + f c, d] after the last layer norm.
 
         `shift` moves the crop in the time table from its centre, in columns. `bands` [k, c] names
-        the patches that are read in each column; the others are dropped, and f becomes k.
+        the patches to keep in each column; the others are dropped, and f becomes k.
         """
         embeddings = self.model.embeddings
         projection = embeddings.patch_embeddings.projection
@@ -47,7 +50,8 @@ class Student(nn.Module):
         x = torch.cat([(special + self.special).expand(len(x), -1, -1), x], dim=1)
         for layer in self.model.layers:
             x = layer(x)
-        return self.model.layernorm(x)
+        tokens: Tensor = self.model.layernorm(x)
+        return tokens
 
     def some_bands(self, columns: int, keep: int, generator: torch.Generator) -> Tensor:
         """`keep` different bands for every column, [keep, columns]."""
@@ -56,7 +60,12 @@ class Student(nn.Module):
 
     @torch.no_grad()
     def start_from_patches(self, patches: Tensor, exponent: float = 0.35) -> None:
-        """First layer from whitened principal components of real patches [n, 256], rotated."""
+        """Initialise the first layer with whitened, rotated principal components of real patches.
+
+        Args:
+            patches: normalised, [n, 256].
+            exponent: 0.5 would whiten completely.
+        """
         projection = self.model.embeddings.patch_embeddings.projection
         centre = patches.mean(dim=0)
         values, vectors = torch.linalg.eigh(torch.cov((patches - centre).T))
@@ -66,8 +75,8 @@ class Student(nn.Module):
         rotation = torch.linalg.qr(torch.randn(dim, dim))[0][:, :keep]
         weight = rotation @ (values**-exponent * vectors).T
         weight *= 0.5 / ((patches - centre) @ weight.T).std()
-        projection.weight.copy_(weight.view_as(projection.weight))
-        projection.bias.copy_(-(weight @ centre))
+        projection.weight = nn.Parameter(weight.view_as(projection.weight))
+        projection.bias = nn.Parameter(-(weight @ centre))
 
     @torch.no_grad()
     def bake(self) -> ASTModel:

@@ -1,44 +1,59 @@
 """Pretrain or continue any registered fbank backbone on a folder of sounds, without labels.
 
-Two objectives, which need nothing of a backbone but its tokens:
+Two objectives, which need nothing from a backbone but its tokens:
 
-- `views`: two crops of one recording, changed differently, shall be found among all crops of the
-  batch by their pooled tokens (NT-Xent, Chen et al., 2020);
-- `masked`: patches are hidden, and predicted from the token at their place (for AST-like
+- `views`: a crop's pooled tokens must identify, among all crops of the batch, the other crop of the
+  same recording, which was augmented differently (NT-Xent, Chen et al., 2020);
+- `masked`: patches are hidden, and predicted from the tokens at their places (for AST-like
   backbones, whose tokens are patches).
 
-Without a folder, procedural scenes are heard: nothing is downloaded.
+Without a folder, the sounds are procedural scenes, and nothing is downloaded.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import scenes
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import IterableDataset
-from views import augment_frames
 
-from toolkit.backbones.base import Backbone, FeatureSpec
+from toolkit.backbones.base import Backbone
 from toolkit.errors import ConfigError, DataError
 from toolkit.features.audio import read_audio
 from toolkit.features.log_mel import log_mel
+from toolkit.features.spec import FbankSpec
 
-SUFFIXES = {".wav", ".flac", ".ogg", ".oga", ".mp3", ".opus", ".aiff", ".aif"}
-HELD_OUT_EVERY = 20  # one recording of so many is kept for the loss that is reported
+from .scenes import scene
+from .sources import AUDIO
+from .views import augment, normalise
+
+HELD_OUT_EVERY = 20  # one recording in twenty is held out for the loss that is reported
 
 
-class Sounds(IterableDataset):
-    """Endless batches of pairs of crops, [2 B, T, F] normalised; rows i and i + B are one sound."""
+class Sounds(IterableDataset[Tensor]):
+    """Batches of pairs of crops [2 B, T, F], normalised; rows i and i + B are of one recording.
+
+    Args:
+        folder: searched for sound files, also in its subfolders; None: procedural scenes.
+        spec: what the backbone reads.
+        batch: number of pairs B.
+        seed: of everything random; a batch depends on it and on the step alone.
+        first, last: the steps whose batches are iterated.
+
+    Raises:
+        DataError: the folder holds fewer than two sound files.
+    """
 
     def __init__(
-        self, folder: Path | None, spec: FeatureSpec, batch: int, seed: int, first: int, last: int
+        self, folder: Path | None, spec: FbankSpec, batch: int, seed: int, first: int, last: int
     ) -> None:
         self.spec, self.size, self.seed, self.first, self.last = spec, batch, seed, first, last
         self.files = [] if folder is None else sorted(
-            p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES
+            p for p in folder.rglob("*") if p.suffix.lower() in AUDIO
         )  # fmt: skip
         if folder is not None and len(self.files) < 2:
             raise DataError(
@@ -57,10 +72,8 @@ class Sounds(IterableDataset):
         pairs = [self._pair(rng, held_out) for _ in range(self.size)]
         frames = torch.stack([one for one, _ in pairs] + [other for _, other in pairs])
         generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
-        frames = augment_frames(frames, torch.zeros(len(frames), dtype=torch.bool), generator)
-        return torch.nan_to_num(
-            self.spec.normalise(frames), nan=float(-self.spec.mean / (2 * self.spec.std))
-        )
+        frames = augment(frames, torch.zeros(len(frames), dtype=torch.bool), generator)
+        return normalise(frames, self.spec)
 
     def _pair(self, rng: np.random.Generator, held_out: bool) -> tuple[Tensor, Tensor]:
         audio = self._audio(rng, held_out)
@@ -69,16 +82,16 @@ class Sounds(IterableDataset):
         ]
         return self._crop(frames, rng), self._crop(frames, rng)
 
-    def _audio(self, rng: np.random.Generator, held_out: bool) -> np.ndarray:
+    def _audio(self, rng: np.random.Generator, held_out: bool) -> NDArray[np.float32]:
         if not self.files:
             seed = int(rng.integers(1 << 40)) * 2 + held_out
-            return scenes.scene(seed, max(1.0, 1.5 * self.seconds)).audio
+            return scene(seed, max(1.0, 1.5 * self.seconds)).audio
         every = min(HELD_OUT_EVERY, len(self.files))
         chosen = [f for i, f in enumerate(self.files) if (i % every == 0) == held_out]
         return read_audio(chosen[rng.integers(len(chosen))], self.spec.sample_rate)
 
     def _crop(self, frames: Tensor, rng: np.random.Generator) -> Tensor:
-        """`max_length` frames [T, F] from a random place; NaN where the recording is shorter."""
+        """`max_length` frames [T, F] from a random place; NaN after the end of the recording."""
         length = self.spec.max_length
         start = int(rng.integers(0, max(1, len(frames) - length + 1)))
         piece = frames[start : start + length]
@@ -86,7 +99,7 @@ class Sounds(IterableDataset):
 
 
 class TwoViews(nn.Module):
-    """Find the other crop of the same recording by pooled, projected tokens."""
+    """Identify the other crop of the same recording by pooled, projected tokens (NT-Xent)."""
 
     def __init__(self, backbone: Backbone, temperature: float = 0.1) -> None:
         super().__init__()
@@ -108,14 +121,12 @@ class MaskedPatches(nn.Module):
 
     def __init__(self, backbone: Backbone, share: float = 0.5) -> None:
         super().__init__()
-        config = backbone.model.config
-        size, strides = getattr(config, "patch_size", None), set()
-        if size is not None:
-            strides = {config.frequency_stride, config.time_stride}
-        if strides != {size}:
+        config: Any = backbone.model.config
+        size: int | None = getattr(config, "patch_size", None)
+        if size is None or {config.frequency_stride, config.time_stride} != {size}:
             raise ConfigError(
-                "objective masked needs a backbone whose tokens are patches that do not overlap; "
-                "use `--objective views`"
+                "the objective `masked` needs a backbone whose tokens are patches that do not "
+                "overlap; use `--objective views`"
             )
         self.size, self.share, self.prefix = size, share, backbone.prefix_tokens
         self.predict = nn.Linear(backbone.dim, size * size)
@@ -134,7 +145,7 @@ class MaskedPatches(nn.Module):
         tokens = backbone.encode(covered)[:, self.prefix :].float().unflatten(1, (bands, columns))
         pixels = patches.flatten(3)
         pixels = (pixels - pixels.mean(-1, keepdim=True)) / (pixels.std(-1, keepdim=True) + 0.02)
-        error = (self.predict(tokens) - pixels).square().mean(dim=-1)
+        error: Tensor = (self.predict(tokens) - pixels).square().mean(dim=-1)
         return error[hidden].mean()
 
 

@@ -1,18 +1,19 @@
-"""Batches by step number: what a step hears depends on the seed and the step alone.
+"""Batches by step number: what a step reads depends on the seed and the step alone.
 
-One background process reads, crops and changes the clips, so that a resumed run continues with
-exactly the batches that an uninterrupted one would have had.
+A resumed run therefore continues with exactly the batches of an uninterrupted one. The loop runs
+the feeder in a background process, which reads, crops and augments the clips.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 
 import numpy as np
 import torch
-from store import Batch, Store
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset
-from views import augment
+
+from .store import Batch, Store
+from .views import augment, normalise
 
 LONG = {
     "sound": 0.42,
@@ -29,30 +30,36 @@ LENGTHS = {
 }
 
 
-class Feeder(IterableDataset):
-    """Yields (step, batch, frames as the student hears them)."""
+class Feeder(IterableDataset[tuple[Batch, Tensor]]):
+    """Yields (batch, its frames augmented and normalised) for the steps `first` to `last - 1`.
+
+    Args:
+        store: the pool.
+        seed: of the choice of clips and of the augmentation.
+        first, last: steps.
+        frames: how many frames the batch of a step holds.
+        short_share: share of batches of short crops.
+    """
 
     def __init__(
         self,
-        pool: Path,
+        store: Store,
         seed: int,
         first: int,
         last: int,
         frames: Callable[[int], int],
         short_share: float,
     ) -> None:
-        self.pool, self.seed, self.first, self.last = pool, seed, first, last
+        self.store, self.seed, self.first, self.last = store, seed, first, last
         self.frames, self.short_share = frames, short_share
-        self.store: Store | None = None
 
-    def __iter__(self) -> Iterator[tuple[int, Batch, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Batch, Tensor]]:
         torch.set_num_threads(1)
-        self.store = self.store or Store(self.pool)
         for step in range(self.first, self.last):
-            yield (step, *self.batch(step))
+            yield self.batch(step)
 
     def batch(self, step: int) -> tuple[Batch, Tensor]:
-        """The batch of that step: about `frames(step)` frames in crops of one length."""
+        """The batch of a step: about `frames(step)` frames in crops of one length."""
         rng = np.random.default_rng([self.seed, step])
         form = "short" if rng.random() < self.short_share else "long"
         lengths, shares = LENGTHS[form]
@@ -60,10 +67,12 @@ class Feeder(IterableDataset):
         indices = self._choose(SHORT if form == "short" else LONG, self.frames(step) // length, rng)
         batch = self.store.crop(indices, length, rng)
         generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
-        return batch, augment(batch, generator)
+        return batch, normalise(augment(batch.frames, batch.speech_like, generator))
 
-    def _choose(self, mix: Mapping[str, float], count: int, rng: np.random.Generator) -> np.ndarray:
-        kinds = [k for k in mix if len(self.store.by_kind.get(k, ()))]
-        shares = np.array([mix[k] for k in kinds])
+    def _choose(
+        self, mix: Mapping[str, float], count: int, rng: np.random.Generator
+    ) -> NDArray[np.int64]:
+        kinds = [kind for kind in mix if len(self.store.by_kind.get(kind, ()))]
+        shares = np.array([mix[kind] for kind in kinds])
         chosen = rng.choice(len(kinds), count, p=shares / shares.sum())
         return np.array([rng.choice(self.store.by_kind[kinds[k]]) for k in chosen])

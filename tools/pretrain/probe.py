@@ -7,24 +7,24 @@ import re
 
 import numpy as np
 import torch
-from pool import HEARD
-from store import Store
+from numpy.typing import NDArray
 from torch import Tensor, nn
-from views import normalise
 
-POOLINGS = ("mean", "cls", "all")
+from .clips import HEARD, SPELLING
+from .store import Store
+from .student import Student
+from .views import normalise
 
 
 @torch.no_grad()
-def embed(student: nn.Module, frames: Tensor, batch: int = 32) -> dict[str, Tensor]:
-    """Normalised frames [N, T, F] -> pooled tokens [N, d] by name of pooling."""
+def embed(student: Student, frames: Tensor, batch: int = 32) -> dict[str, Tensor]:
+    """Normalised frames [N, T, F] -> pooled tokens [N, d] by name of pooling ("mean", "cls")."""
     student.eval()
-    found: dict[str, list[Tensor]] = {name: [] for name in POOLINGS}
+    found: dict[str, list[Tensor]] = {"mean": [], "cls": []}
     for part in frames.split(batch):
         tokens = student(part).float()
         found["mean"].append(tokens[:, 2:].mean(dim=1))
         found["cls"].append(tokens[:, :2].mean(dim=1))
-        found["all"].append(tokens.mean(dim=1))
     student.train()
     return {name: torch.cat(parts) for name, parts in found.items()}
 
@@ -45,8 +45,8 @@ def fit(
     return head
 
 
-def cross_validate(x: Tensor, y: Tensor, groups: np.ndarray, folds: int = 5) -> float:
-    """Accuracy over folds that never part a group."""
+def cross_validate(x: Tensor, y: Tensor, groups: NDArray[np.int64], folds: int = 5) -> float:
+    """Accuracy over folds that never split a group."""
     classes, correct = int(y.max()) + 1, 0
     for fold in range(folds):
         test = torch.from_numpy(groups % folds == fold)
@@ -57,34 +57,33 @@ def cross_validate(x: Tensor, y: Tensor, groups: np.ndarray, folds: int = 5) -> 
 
 
 class HeldOut:
-    """Two probes on clips that were never trained on.
+    """Probes on clips that are held out from training; each needs at least 50 of them.
 
-    `sounds`: what is heard, from the names of real recordings, folds by name within a package.
-    `words`: the 26 words of the spelling alphabet, learned from synthetic voices and heard from
-    real speakers, and learned from all real speakers but one and heard from that one.
+    - `sounds`: the kind of sound, labelled by the file names of real recordings; cross-validation
+      over groups of recordings whose names differ only in a number.
+    - `words`: the 26 words of the spelling alphabet, trained on synthetic voices, tested on real
+      speakers.
+    - `speakers`: the same words, trained on all real speakers but one, tested on that one.
     """
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        clips = list(enumerate(store.clips))
+        held_out = [(i, c) for i, c in enumerate(store.clips) if c.held_out]
         names = list(HEARD)
-        sounds = [(i, c) for i, c in clips if c["held_out"] and c["label"] in names]
+        sounds = [(i, c) for i, c in held_out if c.label in names]
         self.sounds = [i for i, _ in sounds]
-        self.sound_labels = torch.tensor([names.index(c["label"]) for _, c in sounds])
-        stems = [re.sub(r"[\d_ .-]*\.\w+@\d+$", "", c["name"]) for _, c in sounds]
-        self.sound_groups = np.unique(stems, return_inverse=True)[1]
-        order = np.random.default_rng(0).permutation(self.sound_groups.max() + 1 if sounds else 0)
-        self.sound_groups = order[self.sound_groups] if sounds else self.sound_groups
-        words = [(i, c) for i, c in clips if c["held_out"] and c["word"] >= 0]
-        words = list({c["name"]: (i, c) for i, c in words}.values())
+        self.sound_labels = torch.tensor([names.index(c.label) for _, c in sounds])
+        stems = [re.sub(r"[\d_ .-]*\.\w+@\d+$", "", c.name) for _, c in sounds]
+        groups = np.unique(stems, return_inverse=True)[1]
+        order = np.random.default_rng(0).permutation(groups.max(initial=-1) + 1)
+        self.sound_groups = order[groups]
+        words = list({c.name: (i, c) for i, c in held_out if c.word >= 0}.values())
         self.words = [i for i, _ in words]
-        self.word_labels = torch.tensor([c["word"] for _, c in words])
-        self.synthetic = torch.tensor([c["name"].startswith("spelling") for _, c in words])
-        self.speakers = np.unique([c["name"].split("/")[0] for _, c in words], return_inverse=True)[
-            1
-        ]
+        self.word_labels = torch.tensor([c.word for _, c in words])
+        self.synthetic = torch.tensor([c.name.startswith("spelling") for _, c in words])
+        self.speakers = np.unique([c.name.split("/")[0] for _, c in words], return_inverse=True)[1]
 
-    def __call__(self, student: nn.Module) -> dict[str, float]:
+    def __call__(self, student: Student) -> dict[str, float]:
         """Accuracies by name of probe and pooling."""
         results = {}
         if len(self.sounds) >= 50:
@@ -103,12 +102,12 @@ class HeldOut:
     def _frames(self, indices: list[int], length: int) -> Tensor:
         frames = torch.full((len(indices), length, 128), float("nan"))
         for row, index in enumerate(indices):
-            count = min(length, self.store.clips[index]["frames"])
+            count = min(length, self.store.clips[index].frames)
             frames[row, :count] = torch.from_numpy(self.store.read(index, "frames", 0, count))
         return normalise(frames)
 
     def _across(self, x: Tensor) -> float:
-        head = fit(x[self.synthetic], self.word_labels[self.synthetic], 26)
+        head = fit(x[self.synthetic], self.word_labels[self.synthetic], len(SPELLING))
         with torch.no_grad():
             found = head(x[~self.synthetic]).argmax(dim=1)
         return float((found == self.word_labels[~self.synthetic]).float().mean())
@@ -119,7 +118,7 @@ class HeldOut:
         for speaker in np.unique(self.speakers[real.numpy()]):
             test = real & torch.from_numpy(self.speakers == speaker)
             train = real & ~test
-            head = fit(x[train], self.word_labels[train], 26)
+            head = fit(x[train], self.word_labels[train], len(SPELLING))
             with torch.no_grad():
                 right += int((head(x[test]).argmax(1) == self.word_labels[test]).sum())
             total += int(test.sum())
