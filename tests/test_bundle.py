@@ -9,6 +9,7 @@ import torch
 from toolkit.backbones.ast import ASTTiny
 from toolkit.bundle import load_bundle, save_bundle
 from toolkit.errors import BundleError
+from toolkit.features.fbank import Fbank
 from toolkit.inference.predict import split_windows
 from toolkit.model import AudioClassifier
 from toolkit.registry import PEFT
@@ -23,7 +24,7 @@ def _saved(folder: Path, method: str = "soft_moa") -> AudioClassifier:
     with torch.no_grad():
         for parameter in model.trainable().values():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    save_bundle(folder, model, source, NAMES, {"corpus": "none"})
+    save_bundle(folder, model, source, Fbank(), NAMES, {"corpus": "none"})
     return model
 
 

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from toolkit import __version__, backbones
 from toolkit.backbones.base import BackboneSource, FeatureSpec
-from toolkit.errors import BundleError
+from toolkit.errors import BundleError, UnknownName
+from toolkit.features.pipeline import Pipeline, pipeline_for
 from toolkit.files import new_folder
 from toolkit.model import AudioClassifier
 from toolkit.registry import PEFT, TOOLS
@@ -32,11 +33,13 @@ class Bundle:
 
     Attributes:
         model: the classifier, in eval mode.
+        pipeline: makes the rows that the model was trained on.
         classes: class names in the order of the logits.
         info: everything in `bundle.json`.
     """
 
     model: AudioClassifier
+    pipeline: Pipeline
     classes: list[str]
     info: dict[str, Any]
 
@@ -55,6 +58,7 @@ def save_bundle(
     folder: Path,
     model: AudioClassifier,
     source: BackboneSource,
+    pipeline: Pipeline,
     classes: list[str],
     origin: dict[str, Any],
     tools: Sequence[dict[str, Any]] = (),
@@ -65,6 +69,7 @@ def save_bundle(
         folder: where.
         model: what was trained.
         source: the settings that its backbone was loaded with.
+        pipeline: what made the rows that it was trained on.
         classes: class names in the order of the logits.
         origin: where it comes from (corpus, fold, seed, ...), for the reader.
         tools: what tools changed in the trained mixture, in order, each `{"tool": {"name": ...,
@@ -78,6 +83,7 @@ def save_bundle(
         "backbone": {"name": source.registered_name, **source.as_dict()},
         "fingerprint": model.backbone.fingerprint,
         "features": dataclasses.asdict(model.backbone.features),
+        "pipeline": {"name": pipeline.registered_name, **pipeline.as_dict()},
         "pooling": model.pooling,
         "classes": classes,
         "origin": origin,
@@ -112,12 +118,24 @@ def load_bundle(folder: str | Path, backbone: str | None = None) -> Bundle:
             f"fingerprint {info['fingerprint']}, not {source.registered_name} with "
             f"{frozen.fingerprint}; name the right one with `--backbone`"
         )
+    pipeline = _pipeline_of(folder, info, frozen.features)
     method = PEFT.create(info["peft"])
     model = AudioClassifier(frozen, method, len(info["classes"]), info["pooling"])
     for change in info["tools"]:
         TOOLS.create(change["tool"]).restructure(model, change["plan"])
     model.load_state(weights)
-    return Bundle(model.eval(), info["classes"], info)
+    return Bundle(model.eval(), pipeline, info["classes"], info)
+
+
+def _pipeline_of(folder: Path, info: dict[str, Any], spec: FeatureSpec) -> Pipeline:
+    """The recorded pipeline; a bundle older than the record was trained with the default one."""
+    try:
+        return pipeline_for(spec, info.get("pipeline"))
+    except UnknownName:
+        raise BundleError(
+            f"{folder} was trained with the data pipeline '{info['pipeline']['name']}', which is "
+            "not registered here: name the folder of its plugin with `--plugins DIR`"
+        ) from None
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -199,7 +199,9 @@ class Outcome:
             "valid_accuracy": self.state.found[winner]["valid_accuracy"],
             "search": "automoe, inherited weights",
         }
-        save_bundle(folder / "bundle", model, experiment.source, classes, origin)
+        save_bundle(
+            folder / "bundle", model, experiment.source, experiment.pipeline, classes, origin
+        )
 
 
 def pareto_front(state: State, costs: Sequence[str]) -> list[Genome]:

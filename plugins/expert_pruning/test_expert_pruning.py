@@ -291,7 +291,8 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = load_bundle(folder)
     for number, mixture in enumerate(topk_mixtures(bundle.model.backbone)):
         mixture.router.alive.copy_(torch.arange(8) == number)
-    save_bundle(folder, bundle.model, ASTTiny(), bundle.classes, bundle.info["origin"])
+    origin = bundle.info["origin"]
+    save_bundle(folder, bundle.model, ASTTiny(), bundle.pipeline, bundle.classes, origin)
     one = change_bundle("prune", folder, "single_expert", "one")
     report = json.loads((one / "report.json").read_text())
     assert report["accuracy_before"] == report["accuracy_after"]

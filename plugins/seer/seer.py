@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from toolkit.errors import ConfigError
-from toolkit.features.pipelines import Batch
+from toolkit.features.batch import Batch
 from toolkit.mixtures.observe import some_of, visit, watched
 from toolkit.mixtures.tool import MixtureData, MixtureTool, mixtures
 from toolkit.model import AudioClassifier

@@ -73,19 +73,25 @@ class ASTSource(StockSource):
 
     stride: int | None = setting(None, "patch stride; none keeps the checkpoint's own", minimum=1)
 
+    def feature_spec(
+        self, config: ASTConfig, extractor: ASTFeatureExtractor, max_length: int
+    ) -> FbankSpec:
+        """Log-mel frames, normalised by the checkpoint's statistics."""
+        return FbankSpec(
+            sample_rate=extractor.sampling_rate,
+            max_length=max_length,
+            mel_bins=config.num_mel_bins,
+            mean=extractor.mean,
+            std=extractor.std,
+        )
+
     def wrap(self, model: ASTModel, extractor: ASTFeatureExtractor, max_length: int) -> ASTBackbone:
-        """See `StockSource.wrap`."""
+        """Put an AST behind roles, at the wanted length and patch stride."""
         set_geometry(model, max_length, self.stride)
         return ASTBackbone(
             model.eval(),
             name=self.registered_name,
-            features=FbankSpec(
-                sample_rate=extractor.sampling_rate,
-                max_length=max_length,
-                mel_bins=model.config.num_mel_bins,
-                mean=extractor.mean,
-                std=extractor.std,
-            ),
+            features=self.feature_spec(model.config, extractor, max_length),
             dim=model.config.hidden_size,
             blocks=numbered("layers", len(model.layers)),
             roles=ROLES,

@@ -15,10 +15,11 @@ Roles also name tensors: what is saved is called `blocks.3.attn.q.weight` whatev
 model calls it, so that bundles outlive a renaming inside transformers.
 """
 
+import copy
 import dataclasses
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -270,8 +271,12 @@ class Backbone(nn.Module, ABC):
         return digest.hexdigest()
 
 
+_READ: dict[Hashable, Backbone] = {}
+"""The backbone that was read last, as `BackboneSource.load` keeps it."""
+
+
 class BackboneSource(Settings, ABC):
-    """Settings that say which backbone, and from where; one subclass a family.
+    """Settings that say which backbone, and from where; one subclass per family.
 
     Attributes:
         features: the class of what it reads.
@@ -279,20 +284,47 @@ class BackboneSource(Settings, ABC):
 
     features: ClassVar[type[FeatureSpec]]
 
-    @abstractmethod
     def load(self, max_length: int) -> Backbone:
-        """The backbone with its weights, in eval mode.
+        """A fresh copy of the backbone with its weights, in eval mode.
+
+        The weights are read once per process: the backbone that was read last is kept on the CPU,
+        and every call for the same one copies it.
 
         Args:
-            max_length: frames T that it shall read.
+            max_length: frames of 10 ms that it will read.
 
         Raises:
-            BackboneError: the weights cannot be had or do not fit.
+            BackboneError: the weights cannot be found or do not fit.
         """
+        key = (type(self), repr(self), max_length, self.version())
+        if key not in _READ:
+            _READ.clear()
+            _READ[key] = self.read(max_length)
+        return copy.deepcopy(_READ[key])
+
+    @abstractmethod
+    def read(self, max_length: int) -> Backbone:
+        """The backbone with its weights from the checkpoint, in eval mode (see `load`)."""
+
+    def version(self) -> Hashable:
+        """What changes when the checkpoint does, so that `load` reads it again."""
+        return None
 
     @abstractmethod
     def architecture(self, max_length: int) -> Backbone:
         """The same backbone on the meta device: shapes and roles without weights or a download."""
+
+    def spec(self, max_length: int) -> FeatureSpec:
+        """What the backbone reads, without loading its weights.
+
+        Args:
+            max_length: frames of 10 ms that it will read.
+
+        Raises:
+            BackboneError: the checkpoint's configuration cannot be found.
+            ConfigError: it cannot read so many frames.
+        """
+        return self.architecture(max_length).features
 
     @classmethod
     @abstractmethod

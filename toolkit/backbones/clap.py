@@ -80,12 +80,28 @@ class Clap(StockSource):
         "laion/clap-htsat-unfused", "hub id, or a folder written by save_pretrained"
     )
 
+    def feature_spec(
+        self, config: ClapAudioConfig, extractor: ClapFeatureExtractor, max_length: int
+    ) -> ClapSpec:
+        """Samples, turned into log-mel frames of a fixed length.
+
+        Raises:
+            ConfigError: that length is shorter than `max_length`.
+        """
+        rate, samples = extractor.sampling_rate, extractor.nb_max_samples
+        require_length(max_length, samples * FRAMES_PER_SECOND // rate, self.registered_name)
+        return ClapSpec(
+            sample_rate=rate,
+            max_length=max_length,
+            mel_bins=config.num_mel_bins,
+            samples=samples,
+            slaney=extractor.truncation != "fusion",
+        )
+
     def wrap(
         self, model: ClapAudioModel, extractor: ClapFeatureExtractor, max_length: int
     ) -> ClapBackbone:
-        """See `StockSource.wrap`."""
-        rate, samples = extractor.sampling_rate, extractor.nb_max_samples
-        require_length(max_length, samples * FRAMES_PER_SECOND // rate, self.registered_name)
+        """Put CLAP's audio tower behind roles."""
         blocks = []
         for number, stage in enumerate(model.audio_encoder.layers):
             for place, block in enumerate(stage.blocks):
@@ -94,13 +110,7 @@ class Clap(StockSource):
         return ClapBackbone(
             model,
             name=self.registered_name,
-            features=ClapSpec(
-                sample_rate=rate,
-                max_length=max_length,
-                mel_bins=model.config.num_mel_bins,
-                samples=samples,
-                slaney=extractor.truncation != "fusion",
-            ),
+            features=self.feature_spec(model.config, extractor, max_length),
             dim=model.audio_encoder.num_features,
             blocks=blocks,
             roles=ROLES,

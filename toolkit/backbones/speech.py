@@ -118,10 +118,20 @@ class SpeechSource(StockSource):
     }  # fmt: skip
     tiny_length = 20
 
+    def feature_spec(
+        self, config: Any, extractor: Wav2Vec2FeatureExtractor, max_length: int
+    ) -> WaveformSpec:
+        """Samples, normalised if the checkpoint's extractor does so."""
+        return WaveformSpec(
+            sample_rate=extractor.sampling_rate,
+            max_length=max_length,
+            unit_variance=extractor.do_normalize,
+        )
+
     def wrap(
         self, model: nn.Module, extractor: Wav2Vec2FeatureExtractor, max_length: int
     ) -> SpeechBackbone:
-        """See `StockSource.wrap`."""
+        """Put a model of this kind behind roles."""
         if hasattr(model, "masked_spec_embed"):  # of pretraining
             del model.masked_spec_embed
         depth = len(model.encoder.layers)
@@ -130,11 +140,7 @@ class SpeechSource(StockSource):
         return SpeechBackbone(
             model,
             name=self.registered_name,
-            features=WaveformSpec(
-                sample_rate=extractor.sampling_rate,
-                max_length=max_length,
-                unit_variance=extractor.do_normalize,
-            ),
+            features=self.feature_spec(model.config, extractor, max_length),
             dim=model.config.hidden_size,
             blocks=numbered("encoder.layers", depth),
             roles=ROLES,

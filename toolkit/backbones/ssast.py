@@ -6,6 +6,7 @@ github.com/YuanGongND/ssast, src/models/ast_models.py.
 
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
 
 from toolkit.backbones.ast import ASTBackbone, ASTSource
 from toolkit.errors import BackboneError
+from toolkit.features.spec import FbankSpec
 from toolkit.registry import BACKBONES
 from toolkit.settings import setting
 
@@ -42,8 +44,13 @@ class SSAST(ASTSource):
 
     source: str = setting("", "a .pth file of SSAST-Patch-{Tiny,Small,Base}-400")
 
-    def load(self, max_length: int) -> ASTBackbone:
-        """See `BackboneSource.load`."""
+    def spec(self, max_length: int) -> FbankSpec:
+        """Log-mel frames; the file says how many mel bands."""
+        config = configuration(self._read())
+        return self.feature_spec(config, ASTFeatureExtractor(), max_length)
+
+    def read(self, max_length: int) -> ASTBackbone:
+        """The encoder of the authors' file, as an AST of transformers."""
         tensors = self._read()
         model = ASTModel(configuration(tensors))
         try:
@@ -56,15 +63,16 @@ class SSAST(ASTSource):
         return self.wrap(model.eval(), ASTFeatureExtractor(), max_length)
 
     def architecture(self, max_length: int) -> ASTBackbone:
-        """See `BackboneSource.architecture`; the file says the size."""
+        """The backbone on the meta device; the file says its size."""
         config = configuration(self._read())
         with torch.device("meta"):
             return self.wrap(ASTModel(config).eval(), ASTFeatureExtractor(), max_length)
 
     def _read(self) -> dict[str, Tensor]:
-        """The file's tensors."""
+        """The file's tensors, mapped into memory where the file's format allows it."""
+        file, options = Path(self.source), {"map_location": "cpu", "weights_only": True}
         try:
-            tensors = dict(torch.load(Path(self.source), map_location="cpu", weights_only=True))
+            tensors = dict(torch.load(file, mmap=zipfile.is_zipfile(file), **options))
         except (OSError, RuntimeError, ValueError, TypeError, EOFError, pickle.UnpicklingError):
             raise BackboneError(
                 f"'{self.source}' is not a file of tensors: name one of SSAST's .pth files with "

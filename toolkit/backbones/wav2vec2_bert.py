@@ -1,6 +1,7 @@
 """Wav2Vec2-BERT (Seamless Communication, arXiv:2312.05187), in transformers' own class."""
 
 import dataclasses
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -91,22 +92,28 @@ class Wav2Vec2Bert(StockSource):
 
     source: str = setting("facebook/w2v-bert-2.0", "hub id, or a folder by save_pretrained")
 
+    def feature_spec(
+        self, config: Any, extractor: SeamlessM4TFeatureExtractor, max_length: int
+    ) -> Wav2Vec2BertSpec:
+        """Samples, turned into the extractor's log-mel frames."""
+        return Wav2Vec2BertSpec(
+            sample_rate=extractor.sampling_rate,
+            max_length=max_length,
+            mel_bins=extractor.num_mel_bins,
+            stride=extractor.stride,
+        )
+
     def wrap(
         self, model: nn.Module, extractor: SeamlessM4TFeatureExtractor, max_length: int
     ) -> Wav2Vec2BertBackbone:
-        """See `StockSource.wrap`."""
+        """Put a Wav2Vec2-BERT behind roles."""
         if hasattr(model, "masked_spec_embed"):  # of pretraining
             del model.masked_spec_embed
         depth = len(model.encoder.layers)
         return Wav2Vec2BertBackbone(
             model,
             name=self.registered_name,
-            features=Wav2Vec2BertSpec(
-                sample_rate=extractor.sampling_rate,
-                max_length=max_length,
-                mel_bins=extractor.num_mel_bins,
-                stride=extractor.stride,
-            ),
+            features=self.feature_spec(model.config, extractor, max_length),
             dim=model.config.hidden_size,
             blocks=numbered("encoder.layers", depth),
             roles=ROLES,

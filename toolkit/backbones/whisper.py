@@ -89,12 +89,27 @@ class Whisper(StockSource):
 
     source: str = setting("openai/whisper-base", "hub id, or a folder written by save_pretrained")
 
+    def feature_spec(
+        self, config: WhisperConfig, extractor: WhisperFeatureExtractor, max_length: int
+    ) -> WhisperSpec:
+        """Samples, turned into log-mel frames of a fixed length.
+
+        Raises:
+            ConfigError: that length is shorter than `max_length`.
+        """
+        frames = STRIDE * config.max_source_positions
+        require_length(max_length, frames, self.registered_name)
+        return WhisperSpec(
+            sample_rate=extractor.sampling_rate,
+            max_length=max_length,
+            mel_bins=config.num_mel_bins,
+            frames=frames,
+        )
+
     def wrap(
         self, model: WhisperEncoder, extractor: WhisperFeatureExtractor, max_length: int
     ) -> WhisperBackbone:
-        """See `StockSource.wrap`."""
-        frames = STRIDE * model.config.max_source_positions
-        require_length(max_length, frames, self.registered_name)
+        """Put Whisper's encoder behind roles."""
         depth = len(model.layers)
         for layer in model.layers:
             _gather_ffn(layer)
@@ -102,12 +117,7 @@ class Whisper(StockSource):
         return WhisperBackbone(
             model,
             name=self.registered_name,
-            features=WhisperSpec(
-                sample_rate=extractor.sampling_rate,
-                max_length=max_length,
-                mel_bins=model.config.num_mel_bins,
-                frames=frames,
-            ),
+            features=self.feature_spec(model.config, extractor, max_length),
             dim=model.config.d_model,
             blocks=numbered("layers", depth, first=1),
             roles=ROLES,

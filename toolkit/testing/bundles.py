@@ -14,6 +14,7 @@ import torch
 from toolkit.backbones.ast import ASTTiny
 from toolkit.bundle import load_bundle, save_bundle
 from toolkit.cli import main
+from toolkit.features.pipeline import pipeline_for
 from toolkit.inference.predict import predict
 from toolkit.model import AudioClassifier
 from toolkit.registry import CORPORA, PEFT
@@ -37,7 +38,9 @@ def tiny_bundle(folder: Path, name: str, **settings: Any) -> Path:
         with torch.no_grad():
             for parameter in model.trainable().values():
                 parameter.add_(0.05 * torch.randn_like(parameter))
-    return save_bundle(folder / "bundle", model, source, manifest.classes, {"test_fold": 2})
+    pipeline = pipeline_for(model.backbone.features)
+    origin = {"test_fold": 2}
+    return save_bundle(folder / "bundle", model, source, pipeline, manifest.classes, origin)
 
 
 def change_bundle(verb: str, bundle: Path, tool: str, output: str, *options: str) -> Path:

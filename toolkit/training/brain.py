@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from toolkit.data.augment import Augmentation
 from toolkit.data.sampling import TrainingBatches, derive_seed
 from toolkit.errors import RunError
-from toolkit.features.pipelines import Batch
+from toolkit.features.batch import Batch
 from toolkit.model import AudioClassifier
 from toolkit.task import ONE_CLASS, Task
 from toolkit.training.checkpoints import AtomicCheckpointer, validation_score

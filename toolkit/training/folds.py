@@ -14,7 +14,9 @@ from toolkit.bundle import save_bundle
 from toolkit.data.manifest import Manifest
 from toolkit.data.sampling import TrainingBatches, derive_seed, evaluation_batches
 from toolkit.data.selection import Split, chosen_folds, few_shot, selected
+from toolkit.features.batch import collate
 from toolkit.features.cache import FeatureCache
+from toolkit.features.dataset import clip_dataset
 from toolkit.files import write_atomically
 from toolkit.task import balanced_class_weights, balanced_clip_weights, task_of
 from toolkit.training.brain import ClassificationBrain, TrainingPlan
@@ -212,11 +214,11 @@ class Fold:
         return self.evaluation_loader(clips, brain.rank, brain.world_size)
 
     def _loader(self, clips: pd.DataFrame, batches: Sampler | list) -> SaveableDataLoader:
-        pipeline, workers = self.experiment.pipeline, self.options.num_workers
+        workers = self.options.num_workers
         return SaveableDataLoader(
-            pipeline.dataset(clips, self.job.rows, self.job.cache),
+            clip_dataset(clips, self.job.rows, self.job.cache),
             batch_sampler=batches,
-            collate_fn=pipeline.collate(self.experiment.spec),
+            collate_fn=collate(self.experiment.spec),
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory="cuda" in self.experiment.device,
@@ -259,7 +261,14 @@ class Fold:
             **{key: found[key] for key in ("test_fold", "valid_accuracy", "best_epoch")},
         }
         write_table(self.folder / "predictions.csv", predictions, classes)
-        save_bundle(self.folder / "bundle", brain.model, self.experiment.source, classes, origin)
+        save_bundle(
+            self.folder / "bundle",
+            brain.model,
+            self.experiment.source,
+            self.experiment.pipeline,
+            classes,
+            origin,
+        )
         write_atomically(self.folder / "fold.json", json.dumps(found))
         self.job.progress.line(
             f"fold {self.split.test}: {task.metric} {100 * score:.1f} % on the test fold, "
