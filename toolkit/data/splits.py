@@ -44,6 +44,35 @@ def cross_validation(folds: list[int]) -> list[Split]:
     return splits
 
 
+def selected(splits: list[Split], wanted: str | int | list[int]) -> list[Split]:
+    """The splits whose test fold is wanted.
+
+    Args:
+        splits: the rounds of a corpus.
+        wanted: `"all"`, a number, a list of numbers, or `"1,3"`.
+
+    Raises:
+        ConfigError: not a list of folds, or no such fold.
+    """
+    numbers = chosen_folds([split.test for split in splits], wanted)
+    return [split for split in splits if split.test in numbers]
+
+
+def chosen_folds(tested: list[int], wanted: str | int | list[int]) -> list[int]:
+    """Those of the test folds `tested` that are wanted (see `selected`)."""
+    if wanted == "all":
+        return tested
+    parts = wanted.split(",") if isinstance(wanted, str) else wanted
+    parts = parts if isinstance(parts, list) else [parts]
+    known = {str(number): number for number in tested}
+    names = {str(part).strip() for part in parts}
+    if not names or not names <= known.keys():
+        raise ConfigError(
+            f"'folds' must be 'all' or some of {', '.join(known)}, e.g. 1,3, not {wanted!r}"
+        )
+    return [number for name, number in known.items() if name in names]
+
+
 def stratified_parts(
     classes: np.ndarray, groups: Sequence[str], shares: Sequence[float], seed: int
 ) -> np.ndarray:

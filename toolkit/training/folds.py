@@ -11,9 +11,10 @@ from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from torch.utils.data import Sampler
 
 from toolkit.bundle import save_bundle
+from toolkit.data.few_shot import few_shot
 from toolkit.data.manifest import Manifest
 from toolkit.data.sampling import TrainingBatches, derive_seed, evaluation_batches
-from toolkit.data.selection import Split, chosen_folds, few_shot, selected
+from toolkit.data.splits import Split, chosen_folds, selected
 from toolkit.features.batch import collate
 from toolkit.features.cache import FeatureCache
 from toolkit.features.dataset import clip_dataset
