@@ -21,6 +21,7 @@ from toolkit.registry import BACKBONES
 from toolkit.settings import setting
 
 ENCODER = "module.v."
+NAME = re.compile(r"(?:module\.v\.(blocks\.\d+\.)?)?(.*)")  # block, part
 HEAD_WIDTH = 64  # of every size of DeiT
 EPSILON = 1e-6  # of timm's layer norms; AST's own configuration says 1e-12
 NAMES = {
@@ -70,9 +71,10 @@ class SSAST(ASTSource):
 
     def _read(self) -> dict[str, Tensor]:
         """The file's tensors, mapped into memory where the file's format allows it."""
-        file, options = Path(self.source), {"map_location": "cpu", "weights_only": True}
+        file = Path(self.source)
         try:
-            tensors = dict(torch.load(file, mmap=zipfile.is_zipfile(file), **options))
+            mapped = zipfile.is_zipfile(file)
+            tensors = dict(torch.load(file, map_location="cpu", weights_only=True, mmap=mapped))
         except (OSError, RuntimeError, ValueError, TypeError, EOFError, pickle.UnpicklingError):
             raise BackboneError(
                 f"'{self.source}' is not a file of tensors: name one of SSAST's .pth files with "
@@ -81,8 +83,8 @@ class SSAST(ASTSource):
         shape = getattr(tensors.get(f"{ENCODER}patch_embed.proj.weight"), "shape", None)
         if shape is None or shape[-2] != shape[-1] or f"{ENCODER}dist_token" not in tensors:
             raise BackboneError(
-                f"'{self.source}' is no SSAST with square patches and a distillation token: use "
-                "an SSAST-Patch checkpoint"
+                f"'{self.source}' is not an SSAST with square patches and a distillation token: "
+                "use an SSAST-Patch checkpoint"
             )
         return tensors
 
@@ -117,10 +119,10 @@ def converted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     found: dict[str, Tensor] = {}
     for path, tensor in tensors.items():
-        block, part = re.fullmatch(r"(?:module\.v\.(blocks\.\d+\.)?)?(.*)", path).groups()
+        block, part = NAME.fullmatch(path).groups("")  # type: ignore[union-attr]  # always matches
         if not path.startswith(ENCODER) or part.startswith("head"):
             continue
-        prefix = "" if block is None else block.replace("blocks.", "layers.")
+        prefix = block.replace("blocks.", "layers.")
         stem, _, kind = part.rpartition(".")
         if stem == "attn.qkv":
             for letter, third in zip("qkv", tensor.chunk(3), strict=True):
@@ -130,5 +132,5 @@ def converted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif stem in NAMES:
             found[f"{prefix}{NAMES[stem]}.{kind}"] = tensor
         else:
-            found[path] = tensor  # nobody knows it: loading says so
+            found[path] = tensor  # unknown: loading will refuse it
     return found

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
 from transformers.utils import logging
 
 from toolkit.backbones.base import Backbone, BackboneSource
@@ -35,9 +34,9 @@ class StockSource(BackboneSource, ABC):
         tiny_length: frames of 10 ms that it reads.
     """
 
-    model_class: ClassVar[type]
-    config_class: ClassVar[type]
-    extractor_class: ClassVar[type]
+    model_class: ClassVar[Any]
+    config_class: ClassVar[Any]
+    extractor_class: ClassVar[Any]
     heads: ClassVar[tuple[str, ...]] = ()
     renamed: ClassVar[dict[str, str]] = {}
     options: ClassVar[dict[str, Any]] = {}
@@ -48,11 +47,11 @@ class StockSource(BackboneSource, ABC):
     @property
     def checkpoint(self) -> str:
         """Hub id, or a folder written by `save_pretrained`: the setting `source`."""
-        source: str = self.source  # every family with such a setting declares it
+        source: str = self.as_dict()["source"]
         return source
 
     @abstractmethod
-    def wrap(self, model: nn.Module, extractor: Any, max_length: int) -> Backbone:
+    def wrap(self, model: Any, extractor: Any, max_length: int) -> Backbone:
         """Put a stock model behind roles.
 
         Args:
@@ -141,7 +140,7 @@ class StockSource(BackboneSource, ABC):
                     parameter.add_(NOISE * torch.randn_like(parameter))
         return cls().wrap(model.eval(), cls.extractor_class(**cls.tiny_extractor), cls.tiny_length)
 
-    def _from_pretrained(self, stock: type, **options: Any) -> Any:
+    def _from_pretrained(self, stock: Any, **options: Any) -> Any:
         logging.disable_progress_bar()  # of the weights' loading; a download keeps its own
         try:
             return stock.from_pretrained(

@@ -34,4 +34,5 @@ def few_shot(clips: pd.DataFrame, per_class: int, seed: int, classes: list[str])
             f"'few_shot' {per_class}: the class {classes[fewest]!r} has only "
             f"{counts[fewest]} training clips; ask for at most {counts[fewest]}"
         )
-    return clips.loc[shuffled.index[first.any(axis=1)].sort_values()]
+    chosen: pd.DataFrame = clips.loc[shuffled.index[first.any(axis=1)].sort_values()]
+    return chosen

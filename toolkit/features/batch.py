@@ -65,7 +65,7 @@ def padded(clips: Sequence[NDArray[np.float32]], spec: FeatureSpec) -> tuple[Ten
 
 
 def collate(spec: FeatureSpec) -> Callable[[list[dict[str, Any]]], Batch]:
-    """The function with which a data loader makes a `Batch` of examples (see `clip_dataset`)."""
+    """The function with which a data loader puts examples of `clip_dataset` into a `Batch`."""
 
     def collate_examples(examples: list[dict[str, Any]]) -> Batch:
         features, lengths = padded([example["features"] for example in examples], spec)

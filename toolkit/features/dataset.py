@@ -18,12 +18,14 @@ def clip_dataset(clips: pd.DataFrame, rows: pd.Series, cache: FeatureCache) -> D
         cache: features of these clips, and perhaps of others.
     """
 
-    @takes("row")
-    @provides("features")
+    @takes("row")  # type: ignore[untyped-decorator]
+    @provides("features")  # type: ignore[untyped-decorator]
     def features(row: int) -> NDArray[np.float32]:
         return cache[row]
 
+    places = dict(zip(rows.index, rows, strict=True))
     data = {
-        clip.id: {"row": int(rows[clip.id]), "label": clip.label} for clip in clips.itertuples()
+        name: {"row": int(places[name]), "label": label}
+        for name, label in zip(clips["id"], clips["label"], strict=True)
     }
     return DynamicItemDataset(data, [features], ["id", "features", "label"])
