@@ -24,7 +24,7 @@ def _saved(folder: Path, method: str = "soft_moa") -> AudioClassifier:
     with torch.no_grad():
         for parameter in model.trainable().values():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    save_bundle(folder, model, source, NAMES, ONE_CLASS, {"corpus": "none"})
+    save_bundle(folder, model, NAMES, ONE_CLASS, origin={"corpus": "none"})
     return model
 
 

@@ -15,8 +15,8 @@ from torch.distributions import Bernoulli, Categorical, kl_divergence
 
 from toolkit.bundle import load_bundle
 from toolkit.data.corpora.miniature import write_tones
+from toolkit.data.few_shot import few_shot
 from toolkit.data.sampling import TrainingBatches
-from toolkit.data.selection import few_shot
 from toolkit.features.audio import read_audio
 from toolkit.features.cache import Segment, segments_of
 from toolkit.metrics import average_precision, average_recall

@@ -28,7 +28,7 @@ from transformers import ASTConfig, ASTModel
 from toolkit import config
 from toolkit.backbones.ast import TINY
 from toolkit.data.manifest import Corpus, Manifest
-from toolkit.data.selection import cross_validation, selected
+from toolkit.data.splits import cross_validation, selected
 from toolkit.errors import DataError
 from toolkit.features.audio import read_audio
 from toolkit.features.log_mel import log_mel

@@ -200,7 +200,14 @@ class Outcome:
             "valid_score": self.state.found[winner]["valid_score"],
             "search": "automoe, inherited weights",
         }
-        save_bundle(folder / "bundle", model, experiment.source, classes, self.fold.task, origin)
+        save_bundle(
+            folder / "bundle",
+            model,
+            classes,
+            self.fold.task,
+            pipeline=experiment.pipeline,
+            origin=origin,
+        )
 
 
 def pareto_front(state: State, costs: Sequence[str]) -> list[Genome]:

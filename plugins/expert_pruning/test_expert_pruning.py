@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from toolkit import plugins
-from toolkit.backbones.ast import ASTTiny
 from toolkit.bundle import load_bundle, save_bundle
 from toolkit.errors import ConfigError
 from toolkit.experts.base import Bottleneck, by_expert
@@ -290,7 +289,7 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number, mixture in enumerate(topk_mixtures(bundle.model.backbone)):
         mixture.router.alive.copy_(torch.arange(8) == number)
     origin = bundle.info["origin"]
-    save_bundle(folder, bundle.model, ASTTiny(), bundle.classes, bundle.task, origin)
+    save_bundle(folder, bundle.model, bundle.classes, bundle.task, origin=origin)
     one = change_bundle("prune", folder, "single_expert", "one")
     report = json.loads((one / "report.json").read_text())
     assert report["score_before"] == report["score_after"]

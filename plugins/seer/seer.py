@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.errors import ConfigError
-from toolkit.features.pipelines import Batch
+from toolkit.features.batch import Batch
 from toolkit.mixtures.observe import some_of, visit, watched
 from toolkit.mixtures.tool import MixtureData, MixtureTool, mixtures
 from toolkit.model import AudioClassifier

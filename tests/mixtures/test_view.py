@@ -17,6 +17,7 @@ from toolkit.backbones.ast import ASTTiny
 from toolkit.bundle import Bundle, save_bundle
 from toolkit.cli import main
 from toolkit.errors import ConfigError
+from toolkit.features.fbank import Fbank
 from toolkit.mixtures.view import figures, page
 from toolkit.mixtures.view.collect import LayerView, look, recorders, training_record
 from toolkit.mixtures.view.page import show_experts
@@ -58,7 +59,7 @@ def leave_record(folder: Path) -> None:
 
 def bundle_of(model: AudioClassifier, task: Task = ONE_CLASS) -> Bundle:
     """A bundle in memory."""
-    return Bundle(model, [f"class {i}" for i in range(CLASSES)], task, {"origin": {}})
+    return Bundle(model, Fbank(), [f"class {i}" for i in range(CLASSES)], task, {"origin": {}})
 
 
 def window(model: AudioClassifier) -> Tensor:
@@ -83,7 +84,7 @@ def saved(
     with torch.no_grad():
         for parameter in model.trainable().values():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    return save_bundle(folder, model, source, list(classes), ONE_CLASS, {"test_fold": 3})
+    return save_bundle(folder, model, list(classes), ONE_CLASS, origin={"test_fold": 3})
 
 
 @pytest.fixture

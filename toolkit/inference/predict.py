@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from toolkit.bundle import Bundle
+from toolkit.features.batch import padded
 from toolkit.features.cache import Segment
-from toolkit.features.pipelines import padded
 from toolkit.model import AudioClassifier
-from toolkit.registry import PIPELINES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +46,8 @@ def predict(
         DataError: a file cannot be read.
     """
     model, spec = bundle.model.to(device), bundle.features
-    pipeline = PIPELINES.create(spec.kind)
     for path in paths:
-        rows = pipeline.rows(Segment(str(path)), spec)
+        rows = bundle.pipeline.read(Segment(str(path)), spec)
         windows = split_windows(rows, spec.rows)
         chunks = [windows[i : i + batch_size] for i in range(0, len(windows), batch_size)]
         logits = torch.cat([_logits(model, chunk, device) for chunk in chunks])

@@ -11,15 +11,14 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from toolkit import backbones
 from toolkit.bundle import WEIGHTS, Bundle, load_bundle, save_bundle
 from toolkit.data.manifest import Corpus
 from toolkit.errors import BundleError
+from toolkit.features.batch import Batch, collate
 from toolkit.features.cache import default_cache_folder
-from toolkit.features.pipelines import Batch
+from toolkit.features.dataset import clip_dataset
 from toolkit.model import AudioClassifier
 from toolkit.peft import insertion
-from toolkit.registry import PIPELINES
 from toolkit.settings import Settings
 from toolkit.task import BatchObjective, Label, Task, task_of
 
@@ -91,16 +90,15 @@ class MixtureData:
         if fold not in splits:
             raise BundleError("the bundle does not say which fold it was tested on")
         spec = bundle.features
-        pipeline = PIPELINES.create(spec.kind)
-        cache = pipeline.cache(manifest.clips, spec, default_cache_folder())
+        cache = bundle.pipeline.cache(manifest.clips, spec, default_cache_folder())
         rows = pd.Series(range(len(manifest.clips)), index=manifest.clips["id"])
         return cls(
             calibration=manifest.of_folds(splits[fold].train),
             test=manifest.of_folds([fold]),
             classes=manifest.classes,
             task=task_of(manifest),
-            _dataset=lambda clips: pipeline.dataset(clips, rows, cache),
-            _collate=pipeline.collate(spec),
+            _dataset=lambda clips: clip_dataset(clips, rows, cache),
+            _collate=collate(spec),
         )
 
     def batches(self, clips: pd.DataFrame, batch_size: int = 16) -> Iterator[Batch]:
@@ -202,9 +200,16 @@ def run_tool(
     if bundle.model.method is method:
         change = {"tool": {"name": tool.registered_name, **tool.as_dict()}, "plan": plan}
         changes = [*bundle.info["tools"], change]
-    source = backbones.create(bundle.info["backbone"])
     origin = bundle.info["origin"]
-    save_bundle(output, bundle.model, source, bundle.classes, bundle.task, origin, changes)
+    save_bundle(
+        output,
+        bundle.model,
+        bundle.classes,
+        bundle.task,
+        pipeline=bundle.pipeline,
+        origin=origin,
+        tools=changes,
+    )
     changed = load_bundle(output)
     after = data.score(changed.model, data.test)
     found = tool.report(changed.model, plan)

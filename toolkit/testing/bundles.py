@@ -38,9 +38,8 @@ def tiny_bundle(folder: Path, name: str, **settings: Any) -> Path:
         with torch.no_grad():
             for parameter in model.trainable().values():
                 parameter.add_(0.05 * torch.randn_like(parameter))
-    return save_bundle(
-        folder / "bundle", model, source, manifest.classes, ONE_CLASS, {"test_fold": 2}
-    )
+    origin = {"test_fold": 2}
+    return save_bundle(folder / "bundle", model, manifest.classes, ONE_CLASS, origin=origin)
 
 
 def change_bundle(verb: str, bundle: Path, tool: str, output: str, *options: str) -> Path:

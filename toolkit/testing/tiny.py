@@ -8,7 +8,7 @@ from torch import Tensor
 
 from toolkit.backbones.base import Backbone
 from toolkit.context import real
-from toolkit.features.pipelines import Batch
+from toolkit.features.batch import Batch
 from toolkit.mixtures.tool import MixtureData
 from toolkit.model import AudioClassifier, Pooling
 from toolkit.peft.base import PeftMethod

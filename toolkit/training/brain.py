@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from toolkit.data.augment import Augmentation
 from toolkit.data.sampling import TrainingBatches, derive_seed
 from toolkit.errors import RunError
-from toolkit.features.pipelines import Batch
+from toolkit.features.batch import Batch
 from toolkit.model import AudioClassifier
 from toolkit.results import EpochRecord, read_history, write_history
 from toolkit.task import BatchObjective, Task
