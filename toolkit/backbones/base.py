@@ -61,6 +61,21 @@ class Site:
         """What stands there now (the stock module, or a wrapper around it)."""
         return getattr(self.parent, self.attribute)
 
+    @property
+    def linear(self) -> nn.Linear:
+        """The projection that stands there.
+
+        Raises:
+            ConfigError: it is not a linear layer.
+        """
+        module = self.module
+        if not isinstance(module, nn.Linear):
+            raise ConfigError(
+                f"{self.name} is a {type(module).__name__}, and this method needs a linear layer: "
+                "choose another method or other targets"
+            )
+        return module
+
     def replace(self, module: nn.Module) -> None:
         """Put another module there."""
         setattr(self.parent, self.attribute, module)

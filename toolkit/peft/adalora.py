@@ -99,6 +99,8 @@ class Triplets(nn.Module):
         alive: [r], which values are not pruned.
     """
 
+    alive: Tensor
+
     def __init__(self, in_dim: int, out_dim: int, rank: int, scale: float, dropout: float) -> None:
         super().__init__()
         self.p = nn.Parameter(0.02 * torch.randn(out_dim, rank))

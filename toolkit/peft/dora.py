@@ -16,7 +16,7 @@ class DoRA(LoRA):
 
     def update(self, site: Site, rank: int, scale: float) -> "Magnitude":
         """See `LoRA.update`."""
-        return Magnitude(site.module, rank, scale, self.dropout)
+        return Magnitude(site.linear, rank, scale, self.dropout)
 
     def place(self, site: Site, update: LowRank) -> None:
         """See `LoRA.place`."""
@@ -35,7 +35,7 @@ class Magnitude(LowRank):
         super().__init__(linear.in_features, linear.out_features, rank, scale, dropout)
         self.magnitude = nn.Parameter(norm_of_rows(linear.weight.detach()).clone())
 
-    def forward(self, x: Tensor, linear: nn.Linear) -> Tensor:
+    def forward(self, x: Tensor, linear: nn.Linear) -> Tensor:  # type: ignore[override]
         """[..., in] -> [..., out], in place of `linear`."""
         direction = functional.linear(x, linear.weight) + super().forward(x)
         out = self.factor(linear) * direction

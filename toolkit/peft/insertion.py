@@ -42,10 +42,10 @@ class Wrapper(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Same inputs and outputs as the wrapped module."""
-        x, *args, kwargs = _tokens_first(args, kwargs)
+        x, others, named = _tokens_first(args, kwargs)
         if self.merged:
-            return self.wrapped(x, *args, **kwargs)
-        return self.adapted(x, *args, **kwargs)
+            return self.wrapped(x, *others, **named)
+        return self.adapted(x, *others, **named)
 
     def adapted(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """What `forward` does unless merged; each kind of wrapper defines it."""
@@ -113,8 +113,8 @@ class Echo(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Same inputs and outputs as the wrapped module."""
-        x, *args, kwargs = _tokens_first(args, kwargs)
-        return _on_tokens(self.wrapped(x, *args, **kwargs), lambda y: y + _take(self.source[0]))
+        x, others, named = _tokens_first(args, kwargs)
+        return _on_tokens(self.wrapped(x, *others, **named), lambda y: y + _take(self.source[0]))
 
 
 class Tap(nn.Module):
@@ -126,9 +126,9 @@ class Tap(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Same inputs and outputs as the wrapped module."""
-        x, *args, kwargs = _tokens_first(args, kwargs)
+        x, others, named = _tokens_first(args, kwargs)
         self.kept = x
-        return self.wrapped(x, *args, **kwargs)
+        return self.wrapped(x, *others, **named)
 
 
 class ParallelToTap(Wrapper):
@@ -213,9 +213,10 @@ def keys_values(backbone: Backbone, site: Site, name: str, module: nn.Module) ->
     backbone.require("kv")
     from toolkit.peft.prefixed_attention import PREFIXED  # transformers is slow to import
 
-    attention = site.module
+    attention: Any = site.module
     attention.extra_keys_values = (module,)  # in a tuple: a reference, not a child
-    backbone.model.config._attn_implementation = PREFIXED
+    model: Any = backbone.model
+    model.config._attn_implementation = PREFIXED
     site.replace(Passing(attention, name, module))
 
 
@@ -225,7 +226,8 @@ def take(kept: Tap) -> Tensor:
 
 
 def _take(holder: Any) -> Tensor:
-    value, holder.kept = holder.kept, None
+    value: Tensor = holder.kept
+    holder.kept = None
     return value
 
 
@@ -246,8 +248,9 @@ def merge(backbone: Backbone, method: str) -> None:
         )
     for wrapper in found:
         wrapper.original = {n: p.detach().clone() for n, p in wrapper.wrapped.named_parameters()}
+        folded: Any = wrapper.inserted
         with torch.no_grad():
-            wrapper.inserted.merge_into(wrapper.wrapped)
+            folded.merge_into(wrapper.wrapped)
 
 
 @torch.no_grad()
@@ -296,12 +299,14 @@ def set_training(module: nn.Module, mode: bool) -> None:
             set_training(child, mode)
 
 
-def _tokens_first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+def _tokens_first(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
     """Tokens, further positional arguments, and those by name, whichever way the tokens came."""
     if args:
-        return *args, kwargs
+        return args[0], args[1:], kwargs
     kwargs = dict(kwargs)
-    return kwargs.pop("hidden_states"), kwargs
+    return kwargs.pop("hidden_states"), (), kwargs
 
 
 def _on_tokens(output: Any, function: Callable[[Tensor], Tensor]) -> Any:

@@ -86,7 +86,7 @@ class LoRA(LinearMethod):
 
     def scale_at(self, rank: int) -> float:
         """Factor of an update."""
-        if self.is_on("scale_by_reduction"):
+        if self.is_on("scale_by_reduction") and self.reduction is not None:
             return self.alpha / self.reduction
         return self.alpha / rank
 

@@ -22,7 +22,7 @@ class PiSSA(LoRA):
 
     def update(self, site: Site, rank: int, scale: float) -> "Principal":
         """See `LoRA.update`."""
-        return Principal(site.module, rank, scale)
+        return Principal(site.linear, rank, scale)
 
 
 class Principal(LowRank):
@@ -36,6 +36,9 @@ class Principal(LowRank):
         rank: r.
         scale: s.
     """
+
+    start_down: Tensor
+    start_up: Tensor
 
     def __init__(self, linear: nn.Linear, rank: int, scale: float) -> None:
         super().__init__(linear.in_features, linear.out_features, rank, scale)
