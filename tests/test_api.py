@@ -84,7 +84,9 @@ def test_plain_loop(
             loss.backward()
             optimizer.step()
     assert right(model, data) == 1
-    assert all(torch.equal(t, frozen[n]) for n, t in model.backbone.named_parameters() if n in frozen)
+    assert all(
+        torch.equal(t, frozen[n]) for n, t in model.backbone.named_parameters() if n in frozen
+    )
 
     toolkit.save_bundle(tmp_path / "bundle", model, CLASSES)
     bundle = toolkit.load_bundle(tmp_path / "bundle")

@@ -41,7 +41,9 @@ class Prediction:
         """
         chosen = self.probabilities if probabilities is None else probabilities
         values, indices = chosen.topk(min(count, len(self.classes)))
-        return [(self.classes[i], p) for i, p in zip(indices.tolist(), values.tolist(), strict=True)]
+        return [
+            (self.classes[i], p) for i, p in zip(indices.tolist(), values.tolist(), strict=True)
+        ]
 
 
 @torch.inference_mode()

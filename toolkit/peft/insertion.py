@@ -56,7 +56,7 @@ class Parallel(Wrapper):
     """`wrapped(x) + inserted(x)`."""
 
     def adapted(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """See `Wrapper.adapted`."""
+        """Stock output plus the inserted module's output for the same input."""
         return _on_tokens(self.wrapped(x, *args, **kwargs), lambda y: y + self.inserted(x))
 
 
@@ -64,7 +64,7 @@ class After(Wrapper):
     """`inserted(wrapped(x))`."""
 
     def adapted(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """See `Wrapper.adapted`."""
+        """The inserted module applied to the stock output."""
         return _on_tokens(self.wrapped(x, *args, **kwargs), self.inserted)
 
 
@@ -72,7 +72,7 @@ class Before(Wrapper):
     """`wrapped(inserted(x))`."""
 
     def adapted(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """See `Wrapper.adapted`."""
+        """The stock module applied to the inserted module's output."""
         return self.wrapped(self.inserted(x), *args, **kwargs)
 
 
@@ -80,7 +80,7 @@ class BeforeAndBeside(Wrapper):
     """`wrapped(a) + a` with `a = inserted(x)`."""
 
     def adapted(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """See `Wrapper.adapted`."""
+        """The stock module applied to the inserted module's output, plus that output."""
         x = self.inserted(x)
         return _on_tokens(self.wrapped(x, *args, **kwargs), lambda y: y + x)
 
@@ -89,7 +89,7 @@ class Reparametrised(Wrapper):
     """`inserted(x, wrapped)`: the inserted module computes with the wrapped one's weights."""
 
     def adapted(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """See `Wrapper.adapted`."""
+        """The inserted module, given the input and the stock module."""
         return self.inserted(x, self.wrapped)
 
 
@@ -97,7 +97,7 @@ class ParallelKept(Parallel):
     """`Parallel` that also hands its branch on to an `Echo` further up."""
 
     def adapted(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """See `Wrapper.adapted`."""
+        """Stock output plus the branch, which is kept for the `Echo`."""
         output = self.wrapped(x, *args, **kwargs)
         self.kept = self.inserted(x)
         return _on_tokens(output, lambda y: y + self.kept)
@@ -139,7 +139,7 @@ class ParallelToTap(Wrapper):
         self.tap = (tap,)  # in a tuple: a reference, not a child
 
     def adapted(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """See `Wrapper.adapted`."""
+        """Stock output plus the branch computed from the tapped input."""
         branch = self.inserted(_take(self.tap[0]))
         return _on_tokens(self.wrapped(x, *args, **kwargs), lambda y: y + branch)
 
@@ -148,7 +148,7 @@ class Passing(Wrapper):
     """`wrapped(x)`; the inserted module is used by the attention inside."""
 
     def adapted(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """See `Wrapper.adapted`."""
+        """The stock output as it is."""
         return self.wrapped(x, *args, **kwargs)
 
 

@@ -15,13 +15,13 @@ class PiSSA(LoRA):
     """LoRA that trains the r largest singular components of a weight; the rest is frozen."""
 
     def check(self) -> None:
-        """See `LoRA.check`; the start is given by the weights."""
+        """Refuse dropout, which would change the frozen weight's own components."""
         super().check()
         if self.dropout:
             raise ConfigError("PiSSA trains part of the weight itself: leave 'dropout' at 0")
 
     def update(self, site: Site, rank: int, scale: float) -> "Principal":
-        """See `LoRA.update`."""
+        """The largest singular components of the projection at a site."""
         return Principal(site.linear, rank, scale)
 
 
@@ -58,5 +58,5 @@ class Principal(LowRank):
         return functional.linear(self.scale * functional.linear(x, down), up)
 
     def delta(self) -> Tensor:
-        """See `LowRank.delta`."""
+        """What has been learned since the start, [out, in]."""
         return super().delta() - self.scale * self.start_up @ self.start_down
