@@ -1,4 +1,4 @@
-"""The public API: what a notebook does, in plain PyTorch, in transformers' Trainer, in Lightning."""
+"""The public API, in plain PyTorch, in transformers' Trainer and in Lightning."""
 
 import subprocess
 import sys
