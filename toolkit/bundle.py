@@ -56,6 +56,20 @@ class Bundle:
         """What the model reads."""
         return self.model.backbone.features
 
+    @property
+    def reader(self) -> Pipeline:
+        """The pipeline, for those who need rows of audio files.
+
+        Raises:
+            BundleError: a module of your own, whose input is not made from audio files.
+        """
+        if self.pipeline is None:
+            raise BundleError(
+                "this bundle is of a module of your own, which does not say how audio becomes its "
+                "input: make the input yourself and call `bundle.model` with it"
+            )
+        return self.pipeline
+
     def probabilities(self, logits: Tensor) -> Tensor:
         """Logits [B, C] -> [B, C]; they sum to 1 unless a clip may have several classes."""
         return self.task.probabilities(logits)

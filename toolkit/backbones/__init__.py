@@ -9,7 +9,25 @@ from toolkit.errors import BackboneError
 from toolkit.registry import BACKBONES
 
 if TYPE_CHECKING:  # torch is slow to import
-    from toolkit.backbones.base import BackboneSource
+    from toolkit.backbones.base import Backbone, BackboneSource
+
+
+def load_backbone(name: str, max_length: int = 1000, **settings: Any) -> "Backbone":
+    """A pretrained backbone with its weights, in eval mode.
+
+    Args:
+        name: a registered name (`toolkit.list_registered("backbone")`), a folder written by
+            `save_pretrained`, or a hub id (`owner/model`).
+        max_length: the longest clip that it reads, in frames of 10 ms.
+        settings: settings of the backbone's family; `toolkit.describe("backbone", name)` lists
+            them.
+
+    Raises:
+        UnknownName: no such backbone.
+        ConfigError: an unknown or impossible setting.
+        BackboneError: the weights cannot be found, or do not fit.
+    """
+    return create({"name": name, **settings}).load(max_length)
 
 
 def create(config: Mapping[str, Any]) -> "BackboneSource":

@@ -20,7 +20,7 @@ import dataclasses
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,21 @@ class Site:
     def module(self) -> nn.Module:
         """The module at this place now: the stock module, or a wrapper around it."""
         module: nn.Module = getattr(self.parent, self.attribute)
+        return module
+
+    @property
+    def linear(self) -> nn.Linear:
+        """The projection that stands there.
+
+        Raises:
+            ConfigError: it is not a linear layer.
+        """
+        module = self.module
+        if not isinstance(module, nn.Linear):
+            raise ConfigError(
+                f"{self.name} is a {type(module).__name__}, and this method needs a linear layer: "
+                "choose another method or other targets"
+            )
         return module
 
     def replace(self, module: nn.Module) -> None:
@@ -143,8 +158,7 @@ class Backbone(nn.Module, ABC):
         self._sites: list[dict[str, Site]] = []
         for number, path in enumerate(blocks):
             block = _find(model, path)
-            layer_norm: Any = _find(block, roles["norm.mhsa"])
-            width: int = layer_norm.normalized_shape[-1]
+            width = _width(block, roles, dim)
             self._names[path] = f"blocks.{number}"
             places = {"block": _site(model, path, width, number, "block")}
             for role, part in roles.items():
@@ -352,6 +366,15 @@ def _site(root: nn.Module, path: str, dim: int, block: int, role: str) -> Site:
     parent = _find(root, head) if head else root
     in_dim, out_dim = (getattr(module, f"{end}_features", dim) for end in ("in", "out"))
     return Site(block, role, parent, attribute, in_dim, out_dim)
+
+
+def _width(block: nn.Module, roles: Mapping[str, str], dim: int) -> int:
+    """Width of a block's tokens: that of its layer norm, or the backbone's if it has none."""
+    for role in ("norm.mhsa", "norm.ffn"):
+        norm = _find(block, roles[role]) if role in roles else None
+        if isinstance(norm, nn.LayerNorm):
+            return norm.normalized_shape[-1]
+    return dim
 
 
 def _find(model: nn.Module, path: str) -> nn.Module:

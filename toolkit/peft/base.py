@@ -184,7 +184,7 @@ class Recorder(nn.Module):
     """Base of inserted modules that can record statistics of their passes, such as mixtures.
 
     Attributes:
-        recording: whether `forward` shall append to `records`.
+        recording: whether `forward` appends to `records`.
         records: one mapping of detached tensors a forward pass.
         context: which tokens of a batch are real; None: all are.
     """
