@@ -248,16 +248,15 @@ def predict(options: argparse.Namespace) -> None:
         if options.windows:
             rows = [(f"  window {i + 1}", p) for i, p in enumerate(prediction.windows)]
         for label, probabilities in rows:
-            best = prediction.top(bundle.classes, options.top, probabilities)
+            best = prediction.top(options.top, probabilities)
             text = "   ".join(f"{name} {100 * share:.1f} %" for name, share in best)
             print(f"{prediction.path}{label}   {text}")
 
 
 def _as_json(prediction: object, classes: list[str]) -> dict[str, object]:
-    best, _ = prediction.top(classes, 1)[0]
     return {
         "file": prediction.path,
-        "prediction": best,
+        "prediction": prediction.label,
         "probabilities": dict(zip(classes, prediction.probabilities.tolist(), strict=True)),
         "windows": prediction.windows.tolist(),
     }
