@@ -443,7 +443,7 @@ ATTACKS = {
     "new through torch": f"{LABEL}!new:torch.hub.subprocess.Popen [[touch, sentinel]]",
     "name": f"{LABEL}!name:os.system {{command: touch sentinel}}",
     "name through builtins": f"{LABEL}!name:toolkit.config.load.__builtins__.eval",
-    "name of another package": f"{LABEL}!name:toolkit.config.load_hyperpyyaml",
+    "name of another package": f"{LABEL}!name:toolkit.config.trust.load_hyperpyyaml",
     "name of a module": f"{LABEL}!name:torch.os",
     "name by way of another package": f"{LABEL}!name:torch.os.sep.join",
     "name of a look-alike": f"{LABEL}!name:torchaudio.load",
