@@ -224,7 +224,9 @@ def read_entries(file: Path, module: str, plugin: str = "") -> Iterator[tuple[st
         PluginError: a decorator's arguments are not literals.
     """
     for node in ast.parse(file.read_bytes(), file).body:
-        for decorator in node.decorator_list if isinstance(node, ast.ClassDef) else ():
+        if not isinstance(node, ast.ClassDef):
+            continue
+        for decorator in node.decorator_list:
             if not isinstance(decorator, ast.Call):
                 continue
             variable, _, function = ast.unparse(decorator.func).rpartition(".")

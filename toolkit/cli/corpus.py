@@ -6,7 +6,7 @@ from pathlib import Path
 from toolkit.cli.parser import Commands, Parser
 
 
-def add(commands: Commands, common: Parser) -> None:
+def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     """Add the commands `corpus check` and `corpus stats`."""
     group = commands.add_parser("corpus", help="look at a corpus on disk")
     verbs = group.add_subparsers(required=True, metavar="check|stats")

@@ -25,9 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(0)
 
 
-def parser() -> Parser:
+def parser() -> argparse.ArgumentParser:
     """The command line of `toolkit`."""
-    made = Parser(
+    made: argparse.ArgumentParser = Parser(
         prog="toolkit",
         description="Adapt frozen audio transformers: list, train, predict, compress, compare.",
     )

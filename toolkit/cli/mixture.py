@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from toolkit.cli.parser import Commands, Parser
+from toolkit.cli.parser import Commands
 from toolkit.errors import ConfigError
 
 VERBS = {
@@ -15,7 +15,7 @@ VERBS = {
 }
 
 
-def add(commands: Commands, common: Parser) -> None:
+def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     """Add the commands `compress`, `prune`, `experts` and `search`."""
     for verb, text in VERBS.items():
         change = commands.add_parser(

@@ -11,7 +11,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **options)
 
 
-Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """Where a group adds its commands.
 
 A command is added with `parents=[common]`, which gives it `--plugins` and makes it refuse every

@@ -3,10 +3,10 @@
 import argparse
 from pathlib import Path
 
-from toolkit.cli.parser import Commands, Parser
+from toolkit.cli.parser import Commands
 
 
-def add(commands: Commands, common: Parser) -> None:
+def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     """Add the command `new-plugin`."""
     new = commands.add_parser("new-plugin", parents=[common], help="files of a new PEFT method")
     new.add_argument("name")

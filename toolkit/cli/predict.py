@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from toolkit.cli.console import print_table
-from toolkit.cli.parser import Commands, Parser
+from toolkit.cli.parser import Commands
 
 if TYPE_CHECKING:
     from toolkit.inference.predict import Prediction
 
 
-def add(commands: Commands, common: Parser) -> None:
+def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     """Add the command `predict`."""
     command = commands.add_parser("predict", parents=[common], help="classify files with a bundle")
     command.add_argument("bundle", help="the folder 'bundle' of a run")

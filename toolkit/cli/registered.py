@@ -8,14 +8,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from toolkit.cli.console import print_table
-from toolkit.cli.parser import Commands, Parser
+from toolkit.cli.parser import Commands
 from toolkit.errors import ConfigError, UnknownName, did_you_mean
 from toolkit.registry import PEFT, REGISTRIES, Registry
 
 PLURALS = {"backbones": "backbone", "corpora": "corpus", "pipelines": "pipeline"}
 
 
-def add(commands: Commands, common: Parser) -> None:
+def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     """Add the commands `list`, `describe` and `matrix`."""
     kinds = ", ".join(REGISTRIES)
     listing = commands.add_parser("list", parents=[common], help="what is registered")

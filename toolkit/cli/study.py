@@ -3,10 +3,10 @@
 import argparse
 from pathlib import Path
 
-from toolkit.cli.parser import Commands, Parser
+from toolkit.cli.parser import Commands
 
 
-def add(commands: Commands, common: Parser) -> None:
+def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     """Add the command `report`."""
     report = commands.add_parser(
         "report", parents=[common], help="tables and pictures of a study (tools/benchmark.py)"

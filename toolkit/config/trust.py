@@ -10,8 +10,8 @@ from types import ModuleType
 from typing import Any
 
 from hyperpyyaml import load_hyperpyyaml, resolve_references
-from ruamel.yaml import Loader, SafeLoader
 from ruamel.yaml.comments import CommentedMap, CommentedSeq, CommentedSet
+from ruamel.yaml.loader import Loader, SafeLoader
 
 from toolkit import plugins
 from toolkit.config.configuration import Configuration
