@@ -41,6 +41,8 @@ class Settings:
     registered_name: ClassVar[str]
     """The name under which a registry knows the class; set by `Registry.register`."""
 
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         dataclasses.dataclass(kw_only=True, eq=False, repr=False)(cls)

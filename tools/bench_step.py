@@ -31,8 +31,9 @@ from torch.nn import functional
 from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
 
 from toolkit import backbones, plugins
+from toolkit.config import parse_spec
 from toolkit.model import AudioClassifier
-from toolkit.registry import PEFT, parse_spec
+from toolkit.registry import PEFT
 
 FRAMES, CLASSES = 500, 50
 FLOOR = "floor"

@@ -69,14 +69,14 @@ def variants(study: Study, plugin_folders: Iterable[str] = ()) -> list[Variant]:
 
     Args:
         study: the study.
-        plugin_folders: see `plugins.load`.
+        plugin_folders: see `plugins.candidates`.
 
     Raises:
         ConfigError: a glob or a name that matches nothing.
     """
     recipes = [resolve(spec.recipe) / "hparams" for spec in study.corpus_specs.values()]
     others = sorted((ROOT / "recipes").glob("*/hparams"))  # a method's file works with any recipe
-    files = configurations([*recipes, *others, *plugins.places(plugin_folders)])
+    files = configurations([*recipes, *others, *plugins.nearest(plugin_folders)])
     found: dict[str, Variant] = {}
     for spec in study.method_specs:
         for variant in _expand(spec, files):

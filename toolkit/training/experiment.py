@@ -74,9 +74,10 @@ class Experiment:
     def of(cls, recipe_file: str, command: CommandLine) -> "Experiment":
         """As `from_command_line`, with the command line parsed."""
         recipe = Path(recipe_file).resolve().parent
-        broken = plugins.report(plugins.load(command.plugins))
-        if broken and if_main_process():
-            print(broken, file=sys.stderr)
+        if if_main_process():
+            plugins.discover_and_report(command.plugins)
+        else:
+            plugins.discover(command.plugins)
         loaded, options = configured(command, recipe)
         values = loaded.values
         if values["pipeline"] is not None:
