@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 import studies
 from browser import Browser, chromium
+from matplotlib.figure import Figure
+from recipe import ROOT
 from scipy import stats
 
 from toolkit.errors import ConfigError
@@ -18,7 +20,7 @@ from toolkit.study.report import columns, sections, tables
 from toolkit.study.report.columns import Column
 from toolkit.study.report.curves import draw_sweep
 from toolkit.study.report.load import Results
-from toolkit.study.report.plots import draw_pareto, pareto_front, save
+from toolkit.study.report.plots import MOST_SVG_BYTES, draw_pareto, pareto_front, save, save_small
 from toolkit.study.report.write import write_report
 
 SKILLS = {
@@ -174,7 +176,7 @@ def test_published_numbers_stand_beside_measured_ones(tmp_path: Path) -> None:
 
 
 def test_few_shot_and_scaling_have_pictures(tmp_path: Path) -> None:
-    """Curves over clips a class, over parameters and a swept number; few clips stand first."""
+    """Curves over clips per class, over parameters and a swept number; few clips come first."""
     studies.made_up(
         tmp_path,
         {"linear": 0.5, "lora": 0.8},
@@ -185,7 +187,12 @@ def test_few_shot_and_scaling_have_pictures(tmp_path: Path) -> None:
     results = Results.read(tmp_path)
     found = tables.methods(results), tables.comparisons(results)
     assert [list(dict.fromkeys(t["shots"])) for t in found] == [["1", "2", "16", "all"]] * 2
-    names = {picture.name for picture in sections.all_pictures(results, tables.methods(results))}
+    pictures = sections.all_pictures(results, tables.methods(results))
+    names = {picture.name for picture in pictures}
+    assert "Accuracy, Sounds, ast_tiny, 1 clip per class" in {p.title for p in pictures}
+    [note] = [table.note for table in sections.all_tables(results) if table.key == "ranks"]
+    for group in ("ast_tiny, 1 clip per class", "ast_tiny, 16 clips per class", "ast_tiny"):
+        assert f"{group}, over 2 folds: Friedman" in note
     assert "few-shot-Sounds-ast_tiny" in names
     assert "sweep-rank-Sounds-ast_tiny" in names
     assert "sweep-rank-Sounds-ast_tiny-1-shot" in names
@@ -272,10 +279,46 @@ def test_the_files_of_a_report(report: Path, results: Results) -> None:
     assert table.loc["lora", "accuracy"] == pytest.approx(accuracies(results, "lora").mean())
 
 
+def test_pictures_for_a_repository_are_small(report: Path) -> None:
+    """Text is text, no glyph is a path, and no coordinate is finer than hundredths."""
+    pictures = sorted((report.parent / "RESULTS").iterdir())
+    assert pictures and {picture.suffix for picture in pictures} == {".svg"}
+    for picture in pictures:
+        svg = picture.read_text(encoding="utf-8")
+        assert len(svg.encode()) <= MOST_SVG_BYTES == 60_000
+        assert "<text" in svg and "DejaVuSans-" not in svg
+        assert not re.search(r' (?:d|x|y|transform)="[^"]*\d\.\d{3}', svg)
+
+
+def test_a_picture_too_large_for_an_svg_is_a_png(tmp_path: Path) -> None:
+    """Instead of the SVG, not beside it."""
+    figure = Figure(figsize=(2, 2))
+    lines = figure.subplots().plot(np.random.default_rng(0).random((4000, 2)))
+    assert save_small(figure, tmp_path, "walk") == tmp_path / "walk.png"
+    for line in lines:
+        line.remove()
+    assert save_small(figure, tmp_path, "empty") == tmp_path / "empty.svg"
+    assert {file.name for file in tmp_path.iterdir()} == {"walk.png", "empty.svg"}
+
+
+def test_published_results_are_small_and_complete() -> None:
+    """Every picture of docs/results is shown by a page, which shows no other."""
+    folder = ROOT / "docs" / "results"
+    shown = {
+        page.parent / picture
+        for page in folder.glob("*.md")
+        for picture in re.findall(r"!\[.*\]\((.*)\)", page.read_text(encoding="utf-8"))
+    }
+    assert shown == {file for file in folder.glob("*/*") if file.is_file()}
+    vectors = [picture for picture in shown if picture.suffix == ".svg"]
+    assert all(picture.stat().st_size <= MOST_SVG_BYTES for picture in vectors)
+    assert all("<text" in picture.read_text(encoding="utf-8") for picture in vectors)
+
+
 def test_the_markdown_report(report: Path) -> None:
     """One table of methods, what failed, a sentence under each; pictures that are there."""
     text = (report / "report.md").read_text(encoding="utf-8")
-    assert "450 runs are done, 50 failed, 0 have not ended" in text
+    assert "450 runs finished, 50 failed, 0 still to run" in text
     [row] = [line for line in text.splitlines() if line.startswith("| full |") and "50/50" in line]
     assert row.count("|") == text.partition("| method |")[2].partition("\n")[0].count("|") + 2
     assert "out of memory" in text
@@ -307,7 +350,7 @@ def test_the_page_is_one_file(report: Path) -> None:
 def test_a_report_needs_a_run(tmp_path: Path) -> None:
     """None ended; or all failed."""
     studies.made_up(tmp_path / "a", {"linear": 0.5}, folds=1, seeds=1, failed=["linear"])
-    with pytest.raises(ConfigError, match=r"no run of 'made-up' is done \(1 failed\)"):
+    with pytest.raises(ConfigError, match=r"no run of 'made-up' has finished \(1 failed\)"):
         list(write_report(Results.read(tmp_path / "a"), tmp_path / "report"))
     (tmp_path / "a" / "runs").rename(tmp_path / "gone")
     with pytest.raises(ConfigError, match="holds no run of the study that has ended"):

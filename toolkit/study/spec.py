@@ -117,7 +117,7 @@ class Study(Settings):
     methods: list = setting([], "globs, or mappings: see `MethodSpec`; the first mention counts")
     backbones: list[str] = setting(["ast_tiny"], "registered names, folders or hub ids")
     seeds: list[int] = setting([10], "of initialisation, order and augmentation")
-    shots: list[int | None] = setting([None], "training clips a class; none: all")
+    shots: list[int | None] = setting([None], "training clips per class; none: all")
     overrides: dict = setting({}, "keys of every recipe's configuration")
     budget: dict | None = setting(None, "see `Budget`; none: as configured")
     baseline: str | None = setting(None, "the method that others are compared with")
@@ -197,7 +197,7 @@ class Cell:
 
     Attributes:
         corpus, method, backbone: names in the study.
-        shots: training clips a class; None: all.
+        shots: training clips per class; None: all.
         seed: of the run.
         fold: the tested fold; None: all that the recipe has.
     """

@@ -1,4 +1,4 @@
-"""The pictures of the viewer, one function each; matplotlib without a display."""
+"""The pictures of the expert viewer, one function each, drawn without a display."""
 
 from typing import Any
 
@@ -13,21 +13,21 @@ from toolkit.features.log_mel import SHIFT_SECONDS
 from toolkit.mixtures.view.collect import LayerView
 
 MEANING = {
-    "gate": "weight that a token gives to the expert",
-    "combine": "weight that a token gives to the expert's slots",
+    "gate": "weight of the expert for a token",
+    "combine": "weight of the expert's slots for a token",
     "dispatch": "weight of a token in the expert's slots",
 }
 
 
 def draw_layer(view: LayerView, frames: Tensor, most: int) -> Figure:
-    """The spectrogram, and over it the weights of the busiest experts: a row for each kind.
+    """The weights of the busiest experts over the spectrogram, one row per kind of weight.
 
-    Every patch is drawn as an equal part of the picture (AST's overlap a little).
+    Every patch is drawn as an equal part of the picture, although AST's overlap a little.
 
     Args:
         view: the mixture.
-        frames: raw log-mel frames [T, F]; padding is not a number.
-        most: experts to draw.
+        frames: raw log-mel frames [T, F]; padding is NaN.
+        most: number of experts to draw.
     """
     experts = view.busiest(most)
     load = view.load()
@@ -55,14 +55,14 @@ def draw_layer(view: LayerView, frames: Tensor, most: int) -> Figure:
 
 
 def draw_similarity(views: list[LayerView], most: int) -> Figure:
-    """Cosines between the slots of the busiest experts, a panel a layer."""
+    """Cosine similarity between the slots of the busiest experts, one panel per layer."""
     columns = min(len(views), 6)
     rows = -(-len(views) // columns)
     figure = Figure(figsize=(1.9 * columns + 1, 2 * rows + 0.3), dpi=80, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis in grid[len(views) :]:
         axis.set_visible(False)
-    for axis, view in zip(grid, views, strict=False):  # the last row may have room left
+    for axis, view in zip(grid, views, strict=False):  # the last row may have empty panels
         experts = view.busiest(most)
         image = axis.imshow(view.similarity(experts).numpy(), vmin=0, vmax=1, cmap="viridis")
         slots = view.weights[view.main].shape[2]
@@ -75,13 +75,13 @@ def draw_similarity(views: list[LayerView], most: int) -> Figure:
 
 
 def draw_training(history: list[dict[str, Any]]) -> Figure | None:
-    """Expert load, entropies and slot similarity in the validation of each epoch.
+    """Expert load, entropies and slot similarity on the validation fold after each epoch.
 
     Args:
-        history: records of epochs, see `training_record`.
+        history: the epochs as `training_record` returns them.
 
     Returns:
-        None if no such statistics were recorded.
+        the figure, or None if no such statistics were recorded.
     """
     epochs = [record["epoch"] for record in history]
     series = {
@@ -97,13 +97,13 @@ def draw_training(history: list[dict[str, Any]]) -> Figure | None:
     axes = figure.subplots(1, panels, squeeze=False)[0]
     if load is not None:
         axes[0].plot(epochs, load, marker=".", label=[f"expert {e}" for e in range(load.shape[1])])
-        axes[0].set(title="load by expert, mean over layers", ylim=(0, None))
+        axes[0].set(title="load per expert, mean over layers", ylim=(0, None))
     if series:
         axes[-1].plot(
             epochs, np.stack(list(series.values()), axis=1), marker=".",
             label=[name.replace("_", " ") for name in series],
         )  # fmt: skip
-        axes[-1].set(title="1 is uniform, or all alike", ylim=(0, 1.05))
+        axes[-1].set(title="entropy: 1 is uniform; similarity: 1 is identical", ylim=(0, 1.05))
     for axis in axes:
         axis.set_xlabel("epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))

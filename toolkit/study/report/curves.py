@@ -1,4 +1,4 @@
-"""Pictures of how accuracy grows: over epochs, clips a class, parameters, and swept settings."""
+"""Accuracy curves: over epochs, clips per class, trained parameters and swept settings."""
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -10,9 +10,9 @@ from toolkit.study.report.load import ALL_SHOTS, Results
 from toolkit.study.report.statistics import t_interval
 
 MOST_LINES = 10
-"""More lines in one picture cannot be told apart."""
+"""More lines in one picture would be hard to tell apart."""
 
-BESIDE = 2.5  # points between lines that share their places
+BESIDE = 2.5  # points between lines with values at the same x
 
 
 def draw_epochs(results: Results, methods: list[str], group: tuple[str, ...]) -> Figure:
@@ -20,7 +20,7 @@ def draw_epochs(results: Results, methods: list[str], group: tuple[str, ...]) ->
 
     Args:
         results: of the study.
-        methods: those to draw, at most `MOST_LINES`.
+        methods: those to draw; only the first `MOST_LINES` are.
         group: corpus, backbone, shots.
     """
     figure, axes = _new("epoch", "validation accuracy %")
@@ -33,14 +33,14 @@ def draw_epochs(results: Results, methods: list[str], group: tuple[str, ...]) ->
 
 
 def mean_curve(results: Results, key: tuple[str, ...], name: str) -> list[float]:
-    """A curve (see `outcome.CURVES`) of a method, averaged over its folds and seeds."""
+    """One of the curves in `outcome.CURVES`, averaged over the folds and seeds of a method."""
     curves = results.curves[key]
     length = min(len(curve[name]) for curve in curves)
     return [sum(curve[name][i] for curve in curves) / len(curves) for i in range(length)]
 
 
 def draw_few_shot(folds: pd.DataFrame) -> Figure:
-    """Accuracy against clips a class, a line a method; all clips stand at the right end.
+    """Accuracy against training clips per class, one line per method; "all" is at the right end.
 
     Args:
         folds: of one corpus and backbone, see `Results.folds`.
@@ -56,11 +56,11 @@ def draw_few_shot(folds: pd.DataFrame) -> Figure:
 
 
 def draw_scaling(folds: pd.DataFrame) -> Figure:
-    """Accuracy against trained parameters, a line for each series and combination of `others`.
+    """Accuracy against trained parameters, one line per series and combination of `others`.
 
     Args:
-        folds: of one corpus, backbone and number of clips a class, with the column `others`: the
-            swept settings but the first, as text.
+        folds: of one corpus, backbone and number of clips per class, with the column `others`: the
+            swept settings except the first, as text.
     """
     figure, axes = _new("parameters trained outside the head", "test accuracy %")
     axes.set_xscale("log")
@@ -69,11 +69,11 @@ def draw_scaling(folds: pd.DataFrame) -> Figure:
 
 
 def draw_sweep(folds: pd.DataFrame, factor: str) -> Figure:
-    """Accuracy against one swept setting, a line for each series and combination of the others.
+    """Accuracy against one swept setting, one line per series and combination of the others.
 
     Args:
-        folds: of the methods that sweep it, with the columns `value`, its value, and `others`,
-            the others as text.
+        folds: of the methods that sweep it, with the columns `value` (of this setting) and
+            `others` (the other settings as text).
         factor: the setting's name.
     """
     figure, axes = _new(factor, "test accuracy %")
@@ -101,16 +101,16 @@ def _new(x: str, y: str) -> tuple[Figure, Axes]:
 
 
 def _doubling(axes: Axes, places: dict[str, float]) -> None:
-    """An axis on which a doubling is always as wide, with its values' names."""
+    """Use a base-2 logarithmic axis with a named tick at each value."""
     axes.set_xscale("log", base=2)
     axes.set_xticks(list(places.values()), list(places))
     axes.minorticks_off()
 
 
 def _lines(axes: Axes, folds: pd.DataFrame, by: list[str], beside: float = BESIDE) -> None:
-    """Means at each `x` with their intervals over folds and seeds, a line for each value of `by`.
+    """Draw the mean and its interval over folds and seeds at each `x`, one line per value of `by`.
 
-    Lines are drawn `beside` points apart, so that intervals at the same `x` can be told apart.
+    Lines are shifted by `beside` points so that intervals at the same `x` do not overlap.
     """
     groups = list(folds.groupby(by, sort=False))
     for number, (key, rows) in enumerate(groups):
@@ -124,7 +124,7 @@ def _lines(axes: Axes, folds: pd.DataFrame, by: list[str], beside: float = BESID
             list(points), mean, (below, above), marker="o", ms=3.5, lw=1.2, elinewidth=0.6,
             label=" ".join(key).strip(), transform=axes.transData + shift,
         )  # fmt: skip
-        for x, interval in points.items():  # what is drawn aside does not say how far axes reach
+        for x, interval in points.items():  # shifted lines do not set the limits of the axes
             axes.update_datalim([(x, interval.low), (x, interval.high)])
     axes.autoscale_view()
     axes.figure.legend(loc="outside upper center", ncols=3, fontsize=7, frameon=False)

@@ -76,12 +76,12 @@ def page_data(
 
 
 def summary(results: Results) -> str:
-    """How much of the study there is."""
+    """How many runs finished, and with which versions of the toolkit."""
     missing = len(results.cells) - len(results.records)
     versions = sorted({f"{r.outcome['toolkit']} ({r.outcome['commit']})" for r in results.done})
     return (
-        f"{len(results.done)} runs are done, {len(results.failed)} failed, {missing} have not "
-        f"ended. Toolkit {', '.join(versions) or 'unknown'}."
+        f"{len(results.done)} runs finished, {len(results.failed)} failed, {missing} still to run. "
+        f"Toolkit {', '.join(versions) or 'unknown'}."
     )
 
 

@@ -1,6 +1,7 @@
-"""Pictures of methods side by side, fit for a paper: PNG and SVG of each."""
+"""Pictures that compare methods, ready for a paper, as PNG and SVG."""
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -16,9 +17,18 @@ from matplotlib.figure import Figure
 from toolkit.study.report.tables import Ranking
 
 matplotlib.use("Agg")
-matplotlib.rcParams["svg.hashsalt"] = "toolkit"  # the same picture gives the same file
 
 DPI = 200
+STYLE = {
+    "svg.hashsalt": "toolkit",  # the same picture gives the same file
+    "svg.fonttype": "none",  # text stays text instead of a path per letter
+    "font.sans-serif": ["DejaVu Sans", "Verdana"],  # equally wide; any sans-serif if neither exists
+}
+MOST_SVG_BYTES = 60_000
+"""Larger pictures are kept as PNG in a repository."""
+
+ATTRIBUTE = re.compile(r' (?:d|x|y|transform)="[^"]*"')
+FRACTION = re.compile(r"-?\d+\.\d{3,}")
 GREY = "0.55"
 MARKED = "tab:red"
 
@@ -29,12 +39,38 @@ def save(
     """Write a picture as `name.png` and `name.svg`, or as one of them."""
     folder.mkdir(parents=True, exist_ok=True)
     for kind in kinds:
+        file = folder / f"{name}.{kind}"
         metadata = {"Date": None} if kind == "svg" else {}
-        figure.savefig(folder / f"{name}.{kind}", dpi=DPI, bbox_inches="tight", metadata=metadata)
+        with matplotlib.rc_context(STYLE):
+            figure.savefig(file, dpi=DPI, bbox_inches="tight", metadata=metadata)
+        if kind == "svg":
+            file.write_text(_rounded(file.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def save_small(figure: Figure, folder: Path, name: str) -> Path:
+    """Write a picture for a repository: as SVG, or as PNG if the SVG would be too large.
+
+    Returns:
+        the file.
+    """
+    save(figure, folder, name)
+    vector, pixels = folder / f"{name}.svg", folder / f"{name}.png"
+    small = vector.stat().st_size <= MOST_SVG_BYTES
+    (pixels if small else vector).unlink()
+    return vector if small else pixels
+
+
+def _rounded(svg: str) -> str:
+    """The same SVG with coordinates rounded to hundredths of a point."""
+    return ATTRIBUTE.sub(lambda found: FRACTION.sub(_hundredths, found[0]), svg)
+
+
+def _hundredths(number: re.Match[str]) -> str:
+    return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
 
 
 def draw_intervals(table: pd.DataFrame, baseline: str | None) -> Figure:
-    """Mean accuracy of each method with its interval, best first.
+    """Mean accuracy of each method with its interval, best on top.
 
     Args:
         table: methods of one group, see `tables.methods`.
@@ -54,12 +90,12 @@ def draw_intervals(table: pd.DataFrame, baseline: str | None) -> Figure:
 
 
 def draw_pareto(table: pd.DataFrame, x: str, label: str) -> Figure:
-    """Accuracy against a cost, and the methods that no other beats in both.
+    """Accuracy against a cost, with the Pareto front marked.
 
     Args:
         table: methods of one group.
-        x: the column of the cost, lower being better.
-        label: of its axis.
+        x: the column of the cost; lower is better.
+        label: the label of its axis.
     """
     table = table.dropna(subset=[x, "accuracy"])
     figure = Figure(figsize=(6.5, 4.5), layout="constrained")
@@ -77,7 +113,7 @@ def draw_pareto(table: pd.DataFrame, x: str, label: str) -> Figure:
 
 
 def _name_points(axes: Axes, table: pd.DataFrame, x: str, on_front: set[str]) -> None:
-    """The name of every method beside its point, clear of the other names."""
+    """Write the name of every method beside its point without overlaps."""
     names = [
         axes.text(
             row[x], row["accuracy"], row["method"],
@@ -86,27 +122,27 @@ def _name_points(axes: Axes, table: pd.DataFrame, x: str, on_front: set[str]) ->
         )
         for _, row in table.iterrows()
     ]  # fmt: skip
-    FigureCanvasAgg(axes.figure).draw()  # texts have a size once they are drawn
+    FigureCanvasAgg(axes.figure).draw()  # texts have no size before they are drawn
     adjust_text(
         names, x=table[x].to_list(), y=table["accuracy"].to_list(), ax=axes, min_arrow_len=4,
-        iter_lim=500,  # and not a second, so that the same picture gives the same file
+        iter_lim=500,  # instead of a time limit, so that the same picture gives the same file
         arrowprops={"arrowstyle": "-", "color": GREY, "lw": 0.4},
     )  # fmt: skip
 
 
 def pareto_front(table: pd.DataFrame, x: str) -> pd.DataFrame:
-    """The rows with more accuracy than every row that costs at most as much, cheapest first."""
+    """The rows that are more accurate than every row of equal or lower cost, cheapest first."""
     ordered = table.sort_values([x, "accuracy"], ascending=[True, False])
     best = ordered["accuracy"].astype(float).cummax().shift(fill_value=-np.inf)
     return ordered[ordered["accuracy"] > best]
 
 
 def draw_recalls(recalls: pd.DataFrame, baseline: str | None) -> Figure:
-    """What share of each class every method finds, or its difference from the baseline.
+    """Recall of every method per class, or its difference from the baseline's.
 
     Args:
         recalls: [methods, classes] in %.
-        baseline: its row is subtracted if it is there.
+        baseline: its row is subtracted if there is one.
     """
     relative = baseline in recalls.index
     values = recalls - recalls.loc[baseline] if relative else recalls
@@ -116,7 +152,7 @@ def draw_recalls(recalls: pd.DataFrame, baseline: str | None) -> Figure:
     axes = figure.subplots()
     colours = {"cmap": "RdBu", "vmin": -limit} if relative else {"cmap": "Blues", "vmin": 0}
     image = axes.imshow(values, vmax=limit, aspect="auto", **colours)
-    unit = f"% of the class more than {baseline}" if relative else "% of the class"
+    unit = f"recall minus recall of {baseline}, % points" if relative else "recall %"
     figure.colorbar(image, ax=axes, label=unit)
     names = [name.replace("_", " ") for name in values.columns]
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
@@ -125,7 +161,7 @@ def draw_recalls(recalls: pd.DataFrame, baseline: str | None) -> Figure:
 
 
 def draw_ranks(ranking: Ranking, groups: Sequence[tuple[int, int]]) -> Figure:
-    """Critical-difference diagram: methods at their average ranks; bars join those that do not
+    """Critical-difference diagram: methods at their average ranks, with bars over those that do not
     differ.
 
     Args:
@@ -134,7 +170,7 @@ def draw_ranks(ranking: Ranking, groups: Sequence[tuple[int, int]]) -> Figure:
     """
     average, count = ranking.ranks.average, len(ranking.methods)
     half = (count + 1) // 2
-    figure = Figure(figsize=(7, 1.4 + 0.22 * half + 0.1 * len(groups)))  # names stand outside it
+    figure = Figure(figsize=(7, 1.4 + 0.22 * half + 0.1 * len(groups)))  # names are outside it
     axes = figure.subplots()
     low = math.floor(average.min())
     high = math.ceil(max(average.max(), low + ranking.ranks.critical_difference))
@@ -156,7 +192,7 @@ def draw_ranks(ranking: Ranking, groups: Sequence[tuple[int, int]]) -> Figure:
 
 
 def _scale(axes: Axes, low: int, high: int, difference: float) -> None:
-    """The axis of ranks, and the critical difference above it."""
+    """Draw the axis of ranks, and the critical difference above it."""
     axes.plot([low, high], [0, 0], color="black", lw=1)
     for tick in range(low, high + 1, math.ceil((high - low) / 12)):
         axes.plot([tick, tick], [0, 0.2], color="black", lw=1)

@@ -19,7 +19,7 @@ def read_published() -> pd.DataFrame:
 
 def beside_measured(methods: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
     """A row for each measured method that has been published for the same corpus, backbone and
-    number of clips a class; `difference` is measured minus published, in %.
+    number of clips per class; `difference` is measured minus published, in %.
 
     Args:
         methods: see `tables.methods`.

@@ -1,4 +1,4 @@
-"""What a report says: its tables with a sentence each, and its pictures. Renderers come after."""
+"""The content of a report: its tables, their notes and its pictures, before rendering."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -21,10 +21,10 @@ class Table:
 
     Attributes:
         key: its name in the page.
-        title: above it.
-        columns: in their order.
-        rows: at least these columns.
-        note: how it was made, and what it does not show.
+        title: its heading.
+        columns: those to show, in this order.
+        rows: the data, with at least these columns.
+        note: how it was computed, and what it does not show.
     """
 
     key: str
@@ -36,7 +36,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A picture of the report; `name` is its file's, without suffix."""
+    """A picture of the report; `name` is the name of its file without the suffix."""
 
     name: str
     title: str
@@ -44,21 +44,21 @@ class Picture:
 
 
 def all_tables(results: Results) -> list[Table]:
-    """The tables that have rows."""
+    """All tables that have rows."""
     methods = tables.methods(results)
     published = {name: variant.published for name, variant in results.variants.items()}
     found = [
         Table("methods", "Methods", columns.COLUMNS, methods, _about_methods(results)),
         Table(
-            "comparisons", f"Against {results.study.baseline}, clip by clip",
+            "comparisons", f"Compared with {results.study.baseline}, clip by clip",
             columns.COMPARISONS, tables.comparisons(results), ABOUT_COMPARISONS,
         ),
-        Table("factors", "What a setting does", columns.FACTORS, tables.factors(results),
+        Table("factors", "Effect of each setting", columns.FACTORS, tables.factors(results),
               ABOUT_FACTORS),
-        Table("published", "Published and measured", columns.PUBLISHED,
+        Table("published", "Published and measured accuracy", columns.PUBLISHED,
               beside_measured(methods, published), ABOUT_PUBLISHED),
         _ranks(results),
-        Table("failures", "What failed", columns.FAILURES, failures(results), ABOUT_FAILURES),
+        Table("failures", "Failed runs", columns.FAILURES, failures(results), ABOUT_FAILURES),
     ]  # fmt: skip
     return [
         dataclasses.replace(table, columns=columns.present(table.rows, table.columns))
@@ -69,10 +69,10 @@ def all_tables(results: Results) -> list[Table]:
 
 def _about_methods(results: Results) -> str:
     return (
-        "Mean test accuracy over folds and seeds; the epoch of each run was chosen on its "
-        "validation fold. The interval is Student's over these values: folds share training clips "
-        "and seeds share test clips, so it is too narrow rather than too wide, and it says nothing "
-        f"about other corpora or backbones. {_about_timings(results)}"
+        "Mean test accuracy over folds and seeds; each run is tested at the epoch that was best on "
+        "its validation fold. CI is Student's t-interval over these values: since folds share "
+        "training clips and seeds share test clips, it is rather too narrow than too wide, and it "
+        f"says nothing about other corpora or backbones. {_about_timings(results)}"
     )
 
 
@@ -81,8 +81,8 @@ def _about_timings(results: Results) -> str:
     timings = [t for t in map(results.timing, steps.values()) if t is not None]
     if not timings:
         return (
-            "Seconds and memory are those of the runs, which may have shared the machine: compare "
-            "them with care, or take timings with `tools/benchmark.py STUDY --timings`."
+            "Seconds and memory come from the runs themselves, which may have shared the machine: "
+            "compare them with care, or measure with `tools/benchmark.py STUDY --timings`."
         )
     machine = timings[0].machine
     hosts = {(t.machine["host"], t.machine["processor"], t.rounds[0]["device"]) for t in timings}
@@ -90,12 +90,18 @@ def _about_timings(results: Results) -> str:
     where = f"{timings[0].rounds[0]['device']}, {machine['processor']}, {machine['cores']} cores"
     rest = len(steps) - len(timings)
     return (
-        f"Speeds, seconds, memory and operations are medians of {rounds} interleaved rounds in "
-        f"processes of their own ({where}; load {machine['load_before']:.1f} before), on "
-        "features in memory: they do not show reading and decoding."
+        f"Speeds, seconds, memory and operations are medians of {rounds} interleaved rounds, each "
+        f"in its own process ({where}; load {machine['load_before']:.1f} before), with features "
+        "in memory: reading and decoding files is not included."
         + _about_spread(timings) * (rounds > 1)
-        + (f" {len(hosts)} machines were used: their times do not compare." * (len(hosts) > 1))
-        + (f" {rest} configurations have none: theirs are from their runs." * (rest > 0))
+        + (
+            f" {len(hosts)} machines were used: times from different machines "
+            "cannot be compared." * (len(hosts) > 1)
+        )
+        + (
+            f" {rest} configurations were not timed: their figures come from their runs."
+            * (rest > 0)
+        )
     )
 
 
@@ -105,40 +111,40 @@ def _about_spread(timings: list[Timing]) -> str:
         for key in ("samples_per_second", "latency_seconds")
     )
     return (
-        f" From round to round one and the same configuration differed by {trained:.0f} % in "
-        f"training speed and {alone:.0f} % in latency (range, median over the configurations): "
-        "smaller differences between methods are not told apart."
+        f" Between rounds, the same configuration differed by {trained:.0f} % in training speed "
+        f"and {alone:.0f} % in latency (range, median over the configurations): smaller "
+        "differences between methods are within measurement error."
     )
 
 
 ABOUT_COMPARISONS = (
-    "Every clip is tested once a seed; a difference is the mean over the seeds that both methods "
-    "have. Interval: 10,000 bootstrap resamples of clips. p: exact McNemar test on the clips that "
-    "one of the two gets right in more seeds, then Holm's correction over the methods. Neither "
-    "covers what other training clips would change, and clips of one recording are counted as if "
-    "they were independent."
+    "Every clip is tested once per seed; a difference is the mean over the seeds that both methods "
+    "have. CI: 10,000 bootstrap resamples of the clips. p: McNemar's exact test on the clips that "
+    "one of the two methods gets right in more seeds, then Holm's correction over the methods. "
+    "Neither covers what other training clips would change, and clips cut from the same recording "
+    "are treated as independent."
 )
 
 ABOUT_FACTORS = (
-    "Runs that differ in this setting alone, in pairs of the same fold and seed. The t-interval "
-    "treats pairs as independent, which those of one fold are not quite, and is not corrected for "
-    "the number of rows."
+    "Pairs of runs with the same fold and seed that differ only in this setting. The t-interval "
+    "treats the pairs as independent, which pairs of the same fold are not quite, and it is not "
+    "corrected for the number of rows."
 )
 
 ABOUT_PUBLISHED = (
-    "Published numbers stand in toolkit/study/published.csv with their sources. They were reached "
-    "with the reference code, which picks other epochs and loses the position table (see the "
-    "recipe's README), so that a difference is not an error of either."
+    "Published numbers and their sources are in toolkit/study/published.csv. They were obtained "
+    "with the reference code, which tests other epochs and loses the position table (see the "
+    "recipe's README), so a difference does not mean that either number is wrong."
 )
 
 ABOUT_FAILURES = (
-    "These runs are in no other table; running the study again tries them again. A method that "
-    "fails in some folds has its mean over the others."
+    "These runs appear in no other table; running the study again retries them. If a method failed "
+    "in some folds, its mean is over the other folds."
 )
 
 
 def failures(results: Results) -> pd.DataFrame:
-    """The runs that failed: their folders, reasons, attempts and last lines of output."""
+    """The failed runs: folder, reason, number of attempts and last lines of output."""
     rows = [
         {"run": r.cell.name, "reason": r.reason, "attempts": r.attempts, "log": r.log}
         for r in results.failed
@@ -148,26 +154,28 @@ def failures(results: Results) -> pd.DataFrame:
 
 def _ranks(results: Results) -> Table:
     rows, notes = [], []
-    for ranking in tables.rankings(results):
+    rankings = tables.rankings(results)
+    for ranking in rankings:
         shared = {"backbone": ranking.backbone, "shots": ranking.shots}
         pairs = zip(ranking.methods, ranking.ranks.average, strict=True)
         rows += [{"method": method, "rank": value, **shared} for method, value in pairs]
+        group = f"{_title((ranking.backbone, ranking.shots))}, over" if rankings[1:] else "Over"
         notes.append(
-            f"Over {ranking.ranks.blocks} {ranking.blocks}: Friedman p = "
+            f"{group} {ranking.ranks.blocks} {ranking.blocks}: Friedman p = "
             f"{ranking.ranks.p_value:.2g}; methods whose ranks differ by less than "
-            f"{ranking.ranks.critical_difference:.2f} are not told apart (Nemenyi, 95 %)."
+            f"{ranking.ranks.critical_difference:.2f} cannot be told apart (Nemenyi, 95 %)."
         )
-        if ranking.blocks == "folds":
-            notes.append(
-                "Folds of one corpus share training clips: this ranks the methods on this corpus "
-                "and cannot say how they rank on another."
-            )
+    if any(ranking.blocks == "folds" for ranking in rankings):
+        notes.append(
+            "Folds of one corpus share training clips: this ranks the methods on this corpus and "
+            "does not show how they rank on another."
+        )
     frame = pd.DataFrame(rows, columns=["method", "backbone", "shots", "rank"])
     return Table("ranks", "Average ranks", columns.RANKS, frame, " ".join(notes))
 
 
 def all_pictures(results: Results, methods: pd.DataFrame) -> list[Picture]:
-    """The pictures that there is something for, group by group."""
+    """All pictures for which there is data, group by group."""
     found: list[Picture] = []
     baseline = results.study.baseline
     recalls = dict(tables.recalls(results))
@@ -177,16 +185,16 @@ def all_pictures(results: Results, methods: pd.DataFrame) -> list[Picture]:
         found += [
             Picture(f"accuracy-{name}", f"Accuracy, {title}",
                     plots.draw_intervals(table, baseline)),
-            Picture(f"pareto-{name}", f"Accuracy and size, {title}",
+            Picture(f"pareto-{name}", f"Accuracy against trained parameters, {title}",
                     plots.draw_pareto(table, "trained", "parameters trained outside the head")),
-            Picture(f"epochs-{name}", f"The best methods over the epochs, {title}",
+            Picture(f"epochs-{name}", f"Best methods over the epochs, {title}",
                     curves.draw_epochs(results, best, group)),
-            Picture(f"classes-{name}", f"Classes, {title}",
+            Picture(f"classes-{name}", f"Recall per class, {title}",
                     plots.draw_recalls(recalls[group].loc[best], baseline)),
         ]  # fmt: skip
         if table["latency_ms"].notna().any():
-            drawn = plots.draw_pareto(table, "latency_ms", "ms for one clip alone")
-            found.append(Picture(f"latency-{name}", f"Accuracy and latency, {title}", drawn))
+            drawn = plots.draw_pareto(table, "latency_ms", "latency of a single clip, ms")
+            found.append(Picture(f"latency-{name}", f"Accuracy against latency, {title}", drawn))
     return [*found, *_rank_pictures(results), *_line_pictures(results)]
 
 
@@ -205,7 +213,7 @@ def _rank_pictures(results: Results) -> list[Picture]:
 
 
 def _line_pictures(results: Results) -> list[Picture]:
-    """Few-shot curves, scaling curves, and one picture a swept setting."""
+    """Few-shot curves, scaling curves, and one picture per swept setting."""
     found = []
     folds = results.folds
     for group, rows in folds.groupby(["corpus", "backbone"], sort=False):
@@ -219,18 +227,20 @@ def _line_pictures(results: Results) -> list[Picture]:
             settings = [results.variants[method].factors for method in rows["method"]]
             others = [_others(values, next(iter(values))) for values in settings]
             drawn = curves.draw_scaling(rows.assign(others=others))
-            found.append(Picture(f"scaling-{name}", f"Accuracy and parameters, {title}", drawn))
+            found.append(Picture(f"scaling-{name}", f"Scaling, {title}", drawn))
         for factor in dict.fromkeys(
             key for m in rows["method"].unique() for key in results.variants[m].factors
         ):
             drawn = curves.draw_sweep(_with_factor(results, rows, factor), factor)
             short = factor.rpartition(".")[2]
-            found.append(Picture(f"sweep-{short}-{name}", f"Accuracy and {short}, {title}", drawn))
+            found.append(
+                Picture(f"sweep-{short}-{name}", f"Accuracy against {short}, {title}", drawn)
+            )
     return found
 
 
 def _with_factor(results: Results, folds: pd.DataFrame, factor: str) -> pd.DataFrame:
-    """The folds of the methods that sweep a setting, with its `value` and all `others`."""
+    """The folds of the methods that sweep a setting, with columns `value` and `others`."""
     settings = [results.variants[method].factors for method in folds["method"]]
     chosen = folds[[factor in values for values in settings]]
     own = [values for values in settings if factor in values]
@@ -239,17 +249,21 @@ def _with_factor(results: Results, folds: pd.DataFrame, factor: str) -> pd.DataF
 
 
 def _others(factors: Mapping[str, Any], factor: str) -> str:
-    """Swept settings but one, as text."""
+    """All swept settings except one, as text."""
     rest = {key: value for key, value in factors.items() if key != factor}
     return ", ".join(f"{key.rpartition('.')[2]}={value}".lower() for key, value in rest.items())
 
 
 def _name(group: tuple[str, ...]) -> str:
-    """A group as a part of a file's name; that all clips are used goes without saying."""
+    """A group as part of a file name; "all" clips is left out."""
     words = [word for word in group if word != ALL_SHOTS]
     return "-".join(f"{w}-shot" if w.isdigit() else w.rpartition("/")[2] for w in words)
 
 
 def _title(group: tuple[str, ...]) -> str:
     words = [word for word in group if word != ALL_SHOTS]
-    return ", ".join(f"{w} clips a class" if w.isdigit() else w for w in words)
+    return ", ".join(_clips(word) if word.isdigit() else word for word in words)
+
+
+def _clips(shots: str) -> str:
+    return f"{shots} {'clip' if shots == '1' else 'clips'} per class"

@@ -1,4 +1,4 @@
-"""`toolkit report STUDY`: everything that a study found, as HTML, Markdown, CSV and pictures."""
+"""`toolkit report STUDY`: the results of a study as HTML, Markdown, CSV and pictures."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,19 +15,19 @@ def write_report(results: Results, folder: Path, text: Path | None = None) -> It
 
     Args:
         results: of the study.
-        folder: where.
-        text: write the Markdown here too, with its pictures as SVG in a folder of the same name,
-            such as recipes/ESC50/RESULTS.md.
+        folder: where to write them.
+        text: write the Markdown here too, such as to docs/results/esc10.md, with small pictures
+            for a repository in a folder of the same name (docs/results/esc10/).
 
     Yields:
-        the files as they are written.
+        each file once it is written.
 
     Raises:
-        ConfigError: no run is done.
+        ConfigError: no run has finished.
     """
     if not results.done:
         raise ConfigError(
-            f"no run of '{results.study.study}' is done ({len(results.failed)} failed): see "
+            f"no run of '{results.study.study}' has finished ({len(results.failed)} failed): see "
             f"output.log in the folders below {results.folder / 'runs'}"
         )
     tables = all_tables(results)
@@ -44,9 +44,8 @@ def write_report(results: Results, folder: Path, text: Path | None = None) -> It
     yield _write(folder / "report.md", markdown.render(results, tables, named))
     if text is not None:
         place = text.with_suffix("")
-        for picture in pictures:
-            plots.save(picture.figure, place, picture.name, ["svg"])
-        named = [(p.title, f"{place.name}/{p.name}.svg") for p in pictures]
+        small = [(p.title, plots.save_small(p.figure, place, p.name)) for p in pictures]
+        named = [(title, f"{place.name}/{file.name}") for title, file in small]
         text.parent.mkdir(parents=True, exist_ok=True)
         yield _write(text, markdown.render(results, tables, named))
 

@@ -35,8 +35,8 @@ def measure(experiment: Experiment) -> dict[str, Any]:
 
     Returns:
         `samples_per_second` trained (of the median step), `peak_memory_bytes` in training; of
-        prediction: `latency_seconds` (batch 1), `throughput` (clips a second, batches as in
-        training), `flops` a clip (a multiplication and an addition are two); the same three with
+        prediction: `latency_seconds` (batch 1), `throughput` (clips per second, batches as in
+        training), `flops` per clip (a multiplication and an addition are two); the same three with
         the prefix `merged_`, None where the method cannot be merged; `training_clips` of the fold,
         `classes`, `batch_size` and `device`.
     """

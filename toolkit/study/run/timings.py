@@ -58,7 +58,7 @@ def _measure(folder: Path, run: Run, timing: Timing) -> str:
     Timing(timing.machine, [*timing.rounds, measured]).write(folder, run.step)
     return (
         f"{measured['samples_per_second']:8.1f} clips/s trained, "
-        f"{1000 * measured['latency_seconds']:6.1f} ms a clip alone"
+        f"{1000 * measured['latency_seconds']:6.1f} ms per single clip"
     )
 
 

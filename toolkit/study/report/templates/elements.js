@@ -53,6 +53,6 @@ function shown(value, digits) {
 
 // What distinguishes a row from others with the same method.
 function groupOf(row) {
-  return [row.corpus, row.backbone, row.shots === "all" ? "" : `${row.shots} clips a class`]
+  return [row.corpus, row.backbone, row.shots === "all" ? "" : `${row.shots} clips per class`]
     .filter(Boolean).join(", ");
 }

@@ -48,8 +48,8 @@ function picture(numbers, state, redraw, plot) {
 }
 
 function epochs() {
-  const made = section("Over the epochs", "Means over folds and seeds; validation folds, which " +
-    "chose the epoch: not test accuracy.");
+  const made = section("Over the epochs", "Means over folds and seeds, on the validation folds that " +
+    "chose the epoch: this is not test accuracy.");
   const names = { valid_accuracy: "validation accuracy", valid_loss: "validation loss", train_loss: "training loss" };
   const plot = element("div", { id: "epochs" });
   const state = { key: "valid_accuracy", chosen: new Set(data.curves.slice(0, 6)) };
@@ -73,8 +73,8 @@ function classes() {
   const named = data.confusions.map((entry, i) => [String(i), `${entry.method} (${groupOf(entry)})`]);
   const show = (i) => matrix.replaceChildren(confusion(data.confusions[i]));
   made.append(choice("method", named, "0", show), matrix);
-  const other = section("Classes", "How much more of each class, in %, a method finds than another. " +
-    "Few clips stand behind each cell: differences of a few % are within chance.");
+  const other = section("Classes", "Recall of each method per class, minus that of another method, in percentage points. " +
+    "Each cell rests on few clips: differences of a few points are within chance.");
   const state = { group: groups[0], base: null };
   const base = element("span");
   const redraw = () => differences.replaceChildren(classDifferences(of(state.group), state.base));
@@ -94,7 +94,7 @@ function classes() {
 }
 
 function pictures() {
-  const made = section("Pictures", "The same files as PNG and SVG lie beside this page, in figures/.");
+  const made = section("Pictures", "The folder figures/ beside this page holds them as PNG and SVG.");
   made.append(element("div", { className: "pictures" }, ...data.pictures.map((one) =>
     element("figure", {}, element("img", { src: one.source, alt: one.title, loading: "lazy" }),
       element("figcaption", {}, one.title)))));
@@ -102,7 +102,7 @@ function pictures() {
 }
 
 function runs() {
-  const made = section("Runs", "Settings that all runs share, and what each has of its own.");
+  const made = section("Runs", "Settings that all runs share, and the settings of each run.");
   const shared = element("details", {}, element("summary", {}, "settings and versions that all share"),
     element("pre", {}, lines(data.shared)));
   const detail = element("pre", { id: "run" }, "choose a run");
