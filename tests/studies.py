@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 from recipe import ROOT
 
-from toolkit.study.plan import Planner, Run
+from toolkit.study.plan import Cell, Run
+from toolkit.study.planner import Planner
 from toolkit.study.records import DONE, FAILED, Record, Timing
-from toolkit.study.run.queue import Benchmark
-from toolkit.study.spec import Cell, Study
+from toolkit.study.run.queue import StudyQueue
+from toolkit.study.spec import Study
 
 CLASSES = ["dog", "rain", "sea", "bell"]
 CLIPS = 6  # of a class, in a fold
@@ -109,10 +110,12 @@ def study_of(recipe: Path, **changes: object) -> Study:
     return Study.from_mapping(values | changes, "quick")
 
 
-def benchmark(study: Study, folder: Path, **options: object) -> Benchmark:
-    """The study in a folder; a copy of it is left there as tools/benchmark.py does."""
-    study.write(folder)
-    return Benchmark(Planner(study, folder), **options)
+def benchmark(study: Study, folder: Path, **options: object) -> StudyQueue:
+    """The study in a folder; its plan is saved there as `toolkit study run` does."""
+    planner = Planner(study, folder)
+    queue = StudyQueue(planner, **options)
+    planner.save(queue.runs)
+    return queue
 
 
 def planned(study: Study, folder: Path) -> list[Run]:
@@ -144,6 +147,7 @@ def made_up(
     folds: int = 5,
     seeds: int = 2,
     failed: Sequence[str] = (),
+    plugins: Sequence[str] = (),
     **changes: object,
 ) -> Study:
     """Results of a study that nobody has run: each method answers a clip with its skill.
@@ -154,6 +158,7 @@ def made_up(
         corpora: names.
         folds, seeds: how many.
         failed: methods whose runs have failed.
+        plugins: further plugin folders.
         changes: further keys of the study.
     """
     values = {
@@ -165,10 +170,10 @@ def made_up(
         "baseline": next(iter(skills)),
     }
     study = Study.from_mapping(values | changes, "made-up")
-    study.write(folder)
-    planner = Planner(study, folder)
+    planner = Planner(study, folder, plugins=plugins)
+    planner.save()
     for number, cell in enumerate(planner.cells()):
-        skill = skills[planner.variants[cell.method].series]
+        skill = skills[planner.methods[cell.method].series]
         place = folder / "runs" / cell.name
         bad = cell.method in failed
         outcome = None if bad else _outcome(place, cell, skill, number)

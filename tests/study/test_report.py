@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,9 @@ from recipe import ROOT
 from scipy import stats
 
 from toolkit.errors import ConfigError
-from toolkit.study.report import columns, sections, tables
+from toolkit.peft.base import PeftMethod
+from toolkit.registry import PEFT
+from toolkit.study.report import columns, contents, tables
 from toolkit.study.report.columns import Column
 from toolkit.study.report.curves import draw_sweep
 from toolkit.study.report.load import Results
@@ -82,7 +85,7 @@ def test_methods_by_hand(results: Results) -> None:
 
 def test_what_is_said_of_the_timings(results: Results) -> None:
     """How many rounds there were, where, and how far they lie apart."""
-    [note] = [table.note for table in sections.all_tables(results) if table.key == "methods"]
+    [note] = [table.note for table in contents.all_tables(results) if table.key == "methods"]
     assert "medians of 3 interleaved rounds" in note and "a processor, 2 cores" in note
     assert "differed by 11 % in training speed and 0 % in latency" in note  # 36, 40, 36 clips/s
 
@@ -151,7 +154,7 @@ def test_factors_pair_runs_that_differ_in_one_setting(tmp_path: Path) -> None:
         np.concatenate([values["false", init] for init in ("false", "true")]).mean()
     )
     assert row["low"] < row["difference"] < row["high"]
-    names = {picture.name for picture in sections.all_pictures(results, tables.methods(results))}
+    names = {picture.name for picture in contents.all_pictures(results, tables.methods(results))}
     assert any(name.startswith("sweep-zero_positions") for name in names)
 
 
@@ -167,7 +170,7 @@ def test_published_numbers_stand_beside_measured_ones(tmp_path: Path) -> None:
         folds=2,
     )
     results = Results.read(tmp_path)
-    [table] = [t for t in sections.all_tables(results) if t.key == "published"]
+    [table] = [t for t in contents.all_tables(results) if t.key == "published"]
     rows = table.rows[table.rows["evidence"] == "paper"].set_index("method")
     assert rows["accuracy_published"].to_dict() == {"linear": 75.85, "lora_reference": 86.45}
     mean = accuracies(results, "lora_reference").mean()
@@ -187,10 +190,10 @@ def test_few_shot_and_scaling_have_pictures(tmp_path: Path) -> None:
     results = Results.read(tmp_path)
     found = tables.methods(results), tables.comparisons(results)
     assert [list(dict.fromkeys(t["shots"])) for t in found] == [["1", "2", "16", "all"]] * 2
-    pictures = sections.all_pictures(results, tables.methods(results))
+    pictures = contents.all_pictures(results, tables.methods(results))
     names = {picture.name for picture in pictures}
     assert "Accuracy, Sounds, ast_tiny, 1 clip per class" in {p.title for p in pictures}
-    [note] = [table.note for table in sections.all_tables(results) if table.key == "ranks"]
+    [note] = [table.note for table in contents.all_tables(results) if table.key == "ranks"]
     for group in ("ast_tiny, 1 clip per class", "ast_tiny, 16 clips per class", "ast_tiny"):
         assert f"{group}, over 2 folds: Friedman" in note
     assert "few-shot-Sounds-ast_tiny" in names
@@ -353,8 +356,45 @@ def test_a_report_needs_a_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no run of 'made-up' has finished \(1 failed\)"):
         list(write_report(Results.read(tmp_path / "a"), tmp_path / "report"))
     (tmp_path / "a" / "runs").rename(tmp_path / "gone")
-    with pytest.raises(ConfigError, match="holds no run of the study that has ended"):
+    with pytest.raises(ConfigError, match="no run of 'made-up' has ended in .* `toolkit study run"):
         Results.read(tmp_path / "a")
+
+
+def test_results_open_without_the_plugin_that_made_them(tmp_path: Path) -> None:
+    """A registered method and a plugin's folder that are gone, and no recipe; without the plan
+    that was saved, the study would have to be planned again."""
+    before = PEFT.snapshot()
+    PEFT.register("strange")(type("Strange", (PeftMethod,), {"__doc__": "Not here for long."}))
+    plugin = tmp_path / "plugins" / "odd"
+    plugin.mkdir(parents=True)
+    (plugin / "odd.py").touch()
+    (plugin / "odd.yaml").write_text("extends: base.yaml\npeft: strange\n")
+    skills = {"odd": 0.9, "lora": 0.5}
+    folder = tmp_path / "study"
+    methods = [{"hparams": "odd", "sweep": {"lr": [1, 2]}}, "lora"]
+    studies.made_up(
+        folder, skills, methods=methods, baseline="odd,lr=1", plugins=[str(plugin)],
+    )  # fmt: skip
+    PEFT.restore(before)
+    shutil.rmtree(plugin)
+    results = Results.read(folder)
+    assert results.methods["odd,lr=2"].factors == {"lr": 2}
+    list(write_report(results, tmp_path / "report"))
+    table = pd.read_csv(tmp_path / "report" / "report.csv")
+    assert set(table["method"]) == {"odd,lr=1", "odd,lr=2", "lora"}
+    assert set(tables.factors(results)["factor"]) == {"lr"}
+    (folder / "plan.json").unlink()
+    with pytest.raises(ConfigError, match="'odd' is no configuration of a method"):
+        Results.read(folder)
+
+
+def test_results_of_a_version_that_saved_no_plan_still_open(tmp_path: Path) -> None:
+    studies.made_up(tmp_path, {"linear": 0.5, "lora": 0.6}, folds=2)
+    saved = Results.read(tmp_path)
+    (tmp_path / "plan.json").unlink()
+    planned = Results.read(tmp_path)
+    assert planned.cells == saved.cells and planned.records == saved.records
+    pd.testing.assert_frame_equal(tables.methods(planned), tables.methods(saved))
 
 
 # ---------------------------------------------------------------- page

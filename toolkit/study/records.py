@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.files import write_atomically
-from toolkit.study.spec import Cell
+from toolkit.study.plan import Cell
 
 RECORD = "result.json"
 DONE, FAILED = "done", "failed"

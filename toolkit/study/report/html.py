@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.study.records import Record
+from toolkit.study.report.contents import Table
 from toolkit.study.report.curves import mean_curve
 from toolkit.study.report.load import METHOD, Results
-from toolkit.study.report.sections import Table
 
 FOLDER = Path(__file__).with_name("templates")
 SCRIPTS = ("elements.js", "table.js", "plot.js", "heat.js", "main.js")

@@ -8,11 +8,9 @@ from pathlib import Path
 import pandas as pd
 
 from toolkit.errors import ConfigError
-from toolkit.study.plan import Planner
+from toolkit.study.plan import Cell, Method, Plan, read_plan
 from toolkit.study.records import Record, Timing, read_records, read_timing
-from toolkit.study.run.queue import default_folder
-from toolkit.study.spec import COPY, Cell, Study
-from toolkit.study.variants import Variant
+from toolkit.study.spec import Study
 
 GROUP = ["corpus", "backbone", "shots"]
 """What must be the same for methods to be compared."""
@@ -31,14 +29,14 @@ class Results:
         study: the study.
         folder: of its results.
         cells: the runs that there should be.
-        variants: its methods by name.
+        methods: its methods by name.
         records: those that ended, well or not.
     """
 
     study: Study
     folder: Path
     cells: list[Cell]
-    variants: dict[str, Variant]
+    methods: dict[str, Method]
     records: dict[Cell, Record]
 
     @classmethod
@@ -46,23 +44,24 @@ class Results:
         """Read a study's results.
 
         Args:
-            place: the study's file, if its results are where they are by default; or their folder.
-            plugins: further plugin folders.
+            place: the folder of the results, or the study's file if they are in the default folder.
+            plugins: further plugin folders, for results without a `plan.json`.
 
         Raises:
             ConfigError: there is no study, or none of its runs has ended.
         """
         study = Study.read(place)
-        folder = place if place.is_dir() else default_folder(study.study)
-        planner = Planner(study, folder, plugins=plugins)
-        cells = planner.cells()
-        records = read_records(planner.folder, cells)
+        folder = study.folder(place).resolve()
+        plan = read_plan(folder) or _planned_anew(study, folder, plugins)
+        study.check_baseline(plan.methods)
+        cells = list(plan.digests)
+        records = read_records(folder, cells)
         if not records:
             raise ConfigError(
-                f"{folder} holds no run of the study that has ended; start it with "
-                f"`python tools/benchmark.py {place if place.is_file() else place / COPY}`"
+                f"no run of '{study.study}' has ended in {folder}; start them with "
+                f"`toolkit study run {place}`"
             )
-        return cls(study, planner.folder, cells, planner.variants, records)
+        return cls(study, folder, cells, plan.methods, records)
 
     @property
     def done(self) -> list[Record]:
@@ -84,7 +83,7 @@ class Results:
                 rows.append(
                     {
                         **identity(cell),
-                        "series": self.variants[cell.method].series,
+                        "series": self.methods[cell.method].series,
                         "seed": cell.seed,
                         "fold": fold["fold"],
                         "accuracy": 100 * fold["accuracy"],
@@ -151,6 +150,13 @@ class Results:
                     counts = _sum(found[key][1], counts)
                 found[key] = (record.outcome["classes"], counts)
         return found
+
+
+def _planned_anew(study: Study, folder: Path, plugins: Sequence[str]) -> Plan:
+    """The plan of results from a version that wrote none."""
+    from toolkit.study.planner import Planner  # loads torch, which a report needs for nothing else
+
+    return Planner(study, folder, plugins=plugins).plan()
 
 
 def identity(cell: Cell) -> dict[str, str]:

@@ -192,7 +192,7 @@ def factors(results: Results) -> pd.DataFrame:
     """
     rows = []
     for (*group, series), folds in results.folds.groupby([*GROUP, "series"], sort=False):
-        levels = {m: results.variants[m].factors for m in folds["method"].unique()}
+        levels = {m: results.methods[m].factors for m in folds["method"].unique()}
         for factor in next(iter(levels.values())):
             values = list(dict.fromkeys(str(f[factor]).lower() for f in levels.values()))
             if len(values) == 2:

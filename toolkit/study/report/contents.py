@@ -46,7 +46,7 @@ class Picture:
 def all_tables(results: Results) -> list[Table]:
     """All tables that have rows."""
     methods = tables.methods(results)
-    published = {name: variant.published for name, variant in results.variants.items()}
+    published = {name: method.published for name, method in results.methods.items()}
     found = [
         Table("methods", "Methods", columns.COLUMNS, methods, _about_methods(results)),
         Table(
@@ -82,7 +82,7 @@ def _about_timings(results: Results) -> str:
     if not timings:
         return (
             "Seconds and memory come from the runs themselves, which may have shared the machine: "
-            "compare them with care, or measure with `tools/benchmark.py STUDY --timings`."
+            "compare them with care, or measure with `toolkit study time STUDY`."
         )
     machine = timings[0].machine
     hosts = {(t.machine["host"], t.machine["processor"], t.rounds[0]["device"]) for t in timings}
@@ -132,7 +132,7 @@ ABOUT_FACTORS = (
 )
 
 ABOUT_PUBLISHED = (
-    "Published numbers and their sources are in toolkit/study/published.csv. They were obtained "
+    "Published numbers and their sources are in toolkit/study/report/published.csv. They were obtained "
     "with the reference code, which tests other epochs and loses the position table (see the "
     "recipe's README), so a difference does not mean that either number is wrong."
 )
@@ -220,16 +220,16 @@ def _line_pictures(results: Results) -> list[Picture]:
         if (rows["shots"] != ALL_SHOTS).any() and rows["shots"].nunique() > 1:
             drawn = curves.draw_few_shot(rows)
             found.append(Picture(f"few-shot-{_name(group)}", f"Few-shot, {_title(group)}", drawn))
-    swept = folds[[bool(results.variants[m].factors) for m in folds["method"]]]
+    swept = folds[[bool(results.methods[m].factors) for m in folds["method"]]]
     for group, rows in swept.groupby(GROUP, sort=False):
         name, title = _name(group), _title(group)
         if rows.groupby("series")["trained"].nunique().max() > 1:
-            settings = [results.variants[method].factors for method in rows["method"]]
+            settings = [results.methods[method].factors for method in rows["method"]]
             others = [_others(values, next(iter(values))) for values in settings]
             drawn = curves.draw_scaling(rows.assign(others=others))
             found.append(Picture(f"scaling-{name}", f"Scaling, {title}", drawn))
         for factor in dict.fromkeys(
-            key for m in rows["method"].unique() for key in results.variants[m].factors
+            key for m in rows["method"].unique() for key in results.methods[m].factors
         ):
             drawn = curves.draw_sweep(_with_factor(results, rows, factor), factor)
             short = factor.rpartition(".")[2]
@@ -241,7 +241,7 @@ def _line_pictures(results: Results) -> list[Picture]:
 
 def _with_factor(results: Results, folds: pd.DataFrame, factor: str) -> pd.DataFrame:
     """The folds of the methods that sweep a setting, with columns `value` and `others`."""
-    settings = [results.variants[method].factors for method in folds["method"]]
+    settings = [results.methods[method].factors for method in folds["method"]]
     chosen = folds[[factor in values for values in settings]]
     own = [values for values in settings if factor in values]
     others = [_others(values, factor) for values in own]
