@@ -1,7 +1,8 @@
 """Bundles: what was learned, small and reusable.
 
-A bundle is a folder with `bundle.json` (settings, labels, the backbone's name and fingerprint)
-and `weights.safetensors` (what training changed, by lasting names). Nothing in it is executed.
+A bundle is a folder with `bundle.json` (settings, task, class names, the backbone's name and
+fingerprint) and `weights.safetensors` (what training changed, by lasting names). Nothing in it is
+executed.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from toolkit.errors import BundleError
 from toolkit.files import new_folder
 from toolkit.model import AudioClassifier
 from toolkit.registry import PEFT, TOOLS
+from toolkit.task import ONE_CLASS, SEVERAL_CLASSES, TASKS, Task
 
 FORMAT = 1
 DESCRIPTION, WEIGHTS = "bundle.json", "weights.safetensors"
@@ -33,11 +35,13 @@ class Bundle:
     Attributes:
         model: the classifier, in eval mode.
         classes: class names in the order of the logits.
+        task: whether a clip has exactly one of them or any number.
         info: everything in `bundle.json`.
     """
 
     model: AudioClassifier
     classes: list[str]
+    task: Task
     info: dict[str, Any]
 
     @property
@@ -46,9 +50,8 @@ class Bundle:
         return self.model.backbone.features
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Logits [B, C] -> [B, C]: they sum to 1, unless a clip may have several classes."""
-        many = self.info["origin"].get("multi_label", False)
-        return logits.sigmoid() if many else logits.softmax(dim=-1)
+        """Logits [B, C] -> [B, C]; they sum to 1 unless a clip may have several classes."""
+        return self.task.probabilities(logits)
 
 
 def save_bundle(
@@ -56,6 +59,7 @@ def save_bundle(
     model: AudioClassifier,
     source: BackboneSource,
     classes: list[str],
+    task: Task,
     origin: dict[str, Any],
     tools: Sequence[dict[str, Any]] = (),
 ) -> Path:
@@ -66,8 +70,9 @@ def save_bundle(
         model: what was trained.
         source: the settings that its backbone was loaded with.
         classes: class names in the order of the logits.
-        origin: where it comes from (corpus, fold, seed, ...), for the reader.
-        tools: what tools changed in the trained mixture, in order, each `{"tool": {"name": ...,
+        task: whether a clip has exactly one of them or any number.
+        origin: where it comes from (corpus, fold, seed, ...), for whoever reads the file.
+        tools: what tools changed in the trained mixture, in order; each is `{"tool": {"name": ...,
             setting: value}, "plan": ...}`.
     """
     weights = save({name: t.cpu().contiguous() for name, t in model.state().items()})
@@ -79,6 +84,7 @@ def save_bundle(
         "fingerprint": model.backbone.fingerprint,
         "features": dataclasses.asdict(model.backbone.features),
         "pooling": model.pooling,
+        "task": task.name,
         "classes": classes,
         "origin": origin,
         "tools": list(tools),
@@ -95,12 +101,12 @@ def load_bundle(folder: str | Path, backbone: str | None = None) -> Bundle:
 
     Args:
         folder: the bundle.
-        backbone: where its backbone is to be had now, if not where it was: a registered name, a
-            folder or a hub id.
+        backbone: where to find its backbone if it is no longer where it was: a registered name,
+            a folder or a hub id.
 
     Raises:
         BundleError: no bundle, a damaged one, or another backbone than it was trained on.
-        BackboneError: the backbone cannot be had.
+        BackboneError: the backbone cannot be loaded.
     """
     folder = Path(folder)
     info, weights = _read(folder)
@@ -117,7 +123,18 @@ def load_bundle(folder: str | Path, backbone: str | None = None) -> Bundle:
     for change in info["tools"]:
         TOOLS.create(change["tool"]).restructure(model, change["plan"])
     model.load_state(weights)
-    return Bundle(model.eval(), info["classes"], info)
+    return Bundle(model.eval(), info["classes"], _task(folder, info), info)
+
+
+def _task(folder: Path, info: dict[str, Any]) -> Task:
+    if "task" not in info:  # of before bundles named it
+        return SEVERAL_CLASSES if info["origin"].get("multi_label") else ONE_CLASS
+    if info["task"] not in TASKS:
+        raise BundleError(
+            f"{folder} was trained for the task {info['task']!r}, which this toolkit does not know "
+            f"(known: {', '.join(TASKS)}); use the version that wrote it ({info['toolkit']})"
+        )
+    return TASKS[info["task"]]
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -13,6 +13,7 @@ import pandas as pd
 import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import ddp_barrier, if_main_process
+from torch import Tensor
 
 from toolkit import backbones, config, plugins
 from toolkit.backbones.base import Backbone, BackboneSource, FeatureSpec
@@ -26,6 +27,7 @@ from toolkit.model import AudioClassifier, Pooling
 from toolkit.peft.base import PeftMethod
 from toolkit.registry import CORPORA, PEFT, PIPELINES
 from toolkit.settings import Settings, setting
+from toolkit.task import Task
 from toolkit.training.brain import TrainingPlan
 
 logger = logging.getLogger(__name__)
@@ -184,8 +186,8 @@ class Experiment:
         ddp_barrier()
         return self.pipeline.cache(clips, self.spec, self.cache_folder, build=False)
 
-    def plan(self, seed: int) -> TrainingPlan:
-        """How to train with a fold's seed."""
+    def plan(self, seed: int, task: Task, class_weights: Tensor | None = None) -> TrainingPlan:
+        """How to train for a corpus's task with the seed of a fold, as the configuration says."""
         values = self.configuration.values
         return TrainingPlan(
             epochs=self.epochs,
@@ -195,6 +197,8 @@ class Experiment:
             label_smoothing=self.options.label_smoothing,
             augment=values["augment"],
             seed=seed,
+            task=task,
+            class_weights=class_weights,
         )
 
     def run_opts(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from toolkit.data.manifest import Manifest
 from toolkit.data.sampling import TrainingBatches
 from toolkit.errors import ConfigError
 from toolkit.features.pipelines import Batch
+from toolkit.task import task_of
 from toolkit.training.brain import ClassificationBrain
 from toolkit.training.experiment import Experiment, main
 from toolkit.training.progress import Progress
@@ -84,7 +85,7 @@ def trainer(experiment: Experiment, manifest: Manifest, clips: int) -> Classific
     torch.manual_seed(0)
     brain = ClassificationBrain(
         experiment.model(len(manifest.classes)),
-        experiment.plan(seed=0),
+        experiment.plan(seed=0, task=task_of(manifest)),
         experiment.run_opts(),
         checkpointer=None,
         progress=Progress(0, hidden=True),
