@@ -1,5 +1,6 @@
 """Miniature studies: a recipe that answers at once, and results that no run has made."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -7,6 +8,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -43,6 +45,7 @@ import struct
 import sys
 import time
 from pathlib import Path
+from types import MappingProxyType
 
 HERE = Path(__file__).parent
 method = Path(sys.argv[1]).stem
@@ -166,6 +169,7 @@ def made_up(
     seeds: int = 2,
     failed: Sequence[str] = (),
     plugins: Sequence[str] = (),
+    metrics: Mapping[str, str] = MappingProxyType({}),
     **changes: object,
 ) -> Study:
     """Results of a study that nobody has run: each method answers a clip with its skill.
@@ -177,6 +181,7 @@ def made_up(
         folds, seeds: how many.
         failed: methods whose runs have failed.
         plugins: further plugin folders.
+        metrics: corpus -> metric, if it is not accuracy; its clips then have several classes.
         changes: further keys of the study.
     """
     values = {
@@ -195,6 +200,8 @@ def made_up(
         place = folder / "runs" / cell.name
         bad = cell.method in failed
         outcome = None if bad else _outcome(place, cell, skill, number)
+        if outcome and metrics.get(cell.corpus, "accuracy") != "accuracy":
+            outcome = _of_several_classes(outcome, metrics[cell.corpus])
         _record(cell, outcome).write(place)
     for method, skill in skills.items():
         _timing(skill).write(folder, f"step-{method}")
@@ -240,6 +247,11 @@ def _outcome(place: Path, cell: Cell, skill: float, number: int) -> Outcome:
         python="3.11", packages={"torch": "2"}, folds=[fold], parameters=parameters,
         bundle_bytes=40_960,
     )  # fmt: skip
+
+
+def _of_several_classes(outcome: Outcome, metric: str) -> Outcome:
+    folds = [dataclasses.replace(fold, uar=None, confusion=None) for fold in outcome.folds]
+    return dataclasses.replace(outcome, metric=metric, folds=folds)
 
 
 def _record(cell: Cell, outcome: Outcome | None) -> Record:

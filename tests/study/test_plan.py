@@ -67,7 +67,7 @@ def test_positions_is_every_combination(tmp_path: Path) -> None:
 def test_published_numbers_have_sources_and_methods(tmp_path: Path) -> None:
     """Each is a share in % with its source; each of Table 1's has a method in paper_petl.yaml."""
     table = read_published()
-    assert table["accuracy"].between(0, 100).all()
+    assert table["score"].between(0, 100).all()
     assert table["source"].notna().all()
     assert set(table["evidence"]) == {"paper", "secondary"}
     printed = table[table["source"] == "arXiv:2312.03694v4 Table 1"]

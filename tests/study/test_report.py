@@ -70,7 +70,7 @@ def test_methods_by_hand(results: Results) -> None:
         row = table.loc[method]
         half = stats.t.ppf(0.975, 49) * values.std(ddof=1) / np.sqrt(50)
         assert row["runs"] == "50/50"
-        assert row["accuracy"] == pytest.approx(values.mean())
+        assert row["score"] == pytest.approx(values.mean())
         assert row["sd"] == pytest.approx(values.std(ddof=1))
         assert (row["high"] - row["low"]) / 2 == pytest.approx(half)
         assert row["trained"] == round(10_000 * SKILLS[method])
@@ -172,7 +172,7 @@ def test_published_numbers_stand_beside_measured_ones(tmp_path: Path) -> None:
     results = Results.read(tmp_path)
     [table] = [t for t in contents.all_tables(results) if t.key == "published"]
     rows = table.rows[table.rows["evidence"] == "paper"].set_index("method")
-    assert rows["accuracy_published"].to_dict() == {"linear": 75.85, "lora_reference": 86.45}
+    assert rows["score_published"].to_dict() == {"linear": 75.85, "lora_reference": 86.45}
     mean = accuracies(results, "lora_reference").mean()
     assert rows.loc["lora_reference", "difference"] == pytest.approx(mean - 86.45)
     assert rows["source"].str.startswith("arXiv:2312.03694").all()
@@ -206,17 +206,23 @@ def test_a_sweep_shows_every_mean_with_its_interval(values: list) -> None:
     """A line each for two combinations of the other settings, all within the axes."""
     rng = np.random.default_rng(0)
     rows = [
-        {"series": "lora", "others": others, "value": value, "accuracy": rng.uniform(60, 90)}
+        {
+            "series": "lora",
+            "others": others,
+            "value": value,
+            "metric": "accuracy",
+            "score": rng.uniform(60, 90),
+        }
         for others in ("slots=1", "slots=2")
         for value in values
         for _ in range(5)
     ]
-    folds = pd.DataFrame(rows)
+    folds = pd.DataFrame(rows).assign(metric="accuracy")
     axes = draw_sweep(folds, "peft.rank").axes[0]
     assert [bars.get_label() for bars in axes.containers] == ["lora slots=1", "lora slots=2"]
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     for bars, (_, part) in zip(axes.containers, folds.groupby("others"), strict=True):
-        by_value = part.groupby("value", sort=False)["accuracy"]
+        by_value = part.groupby("value", sort=False)["score"]
         line, _, [sticks] = bars
         assert all(left < x < right for x in line.get_xdata())
         np.testing.assert_allclose(np.array(line.get_ydata(), float), by_value.mean())
@@ -226,10 +232,45 @@ def test_a_sweep_shows_every_mean_with_its_interval(values: list) -> None:
         assert bottom < ends.min() and ends.max() < top
 
 
+def test_a_report_names_the_metric(tmp_path: Path) -> None:
+    """Of clips with several classes: no comparison of right clips, no confusion, no recall."""
+    studies.made_up(tmp_path, {"linear": 0.5, "lora": 0.8}, folds=2, metrics={"Sounds": "mAP"})
+    results = Results.read(tmp_path)
+    found = {table.key: table for table in contents.all_tables(results)}
+    assert "comparisons" not in found
+    titles = {column.key: column.title for column in found["methods"].columns}
+    assert titles["score"] == "mAP %" and "uar" not in titles and "metric" not in titles
+    assert "Mean test mAP over folds" in found["methods"].note
+    pictures = contents.all_pictures(results, found["methods"].rows)
+    assert {"mAP-Sounds-ast_tiny", "pareto-Sounds-ast_tiny"} <= {p.name for p in pictures}
+    assert "classes-Sounds-ast_tiny" not in {p.name for p in pictures}
+    [scores] = [p.figure for p in pictures if p.name == "mAP-Sounds-ast_tiny"]
+    assert scores.axes[0].get_xlabel().startswith("test mAP %")
+    list(write_report(results, tmp_path / "report"))
+    data = studies.page_data(tmp_path / "report" / "report.html")
+    assert data["metric"] == "mAP" and data["confusions"] == []
+
+
+def test_corpora_with_different_metrics_have_scores(tmp_path: Path) -> None:
+    """The table says which is which; each corpus has pictures of its own metric."""
+    corpora = {"Sounds": "accuracy", "Scenes": "mAP"}
+    studies.made_up(
+        tmp_path, {"linear": 0.5, "lora": 0.8}, corpora=list(corpora), folds=2, metrics=corpora
+    )
+    results = Results.read(tmp_path)
+    table = contents.all_tables(results)[0]
+    titles = {column.key: column.title for column in table.columns}
+    assert (titles["score"], titles["metric"]) == ("score %", "metric")
+    assert dict(zip(table.rows["corpus"], table.rows["metric"], strict=True)) == corpora
+    names = {picture.name for picture in contents.all_pictures(results, table.rows)}
+    assert {"mAP-Scenes-ast_tiny", "accuracy-Sounds-ast_tiny"} <= names
+    assert set(tables.comparisons(results)["corpus"]) == {"Sounds"}
+
+
 def test_the_front_is_what_no_other_beats() -> None:
     """Against trying all pairs."""
     rng = np.random.default_rng(3)
-    table = pd.DataFrame(rng.integers(0, 12, (40, 2)), columns=["cost", "accuracy"])
+    table = pd.DataFrame(rng.integers(0, 12, (40, 2)), columns=["cost", "score"])
     found = set(pareto_front(table, "cost").itertuples(index=False, name=None))
     points = set(table.itertuples(index=False, name=None))
     best = {
@@ -246,7 +287,8 @@ def test_names_in_a_picture_do_not_cover_one_another_and_are_always_in_the_same_
     """Points in pairs so near that names beside them would lie upon one another."""
     costs = [100 * 1.05 ** (i % 2) * 3 ** (i // 2) for i in range(12)]
     table = pd.DataFrame({"method": [f"long_name_{i}" for i in range(12)], "cost": costs})
-    table["accuracy"] = [80.0 + (i // 2) % 3 for i in range(12)]
+    table["metric"] = "accuracy"
+    table["score"] = [80.0 + (i // 2) % 3 for i in range(12)]
     written = []
     for name in ("first", "second"):
         figure = draw_pareto(table, "cost", "cost")
@@ -262,8 +304,8 @@ def test_cells_are_read_easily() -> None:
     """Digits, thousands, and nothing where there is no value."""
     number = Column("n", "n", "", 1)
     assert [number.text(v) for v in (1234.56, None, float("nan"))] == ["1,234.6", "", ""]
-    table = pd.DataFrame({"method": ["a"], "corpus": ["x"], "accuracy": [None]})
-    kept = columns.present(table, columns.of("method", "corpus", "accuracy"))
+    table = pd.DataFrame({"method": ["a"], "corpus": ["x"], "score": [None]})
+    kept = columns.present(table, columns.of("method", "corpus", "score"))
     assert [column.key for column in kept] == ["method"]
 
 
@@ -279,7 +321,7 @@ def test_the_files_of_a_report(report: Path, results: Results) -> None:
     for file in (report / "figures").glob("*.svg"):
         assert ET.parse(file).getroot().tag.endswith("svg")
     table = pd.read_csv(report / "report.csv").set_index("method")
-    assert table.loc["lora", "accuracy"] == pytest.approx(accuracies(results, "lora").mean())
+    assert table.loc["lora", "score"] == pytest.approx(accuracies(results, "lora").mean())
 
 
 def test_pictures_for_a_repository_are_small(report: Path) -> None:
@@ -356,7 +398,7 @@ def test_a_report_needs_a_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no run of 'made-up' has finished \(1 failed\)"):
         list(write_report(Results.read(tmp_path / "a"), tmp_path / "report"))
     (tmp_path / "a" / "runs").rename(tmp_path / "gone")
-    with pytest.raises(ConfigError, match="no run of 'made-up' has ended in .* `toolkit study run"):
+    with pytest.raises(ConfigError, match=r"no run of 'made-up' has ended in .*`toolkit study"):
         Results.read(tmp_path / "a")
 
 

@@ -63,11 +63,13 @@ def page_data(
         "conclusion": study.conclusion,
         "summary": summary(results),
         "baseline": study.baseline,
+        "metric": results.metric,
         "tables": [_table(table) for table in tables],
         "curves": [_labelled(key, _curves(results, key)) for key in order],
         "confusions": [
             _labelled(key, dict(zip(("classes", "counts"), confusions[key], strict=True)))
             for key in order
+            if key in confusions
         ],
         "pictures": [{"title": title, "source": _embedded(file)} for title, file in pictures],
         "shared": shared,

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -75,7 +75,8 @@ class Results:
 
     @functools.cached_property
     def folds(self) -> pd.DataFrame:
-        """A row for each tested fold of each run that is done; accuracies are in %."""
+        """A row for each tested fold of each run that is done; scores are in %, and
+        `metric` names what they are."""
         rows = []
         for record in self.done:
             cell, outcome = record.cell, record.found()
@@ -86,11 +87,12 @@ class Results:
                         "series": self.methods[cell.method].series,
                         "seed": cell.seed,
                         "fold": fold.fold,
-                        "accuracy": 100 * fold.score,
+                        "metric": outcome.metric,
+                        "score": 100 * fold.score,
                         "uar": None if fold.uar is None else 100 * fold.uar,
                         "entropy": fold.entropy,
                         "busiest": fold.busiest,
-                        "valid_accuracy": 100 * fold.valid_score,
+                        "valid_score": 100 * fold.valid_score,
                         "epochs": len(fold.curves.train_loss),
                         "best_epoch": fold.best_epoch,
                         "epoch_to_95": fold.epoch_to_95,
@@ -105,17 +107,18 @@ class Results:
                     }
                 )
         if not rows:
-            return pd.DataFrame(columns=[*METHOD, "accuracy"])
+            return pd.DataFrame(columns=[*METHOD, "metric", "score"])
         return pd.DataFrame(rows).astype(dict.fromkeys(OPTIONAL, float))
 
     @functools.cached_property
     def predictions(self) -> pd.DataFrame:
         """A row for each tested clip of each run that is done: its truth, the prediction, and
-        whether that is right."""
+        whether that is right. Runs whose score is not the share of right clips are left out."""
         tables = []
-        for cell, record in self.records.items():
+        for record in self.done:
+            cell = record.cell
             file = self.folder / "runs" / cell.name / "train" / "predictions.csv"
-            if record.done and file.is_file():
+            if record.found().metric == "accuracy" and file.is_file():
                 columns = ["id", "fold", "truth", "prediction"]
                 table = pd.read_csv(file, usecols=columns, dtype={"id": str, "truth": str})
                 tables.append(table.assign(**identity(cell), seed=cell.seed))
@@ -132,6 +135,11 @@ class Results:
             curves = [fold.curves for fold in record.found().folds]
             found.setdefault(tuple(identity(record.cell).values()), []).extend(curves)
         return found
+
+    @property
+    def metric(self) -> str:
+        """What all scores of the study are, or "score" if corpora have different metrics."""
+        return metric_name(record.found().metric for record in self.done)
 
     def timing(self, record: Record) -> Timing | None:
         """The quiet timing of a run's configuration."""
@@ -157,6 +165,12 @@ def _planned_anew(study: Study, folder: Path, plugins: Sequence[str]) -> Plan:
     from toolkit.study.planner import Planner  # loads torch, which a report needs for nothing else
 
     return Planner(study, folder, plugins=plugins).plan()
+
+
+def metric_name(metrics: Iterable[str]) -> str:
+    """The metric if it is always the same one, else "score"."""
+    found = set(metrics)
+    return found.pop() if len(found) == 1 else "score"
 
 
 def identity(cell: Cell) -> dict[str, str]:
