@@ -49,7 +49,13 @@ def take_timings(folder: Path, runs: Sequence[Run], rounds: int) -> Iterator[str
 
 
 def _measure(folder: Path, run: Run, timing: Timing) -> str:
-    command = [sys.executable, "-m", "toolkit.study.run.measure", str(run.train), *run.arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "toolkit.study.run.measure_cost",
+        str(run.train),
+        *run.arguments,
+    ]
     process = subprocess.run(command, capture_output=True, text=True)
     if process.returncode:
         lines = process.stderr.strip().splitlines()
