@@ -7,13 +7,13 @@ ROOT = Path(__file__).parents[1]
 LEVELS = [
     {"errors", "files", "places", "system", "typed_json", "settings", "context", "__init__"},
     {"registry"},
-    {"plugins"},
+    {"plugins", "description"},
     {"routing"},
     {"experts"},
     {"features"},
     {"data", "backbones"},
     {"peft"},
-    {"task", "metrics", "model", "parameter_count"},
+    {"task", "metrics", "model", "parameter_count", "adaptation"},
     {"results", "bundle"},
     {"inference"},
     {"mixtures"},
@@ -47,10 +47,11 @@ def part(module: str) -> str:
 def imports(module: str, file: Path, known: dict[str, Path]) -> set[str]:
     """The library's modules that one of them imports.
 
-    The registry names the classes that it holds, for the type checker alone; nothing else may.
+    The registry names the classes that it holds, and the package its public names, for the type
+    checker alone; nothing else may.
     """
     tree = ast.parse(file.read_text(encoding="utf-8"))
-    if module == "toolkit.registry":
+    if module in ("toolkit.registry", "toolkit"):
         tree.body = [n for n in tree.body if not ast.unparse(n).startswith("if TYPE_CHECKING:")]
     found = set()
     for node in ast.walk(tree):
