@@ -204,7 +204,7 @@ def test_a_new_plugin_passes_as_it_stands(
     names = ["fresh_method.py", "fresh_method.yaml", "test_fresh_method.py"]
     assert sorted(file.name for file in folder.iterdir()) == names
     assert all(f"wrote plugins/fresh_method/{name}\n" in text for name in names)
-    assert "train.py plugins/fresh_method/fresh_method.yaml --debug" in text
+    assert "toolkit train ESC50 plugins/fresh_method/fresh_method.yaml --debug" in text
 
     (elsewhere / "ruff.toml").write_text(
         f"extend = '{ROOT / 'pyproject.toml'}'\nsrc = ['{ROOT}']\n"
@@ -282,7 +282,7 @@ def test_new_plugin_from_python(elsewhere: Path) -> None:
 
 def test_every_plugin_of_this_repository_is_whole() -> None:
     assert plugins.report(plugins.load()) == ""
-    for folder in plugins.default_folders():
+    for folder in plugins.nearest():
         name = folder.name
         assert (folder / "README.md").is_file()
         assert (folder / f"test_{name}.py").is_file()

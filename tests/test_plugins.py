@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -235,10 +237,42 @@ def test_all_broken_plugins_are_reported(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_two_folders_of_one_name(tmp_path: Path) -> None:
     method("plugins/twin", "first_twin")
     other = method(tmp_path / "elsewhere" / "twin", "second_twin")
-    broken = [plugin for plugin in plugins.load([other]) if plugin.error]
-    assert [plugin.origin for plugin in broken] == [str(other)]
-    assert "another plugin folder is also called 'twin'" in broken[0].error
+    assert plugins.report(plugins.load([other])) == ""
+    assert PEFT.names("*_twin") == ["second_twin"]
+    assert plugins.shadowed([other]) == (
+        f"plugins of {other.parent} are used instead of those in {Path('plugins').resolve()}: twin"
+    )
+
+
+def test_what_is_imported_stays_when_a_nearer_one_is_named_later(tmp_path: Path) -> None:
+    method("plugins/twin", "first_twin")
+    other = method(tmp_path / "elsewhere" / "twin", "second_twin")
+    plugins.load()
+    assert plugins.report(plugins.load([other])) == ""
     assert PEFT.names("*_twin") == ["first_twin"]
+
+
+def test_a_folder_reached_in_two_ways_is_one(tmp_path: Path) -> None:
+    Path("link").symlink_to(method("plugins/alone").parent)
+    assert [f.name for f in plugins.candidates(["plugins", "link"])].count("alone") == 1
+    assert plugins.shadowed(["plugins", "link"]) == ""
+
+
+def test_another_checkout_in_the_working_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its plugins are the nearer ones; one line says so, and nothing is broken."""
+    own = Path(__file__).parents[1] / "plugins"
+    shutil.copytree(own, "plugins", ignore=shutil.ignore_patterns("test_*", "__pycache__"))
+    command = [sys.executable, "-m", "toolkit", "list", "peft"]
+    environment = {**os.environ, "PYTHONPATH": str(own.parent)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "ssf" in done.stdout
+    names = sorted(folder.name for folder in plugins.nearest() if folder.parent != own)
+    assert done.stderr == (
+        f"plugins of {Path('plugins').resolve()} are used instead of those in {own}: "
+        f"{', '.join(names)}\n"
+    )
 
 
 def test_an_interrupt_is_not_a_broken_plugin() -> None:

@@ -21,9 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _parser().error(f"unrecognised arguments: {' '.join(rest)}")
     options.settings = rest
     try:
-        broken = plugins.report(plugins.load(options.plugins))
-        if broken:
-            print(broken, file=sys.stderr)
+        plugins.load_and_report(options.plugins)
         options.run(options)
     except ToolkitError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -53,6 +51,27 @@ def _parser() -> argparse.ArgumentParser:
         "--parameters", action="store_true", help="parameters on AST-base; of all methods, or NAMEs"
     )
     about.set_defaults(run=describe)
+
+    start = commands.add_parser(
+        "train",
+        parents=[common],
+        help="train with a recipe",
+        epilog="Further options, after the method, are keys of the recipe's configuration, such as "
+        "--epochs 20 --peft.slots 2 --data_folder DIR; without a data folder the recipe trains its "
+        "embedded demonstration.",
+    )
+    start.add_argument(
+        "recipe", metavar="RECIPE", help="such as ESC50, or a folder with a train.py"
+    )
+    start.add_argument("method", metavar="METHOD", help="such as softmoa, or a YAML file")
+    start.set_defaults(run=train_recipe, verb="train")
+
+    copy = commands.add_parser(
+        "copy-recipe", parents=[common], help="copy a recipe's train.py and hparams/ to edit them"
+    )
+    copy.add_argument("recipe", metavar="RECIPE", help="such as ESC50")
+    copy.add_argument("place", type=Path, nargs="?", default=Path(), help="default: this folder")
+    copy.set_defaults(run=copy_recipe)
 
     new = commands.add_parser("new-plugin", parents=[common], help="files of a new PEFT method")
     new.add_argument("name")
@@ -223,6 +242,22 @@ def _describe_parameters(registry: Registry, specs: Sequence[str]) -> None:
         print(f"{spec:<40} {count.method:>12,} {count.head:>8,} {frozen:>12,}")
 
 
+def train_recipe(options: argparse.Namespace) -> None:
+    """`toolkit train RECIPE METHOD`."""
+    from toolkit import recipes
+
+    recipes.train(options.recipe, options.method, options.settings, options.plugins)
+
+
+def copy_recipe(options: argparse.Namespace) -> None:
+    """`toolkit copy-recipe RECIPE PLACE`."""
+    from toolkit import recipes
+
+    train, hparams = recipes.copy(options.recipe, options.place)
+    print(f"wrote {train}\nwrote {hparams}")
+    print(f"try:  python {train} hparams/lora.yaml --debug")
+
+
 def make_plugin(options: argparse.Namespace) -> None:
     """`toolkit new-plugin NAME`."""
     from toolkit.scaffold import new_plugin
@@ -230,7 +265,7 @@ def make_plugin(options: argparse.Namespace) -> None:
     files = new_plugin(options.name, options.folder)
     for file in files:
         print(f"wrote {file}")
-    print(f"try:  python recipes/ESC50/train.py {files[1]} --debug")
+    print(f"try:  toolkit train ESC50 {files[1]} --debug")
     print(f"test: python -m pytest {files[2]}")
 
 

@@ -22,7 +22,7 @@ from hyperpyyaml import load_hyperpyyaml, resolve_references
 from ruamel.yaml import YAML, Loader, SafeLoader, YAMLError
 from ruamel.yaml.comments import CommentedMap, CommentedSeq, CommentedSet
 
-from toolkit import plugins
+from toolkit import places, plugins
 from toolkit.errors import ConfigError, did_you_mean
 from toolkit.registry import REGISTRIES
 
@@ -206,15 +206,22 @@ def _construct(tree: CommentedMap, name: str, trusted: bool) -> Configuration:
 
 def _locate(name: str, recipe: Path) -> Path:
     """A file in the working directory, or beside the recipe's train.py, or one that all share."""
-    shared = recipe.parent / SHARED
-    for folder in (Path(), recipe, shared):
+    for folder in (Path(), *sources(recipe)):
         if (folder / name).is_file():
             return folder / name
-    known = sorted({f"hparams/{f.name}" for r in (recipe, shared) for f in r.glob(HPARAMS)})
+    known = sorted({f"hparams/{f.name}" for r in sources(recipe) for f in r.glob(HPARAMS)})
     raise ConfigError(
         f"there is no configuration {name}{did_you_mean(name, known)} "
         f"(looked in the working directory and in {recipe}; known: {', '.join(known)})"
     )
+
+
+def sources(recipe: Path) -> list[Path]:
+    """The folders whose `hparams/` a recipe can use: its own, then the one that recipes share.
+
+    A recipe that was copied elsewhere finds the shared one among those that come with the toolkit.
+    """
+    return [recipe, recipe.parent / SHARED, places.recipes() / SHARED]
 
 
 def _read(path: Path) -> CommentedMap:
@@ -252,7 +259,7 @@ def _read_chain(path: Path) -> tuple[list[Path], list[CommentedMap]]:
     chain = [path]
     trees = [_read(path)]
     while "extends" in trees[-1]:
-        parent = chain[-1].parent / str(trees[-1].pop("extends"))
+        parent = places.extended(chain[-1], str(trees[-1].pop("extends")))
         circular = parent.resolve() in map(Path.resolve, chain)
         if circular or not parent.is_file():
             raise ConfigError(

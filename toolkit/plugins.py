@@ -1,9 +1,11 @@
 """Plugins: registered things that live outside the library.
 
-A plugin is a folder of Python files. The folders of a `plugins/` directory beside the recipes,
-the folders named in `TOOLKIT_PLUGINS` or by `--plugins` (each a plugin, or a directory of
-plugins), and the Python entry points of the group `toolkit.plugins` are imported; whatever they
-register is there. One that cannot be imported is reported and leaves no trace in the registries.
+A plugin is a folder of Python files. They are looked for, the nearest first, in the folders named
+by `--plugins` or in `TOOLKIT_PLUGINS` (each a plugin, or a directory of plugins), in `plugins/` of
+the working directory, and in the `plugins/` that comes with the toolkit. Of several with one name
+the nearest is imported. Python entry points of the group `toolkit.plugins` are imported too.
+Whatever they register is there; one that cannot be imported is reported and leaves no trace in the
+registries.
 """
 
 import dataclasses
@@ -16,6 +18,7 @@ from collections.abc import Callable, Iterable
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from toolkit import places
 from toolkit.errors import PluginError
 from toolkit.registry import REGISTRIES
 
@@ -39,27 +42,30 @@ class Plugin:
 
 
 _loaded: dict[str, Plugin] = {}
+_said: set[str] = set()
 
 
-def default_folders() -> list[Path]:
-    """The folders in `plugins/` beside this checkout's recipes and in the working directory."""
-    checkout = Path(__file__).resolve().parent.parent
-    places = [checkout / "plugins"] if (checkout / "recipes").is_dir() else []
-    return [folder for place in [*places, Path.cwd() / "plugins"] for folder in _folders(place)]
-
-
-def places(folders: Iterable[str | Path] = ()) -> list[Path]:
-    """The folders of all plugins that can be found; see `load`."""
+def candidates(folders: Iterable[str | Path] = ()) -> list[Path]:
+    """The folders of all plugins that can be found, each once, the nearest first; see `load`."""
     named = [*folders, *filter(None, os.environ.get("TOOLKIT_PLUGINS", "").split(os.pathsep))]
     for place in named:
         if not Path(place).is_dir():
             raise PluginError(f"the plugin folder {place} does not exist")
-    found = [*default_folders(), *map(Path, named)]
-    return [folder for place in found for folder in _plugin_folders(place)]
+    where = [*map(Path, named), *_folders(Path("plugins")), *_folders(places.plugins())]
+    found = [folder.resolve() for place in where for folder in _plugin_folders(place)]
+    return list(dict.fromkeys(found))
+
+
+def nearest(folders: Iterable[str | Path] = ()) -> list[Path]:
+    """The nearest folder of every plugin's name; see `load`."""
+    found: dict[str, Path] = {}
+    for folder in candidates(folders):
+        found.setdefault(folder.name, folder)
+    return list(found.values())
 
 
 def load(folders: Iterable[str | Path] = ()) -> list[Plugin]:
-    """Import every plugin that can be found, each once in a process.
+    """Import the nearest of every plugin that can be found, each once in a process.
 
     Args:
         folders: further places, from `--plugins`; these must exist.
@@ -70,14 +76,23 @@ def load(folders: Iterable[str | Path] = ()) -> list[Plugin]:
     Raises:
         PluginError: a place that was named does not exist.
     """
-    for folder in places(folders):
-        key = str(folder.resolve())
-        if key not in _loaded:
+    for folder in candidates(folders):
+        if _imported_from(folder.name) is None:
+            key = str(folder)
             _loaded[key] = _attempt(folder.name, key, lambda f=folder: _import_folder(f))
     for point in entry_points(group=ENTRY_POINT_GROUP):
         if point.value not in _loaded:
             _loaded[point.value] = _attempt(point.name, point.value, point.load)
     return list(_loaded.values())
+
+
+def load_and_report(folders: Iterable[str | Path] = ()) -> None:
+    """`load`, and say on the error stream what was left out, once in a process."""
+    folders = list(folders)
+    for text in (report(load(folders)), shadowed(folders)):
+        if text and text not in _said:
+            _said.add(text)
+            print(text, file=sys.stderr)
 
 
 def report(plugins: Iterable[Plugin]) -> str:
@@ -87,6 +102,25 @@ def report(plugins: Iterable[Plugin]) -> str:
         for p in plugins
         if p.error
     )
+
+
+def shadowed(folders: Iterable[str | Path] = ()) -> str:
+    """Which loaded plugins have namesakes that were left out, in one line; `""` if none has."""
+    names: dict[tuple[Path, Path], list[str]] = {}
+    for folder in candidates(folders):
+        used = _imported_from(folder.name)
+        if used is not None and used != folder:
+            names.setdefault((used.parent, folder.parent), []).append(folder.name)
+    return "; ".join(
+        f"plugins of {used} are used instead of those in {left_out}: {', '.join(sorted(found))}"
+        for (used, left_out), found in names.items()
+    )
+
+
+def _imported_from(name: str) -> Path | None:
+    """The folder from which the plugin of that name was imported, if it was."""
+    module = sys.modules.get(f"{PACKAGE}.{name}")
+    return None if module is None else Path(module.__path__[0])
 
 
 def _python_files(folder: Path) -> list[Path]:
@@ -124,8 +158,6 @@ def _import_folder(folder: Path) -> None:
         sys.modules[PACKAGE] = types.ModuleType(PACKAGE)
         sys.modules[PACKAGE].__path__ = []
     package = f"{PACKAGE}.{folder.name}"
-    if package in sys.modules:
-        raise PluginError(f"another plugin folder is also called '{folder.name}'; rename one")
     sys.modules[package] = types.ModuleType(package)
     sys.modules[package].__path__ = [str(folder)]
     setattr(sys.modules[PACKAGE], folder.name, sys.modules[package])

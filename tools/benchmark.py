@@ -53,9 +53,7 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: Sequence[str]) -> None:
     """Plan the study, then list it, time it or run it."""
     options = parser().parse_args(arguments)
-    broken = plugins.report(plugins.load(options.plugins))
-    if broken:
-        print(broken, file=sys.stderr)
+    plugins.load_and_report(options.plugins)
     study = Study.read(options.study)
     folder = options.output or default_folder(study.study)
     planner = Planner(study, folder, options.data, options.plugins, to_time=options.timings)

@@ -26,6 +26,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from toolkit import system
 from toolkit.errors import DataError, listing
 from toolkit.files import locked, new_folder, write_atomically
 
@@ -89,7 +90,7 @@ class FeatureCache:
         rows = self._rows[offset : offset + frames]
         self._read += rows.nbytes
         if self._read > RELEASE_BYTES:  # pages stay in the system's cache, not in this process
-            self._rows._mmap.madvise(mmap.MADV_DONTNEED)
+            _release(self._rows)
             self._read = 0
         return rows
 
@@ -190,6 +191,12 @@ def _hash_text(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
+def _release(rows: np.memmap) -> None:
+    """Let the pages that were read leave this process, where the system can be told so."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        rows._mmap.madvise(mmap.MADV_DONTNEED)
+
+
 def _is_whole(folder: Path, width: int, keys: Collection[str]) -> bool:
     """Whether a cache of these clips exists and every clip's checksum is right."""
     if not folder.is_dir():
@@ -202,7 +209,7 @@ def _is_whole(folder: Path, width: int, keys: Collection[str]) -> bool:
         with ThreadPoolExecutor() as pool:
             for begin in range(0, len(clips) if whole else 0, CHUNK):
                 whole = all(pool.map(lambda c: _is_intact(rows, c), clips[begin : begin + CHUNK]))
-                rows._mmap.madvise(mmap.MADV_DONTNEED)
+                _release(rows)
                 if not whole:
                     break
     except (OSError, ValueError, KeyError, TypeError):
@@ -263,7 +270,7 @@ def _computed(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        with ThreadPoolExecutor(system.cores()) as pool:
             for begin in range(0, len(keys), CHUNK):
                 chunk = keys[begin : begin + CHUNK]
                 yield from zip(chunk, pool.map(attempt, chunk), strict=True)

@@ -9,10 +9,10 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from toolkit import plugins
+from toolkit import places, plugins
 from toolkit.errors import ConfigError, did_you_mean
 from toolkit.registry import PEFT
-from toolkit.study.study import ROOT, MethodSpec, Study, check_name, resolve
+from toolkit.study.study import MethodSpec, Study, check_name, resolve
 
 BASE = "hparams/base.yaml"
 NOT_METHODS = ("base", "embedded")
@@ -75,8 +75,8 @@ def variants(study: Study, plugin_folders: Iterable[str] = ()) -> list[Variant]:
         ConfigError: a glob or a name that matches nothing.
     """
     recipes = [resolve(spec.recipe) / "hparams" for spec in study.corpus_specs.values()]
-    others = sorted((ROOT / "recipes").glob("*/hparams"))  # a method's file works with any recipe
-    files = configurations([*recipes, *others, *plugins.places(plugin_folders)])
+    others = sorted(places.recipes().glob("*/hparams"))  # a method's file works with any recipe
+    files = configurations([*recipes, *others, *plugins.nearest(plugin_folders)])
     found: dict[str, Variant] = {}
     for spec in study.method_specs:
         for variant in _expand(spec, files):
@@ -110,7 +110,7 @@ def differences_of(file: Path) -> dict[str, Any]:
     tree = _read(file)
     parent = tree.pop("extends", None)
     if parent is not None and Path(parent).stem != Path(BASE).stem:
-        found = differences_of(file.parent / parent)
+        found = differences_of(places.extended(file, parent))
     for key, value in tree.items():
         if isinstance(value, Mapping) and "name" not in value:
             found.update({f"{key}.{inner}": item for inner, item in value.items()})
@@ -136,7 +136,7 @@ def _method_of(file: Path) -> str | None:
     peft = tree.get("peft") if isinstance(tree, Mapping) else None
     if not isinstance(peft, Mapping) or "name" in peft:
         return peft.get("name") if isinstance(peft, Mapping) else peft
-    parent = file.parent / str(tree.get("extends"))
+    parent = places.extended(file, str(tree.get("extends")))
     return _method_of(parent) if parent.is_file() else None
 
 

@@ -5,7 +5,6 @@ import functools
 import json
 import logging
 import math
-import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +23,7 @@ from speechbrain.utils.distributed import ddp_all_reduce
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from toolkit import system
 from toolkit.data.augment import Augmentation
 from toolkit.data.pipelines import Batch
 from toolkit.errors import RunError
@@ -386,4 +386,4 @@ class ClassificationBrain(sb.Brain):
         """Largest memory so far, bytes: of the GPU, or resident memory of this process."""
         if self.device_type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return system.peak_memory()

@@ -14,7 +14,7 @@ import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import ddp_barrier, if_main_process
 
-from toolkit import backbones, config, plugins
+from toolkit import backbones, config, places, plugins
 from toolkit.backbones.base import Backbone, BackboneSource, FeatureSpec
 from toolkit.config import CommandLine, Configuration
 from toolkit.data.augment import SpecAugment
@@ -72,15 +72,16 @@ class Experiment:
     def of(cls, recipe_file: str, command: CommandLine) -> "Experiment":
         """As `from_command_line`, with the command line parsed."""
         recipe = Path(recipe_file).resolve().parent
-        broken = plugins.report(plugins.load(command.plugins))
-        if broken and if_main_process():
-            print(broken, file=sys.stderr)
+        if if_main_process():
+            plugins.load_and_report(command.plugins)
+        else:
+            plugins.load(command.plugins)
         loaded, options = configured(command, recipe)
         values = loaded.values
         experiment = cls(
             configuration=loaded,
             options=options,
-            command=f"{os.path.relpath(recipe_file)} {command.hparams}",
+            command=_command(Path(recipe_file), command),
             method=PEFT.create(values["peft"], "peft"),
             source=backbones.create(values["backbone"]),
             corpus=CORPORA.create(values["corpus"], "corpus"),
@@ -143,7 +144,7 @@ class Experiment:
             say(
                 "This is the embedded demonstration (hparams/embedded.yaml): sounds that the "
                 "program makes itself, a small backbone, few epochs.\n"
-                f"The real one: python {self.command} --data_folder PATH_TO_{self.options.recipe}"
+                f"The real one: {self.command} --data_folder PATH_TO_{self.options.recipe}"
             )
 
     def manifest(self) -> Manifest:
@@ -298,6 +299,14 @@ def configured(command: CommandLine, recipe: Path) -> tuple[Configuration, Optio
         loaded = config.load(command, recipe, [*layers, EMBEDDED])
         options = Options.of(loaded.values)
     return loaded, options
+
+
+def _command(recipe_file: Path, command: CommandLine) -> str:
+    """What starts a recipe with a configuration, for a user to read."""
+    recipe = recipe_file.resolve().parent
+    if recipe.parent == places.SHIPPED / "recipes":
+        return f"toolkit train {recipe.name} {Path(command.hparams).stem}"
+    return f"python {os.path.relpath(recipe_file)} {command.hparams}"
 
 
 def _require_spectral(augment: Sequence[object], backbone: Backbone) -> None:
