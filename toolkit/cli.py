@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         "embedded demonstration.",
     )
     start.add_argument(
-        "recipe", metavar="RECIPE", help="such as ESC50, or a folder with a train.py"
+        "recipe", metavar="RECIPE", help="such as ESC50, or the folder of a train.py"
     )
     start.add_argument("method", metavar="METHOD", help="such as softmoa, or a YAML file")
     start.set_defaults(run=train_recipe, verb="train")

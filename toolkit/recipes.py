@@ -22,7 +22,7 @@ def known() -> list[str]:
 
 
 def find(name: str) -> Path:
-    """The folder of a recipe: in the working directory, or else the one that comes with the toolkit.
+    """The folder of a recipe: one in the working directory, or else one of the toolkit's own.
 
     Raises:
         UnknownName: neither holds a train.py.
@@ -30,10 +30,7 @@ def find(name: str) -> Path:
     for folder in (Path(name), places.recipes() / name):
         if (folder / TRAIN).is_file():
             return folder
-    raise UnknownName(
-        f"there is no recipe '{name}'{did_you_mean(name, known())} (known: {', '.join(known())}; "
-        f"or a folder with a {TRAIN}, such as `toolkit copy-recipe ESC50 .` writes)"
-    )
+    raise _unknown("recipe", name, known(), f"a folder with a {TRAIN}")
 
 
 def configuration(recipe: Path, method: str, plugin_folders: Iterable[str] = ()) -> str:
@@ -49,23 +46,15 @@ def configuration(recipe: Path, method: str, plugin_folders: Iterable[str] = ())
     """
     if Path(method).suffix in (".yaml", ".yml"):
         return method
-    of_recipes = {
-        file.stem for folder in config.sources(recipe) for file in folder.glob(config.HPARAMS)
-    }
-    if method in of_recipes:
+    hparams = [file for folder in config.sources(recipe) for file in folder.glob(config.HPARAMS)]
+    if method in {file.stem for file in hparams}:
         return f"hparams/{method}.yaml"
-    of_plugins = {
-        file.stem: file
-        for folder in plugins.nearest(plugin_folders)
-        for file in folder.glob("*.yaml")
-    }
-    if method in of_plugins:
-        return os.path.relpath(of_plugins[method])
-    names = sorted({*of_recipes, *of_plugins}.difference(NOT_METHODS))
-    raise UnknownName(
-        f"there is no configuration '{method}'{did_you_mean(method, names)} "
-        f"(known: {', '.join(names)}; or a YAML file)"
-    )
+    others = [file for folder in plugins.nearest(plugin_folders) for file in folder.glob("*.yaml")]
+    for file in others:
+        if file.stem == method:
+            return os.path.relpath(file)
+    names = {file.stem for file in (*hparams, *others)}.difference(NOT_METHODS)
+    raise _unknown("configuration", method, sorted(names), "a YAML file")
 
 
 def train(
@@ -107,9 +96,7 @@ def copy(name: str, place: Path) -> list[Path]:
         ConfigError: the folder is already there.
     """
     if name not in known():
-        raise UnknownName(
-            f"there is no recipe '{name}'{did_you_mean(name, known())} (known: {', '.join(known())})"
-        )
+        raise _unknown("recipe", name, known())
     source, folder = places.recipes() / name, place / name
     if folder.exists():
         raise ConfigError(f"{folder} is already there; choose another place or delete it")
@@ -117,3 +104,10 @@ def copy(name: str, place: Path) -> list[Path]:
         shutil.copy(source / TRAIN, made)
         shutil.copytree(source / "hparams", made / "hparams")
     return [folder / TRAIN, folder / "hparams"]
+
+
+def _unknown(kind: str, name: str, names: Sequence[str], other: str = "") -> UnknownName:
+    also = f", or {other}" if other else ""
+    return UnknownName(
+        f"there is no {kind} '{name}'{did_you_mean(name, names)} (known: {', '.join(names)}{also})"
+    )

@@ -36,7 +36,7 @@ class WavLM(SpeechSource):
 
 
 def attend(
-    attention: nn.Module, x: Tensor, mask: Tensor | None, position_bias: Tensor, *_: bool
+    attention: nn.Module, x: Tensor, mask: Tensor | None, position_bias: Tensor
 ) -> tuple[Tensor, None]:
     """Attention of WavLM through its projections and the attention function of its configuration.
 
@@ -45,7 +45,6 @@ def attend(
         x: tokens [B, T, d].
         mask: [B, T], one where a token is real; None: all are.
         position_bias: gated, [B h, T, T].
-        _: whether to return weights, which transformers before 5.16 passes, and nobody asks for.
 
     Returns:
         [B, T, d], and None for the weights.

@@ -143,7 +143,7 @@ def machine(shared: bool) -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def _exclusive(folder: Path) -> Iterator[bool]:
-    """Whether nobody else is at this run: neither a study nor the process that a killed one left."""
+    """Whether nobody else is at this run, neither a study nor the process of a killed one."""
     try:
         with FileLock(folder / ".lock", timeout=0):
             yield not _still_runs(folder / PROCESS)
