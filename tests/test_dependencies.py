@@ -12,6 +12,7 @@ import pytest
 from recipe import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+INSTALLED = packages_distributions()
 EXTRAS = PROJECT["optional-dependencies"]
 NOT_IMPORTED = {
     "tensorboard": "SpeechBrain's logger of events imports it",
@@ -64,7 +65,7 @@ def declared(extras: Iterable[str] = ()) -> set[str]:
 
 def providers(package: str) -> set[str]:
     """Distributions that an imported package may come from."""
-    return {distribution(name) for name in packages_distributions().get(package, [package])}
+    return {distribution(name) for name in INSTALLED.get(package, [package])}
 
 
 def used(tests: bool) -> set[str]:
