@@ -88,3 +88,17 @@ def test_what_is_imported_is_declared(tests: bool) -> None:
 def test_what_is_declared_is_used() -> None:
     assert not declared() - used(tests=False) - NOT_IMPORTED.keys()
     assert not declared(EXTRAS) - used(tests=False) - used(tests=True) - NOT_IMPORTED.keys()
+
+
+def test_the_oldest_versions_are_the_lower_bounds() -> None:
+    """`tools/test --oldest` tests what pyproject.toml promises."""
+    lines = (ROOT / "tools" / "oldest.txt").read_text(encoding="utf-8").splitlines()
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
+    bounds = {}
+    for requirement in (*PROJECT["dependencies"], *EXTRAS["test"]):
+        found = re.fullmatch(r"([\w.-]+)>=([\d.]+)(,<\d[\d.]*)?", requirement)
+        assert found, requirement
+        bounds[found[1]] = found[2]
+    assert pinned.keys() == bounds.keys()
+    for name, version in pinned.items():
+        assert version in (bounds[name], f"{bounds[name]}.0"), name

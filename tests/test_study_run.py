@@ -160,6 +160,21 @@ def test_a_killed_study_is_resumed(recipe: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_the_process_of_a_killed_study_is_left_to_its_end(recipe: Path, tmp_path: Path) -> None:
+    """SIGKILL of the study alone: its run goes on, and nobody starts that run beside it."""
+    study, folder = studies.study_of(recipe, methods=["lora"], baseline="lora"), tmp_path / "out"
+    (recipe / "lora.hangs").touch()
+    process = studies.start(study, folder)
+    wait_for(lambda: "lora 1 1" in studies.executions(recipe))
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    run, place = studies.planned(study, folder)[0], execute.Workplace("local", str(tmp_path))
+    assert execute.execute(run, place, before=0) is None
+    (recipe / "lora.hangs").unlink()
+    wait_for(lambda: (record := execute.execute(run, place, before=0)) is not None and record.done)
+    assert studies.executions(recipe) == ["lora 1 1", "lora 1 1"]
+
+
 def test_two_processes_share_a_study(recipe: Path, tmp_path: Path) -> None:
     """While one has a run in hand, the other does the rest and then waits for it."""
     study, folder = studies.study_of(recipe), tmp_path / "out"

@@ -9,6 +9,7 @@ registries.
 """
 
 import dataclasses
+import functools
 import importlib
 import os
 import sys
@@ -79,7 +80,7 @@ def load(folders: Iterable[str | Path] = ()) -> list[Plugin]:
     for folder in candidates(folders):
         if _imported_from(folder.name) is None:
             key = str(folder)
-            _loaded[key] = _attempt(folder.name, key, lambda f=folder: _import_folder(f))
+            _loaded[key] = _attempt(folder.name, key, functools.partial(_import_folder, folder))
     for point in entry_points(group=ENTRY_POINT_GROUP):
         if point.value not in _loaded:
             _loaded[point.value] = _attempt(point.name, point.value, point.load)
