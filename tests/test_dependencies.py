@@ -32,7 +32,7 @@ def files(tests: bool) -> list[Path]:
     return [
         file
         for file in found
-        if tests == (file.parent == ROOT / "tests" or file.name.startswith(("test_", "conftest")))
+        if tests == (ROOT / "tests" in file.parents or file.name.startswith(("test_", "conftest")))
     ]
 
 
@@ -44,9 +44,9 @@ def imported(file: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
             names.add(node.module or "")
-    folders = (file.parent, ROOT, ROOT / "tests")
+    folders = (file.parent, ROOT, ROOT / "tests" / "support")
     neighbours = {other.stem for folder in folders for other in folder.glob("*.py")}
-    own = {"toolkit", "toolkit_plugins", *neighbours}
+    own = {"toolkit", "toolkit_plugins", "tools", *neighbours}
     return {name.partition(".")[0] for name in names} - own - sys.stdlib_module_names
 
 

@@ -23,6 +23,9 @@ from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
 from conftest import GOLDEN
 from toolkit.backbones.ast import AST, ASTBackbone
 from toolkit.backbones.base import Site
+from toolkit.experts.base import Bottleneck, Experts
+from toolkit.experts.conformer import Conformer
+from toolkit.experts.convpass import Convpass
 from toolkit.model import AudioClassifier
 from toolkit.peft import insertion
 from toolkit.peft.adapter import SingleAdapter
@@ -32,9 +35,6 @@ from toolkit.peft.prefix import KeysValues
 from toolkit.peft.soft_moa import SoftMixture
 from toolkit.registry import PEFT
 from toolkit.routing import soft
-from toolkit.routing.conformer import Conformer
-from toolkit.routing.convpass import Convpass
-from toolkit.routing.experts import Bottleneck, Experts
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 5e-6}
 POOLING = {"ALL": "all", "CLS": "first", "PROMPTS": "prompts", "PROMPTS+SPEECH": "prompts+patches"}
@@ -209,7 +209,7 @@ class Model:
         settings = settings_of(self.config)
         backbone = golden_backbone(golden, dtype)
         pooling = POOLING[self.config.get("final_output", "ALL")]
-        method = PEFT.create(settings, "peft")
+        method = PEFT.create(settings)
         self.classifier = AudioClassifier(backbone, method, 5, pooling).to(dtype)
         self.tensors = {
             self.classifier._lasting_name(n): t

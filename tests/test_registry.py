@@ -54,8 +54,10 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]
     """A registry whose own entries lie in a package `machine`, not yet imported."""
     package = tmp_path / "machine"
     package.mkdir()
-    source = 'from toolkit.registry import Registry\nPARTS = Registry("PARTS", "part", "machine")\n'
-    (package / "__init__.py").write_text(source)
+    (package / "__init__.py").write_text(
+        "from toolkit.registry import Registry\n"
+        'PARTS = Registry("PARTS", "part", "part", "machine")\n'
+    )
     (package / "parts.py").write_text(PARTS)
     monkeypatch.syspath_prepend(tmp_path)
     yield importlib.import_module("machine").PARTS
@@ -270,9 +272,9 @@ def test_register_where_there_is_no_source_file() -> None:
 
 
 def test_create_from_a_name_and_from_a_mapping() -> None:
-    assert PEFT.create("lora", "peft").rank == 6
+    assert PEFT.create("lora").rank == 6
     config = {"name": "lora", "rank": 3, "targets": ["k"]}
-    method = PEFT.create(config, "peft")
+    method = PEFT.create(config)
     assert (method.rank, method.targets, method.alpha) == (3, ["k"], 16.0)
     assert config == {"name": "lora", "rank": 3, "targets": ["k"]}
 
@@ -311,7 +313,7 @@ def test_create_from_a_name_and_from_a_mapping() -> None:
 )
 def test_create_refuses(config: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        PEFT.create(config, "peft")
+        PEFT.create(config)
 
 
 # ---------------------------------------------------------------- settings
@@ -383,9 +385,9 @@ def test_any_other_key_is_refused(key: str) -> None:
 
 @pytest.mark.parametrize("name", PEFT.names())
 def test_misspelling_any_setting_suggests_it(name: str) -> None:
-    for key in PEFT.create(name, "peft").as_dict():
+    for key in PEFT.create(name).as_dict():
         with pytest.raises(ConfigError, match=f"did you mean '{key}'"):
-            PEFT.create({"name": name, f"{key}_": 1}, "peft")
+            PEFT.create({"name": name, f"{key}_": 1})
 
 
 def test_mutable_defaults_are_not_shared() -> None:

@@ -1,15 +1,16 @@
 #!/usr/bin/env python
-"""What the tools on a trained mixture cost: accuracy against bytes and against active experts.
+"""What compressing and pruning a trained mixture costs, in accuracy.
 
     python tools/benchmark.py tools/studies/mixtures.yaml --data ../shared/data
     python tools/bench_compression.py results/studies/mixtures --data ../shared/data
-                                      [--text recipes/ESC50/COMPRESSION.md] [--folds 1,2,3,4,5]
+                                      [--text docs/results/compression.md] [--folds 1,2,3,4,5]
 
 MC-MoE, SEER and AdapMoE are applied to the mixtures that the study trained, fold by fold, with the
 settings of `CURVES`, as `toolkit compress` and `toolkit prune` apply them: each calibrates on the
-training folds, and accuracy is that of the test fold before and after. Results are kept in the
-study's folder (`compression/`), so that a killed run goes on and a finished one is only drawn
-again. Writes a table as text and as CSV, and two pictures beside the text.
+training folds, and accuracy is measured on the test fold before and after. Results are kept in the
+study's folder (`compression/`): a killed run resumes, and a finished one is only drawn again.
+Writes a page with a table and two pictures (accuracy against file size and against active
+experts), and the table as CSV.
 """
 
 import argparse
@@ -23,13 +24,14 @@ from matplotlib.figure import Figure
 
 from toolkit import plugins
 from toolkit.bundle import WEIGHTS, load_bundle
-from toolkit.data.cache import write_atomically
 from toolkit.data.manifest import Corpus
+from toolkit.features.cache import write_atomically
+from toolkit.mixtures.tool import MixtureData, mixtures, run_tool
 from toolkit.registry import CORPORA, TOOLS
-from toolkit.study.figures import save
+from toolkit.study.plan import Cell
 from toolkit.study.records import read_record
-from toolkit.study.study import COPY, Cell, Study
-from toolkit.tools.base import MixtureData, mixtures, run_tool
+from toolkit.study.report.plots import save_small
+from toolkit.study.spec import COPY, Study
 from toolkit.training.experiment import main
 
 EXPERTS = 7
@@ -86,8 +88,8 @@ def points(study: Study, folder: Path, data: Path, folds: list[int]) -> pd.DataF
                             "mixture": method,
                             "setting": setting,
                             "fold": fold,
-                            "before": 100 * report["accuracy_before"],
-                            "accuracy": 100 * report["accuracy_after"],
+                            "before": 100 * report["score_before"],
+                            "accuracy": 100 * report["score_after"],
                             "bytes": report["bytes_after"] / report["bytes_before"],
                             "active": active(report, method),
                         }
@@ -114,7 +116,7 @@ def applied(
     output = folder / "compression" / method / f"fold-{fold}" / setting
     if not (output / "report.json").is_file():
         bundle = trained / "train" / "bundle"
-        registered = CORPORA.create({"name": "esc50", "esc10": True}, "corpus")
+        registered = CORPORA.create({"name": "esc50", "esc10": True})
         place = data / study.corpus_specs[corpus].data_folder
         if values["name"] == "none":
             return without_experts(bundle, registered, place)
@@ -128,13 +130,13 @@ def without_experts(folder: Path, corpus: Corpus, place: Path) -> dict[str, Any]
     """As the report of a tool that silences all experts: norms and the head stay as trained."""
     bundle = load_bundle(folder)
     data = MixtureData.of(bundle, corpus, place)
-    before = data.accuracy(bundle.model, data.test)
+    before = data.score(bundle.model, data.test)
     with torch.no_grad():
         for _, mixture in mixtures(bundle.model):
             mixture.experts.up.zero_()
             mixture.experts.up_bias.zero_()
-    after = data.accuracy(bundle.model, data.test)
-    found = {"accuracy_before": before, "accuracy_after": after, "active_mean": 0.0}
+    after = data.score(bundle.model, data.test)
+    found = {"score_before": before, "score_after": after, "active_mean": 0.0}
     return found | {"bytes_before": 1, "bytes_after": 1}
 
 
@@ -185,21 +187,22 @@ def draw(points: pd.DataFrame, curves: list[str], x: str, label: str) -> Figure:
     return figure
 
 
-def text(found: pd.DataFrame, study: Study, folds: list[int]) -> str:
-    """The table and the pictures, with what they are."""
+def text(found: pd.DataFrame, study: Study, folds: list[int], pictures: dict[str, str]) -> str:
+    """The page: an explanation, the table, and the pictures (title -> relative path)."""
     lines = [
-        "# What the tools on a trained mixture cost",
+        "# What compressing and pruning a trained mixture costs",
         "",
         f"The mixtures of `tools/studies/{study.study}.yaml` (ESC-10, `{study.backbones[0]}`, seed "
-        f"{study.seeds[0]}, {EXPERTS} experts a layer), changed by MC-MoE, SEER and AdapMoE. "
-        f"Mean over {len(folds)} test folds; the change is paired by fold, with its standard "
-        "deviation over folds. Bytes are the weights' file against the file before; active experts "
-        "are those that a token uses. Each tool calibrates on training folds alone; SEER "
-        "fine-tunes there for 2 epochs. A fold tests 80 clips, so that one clip is 1.25 points. "
-        "The control has no expert at all, but the norms and the head as trained with them: where "
-        "it is as good, the experts are not what learned, and the curves show little.",
+        f"{study.seeds[0]}, {EXPERTS} experts per layer), modified by MC-MoE, SEER and AdapMoE. "
+        f"Means over {len(folds)} test folds; the change is paired by fold, with its standard "
+        "deviation over folds. File size is that of the weights relative to the original; active "
+        "experts are those used per token. Each tool calibrates on the training folds only; SEER "
+        "also fine-tunes there for 2 epochs. A test fold has 80 clips, so one clip is 1.25 points. "
+        'The control "without any expert" keeps only the norms and the head that were trained '
+        "together with the experts: where it is as good, the experts learned little, and the "
+        "curves show little.",
         "",
-        "| tool | mixture | setting | as trained % | after % | change | bytes | active experts |",
+        "| tool | mixture | setting | before % | after % | change | file size | active experts |",
         "| --- | --- | --- | --: | --: | --: | --: | --: |",
     ]
     for row in found.to_dict("records"):
@@ -210,11 +213,8 @@ def text(found: pd.DataFrame, study: Study, folds: list[int]) -> str:
         )
     lines += [
         "",
-        "![Accuracy against bytes](COMPRESSION/bytes.svg)",
-        "",
-        "![Accuracy against active experts](COMPRESSION/active.svg)",
-        "",
-        "Made by `tools/bench_compression.py` from the tools' reports; not edited.",
+        *(f"![{title}]({path})\n" for title, path in pictures.items()),
+        "Generated by `tools/bench_compression.py` from the tools' reports: do not edit.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -227,11 +227,16 @@ def run(arguments: list[str]) -> None:
     rows = points(study, options.study.resolve(), options.data.resolve(), options.folds)
     found = table(rows)
     options.text.parent.mkdir(parents=True, exist_ok=True)
-    pictures = options.text.with_suffix("")
-    save(draw(found, SMALLER, "bytes", "bytes of the file, share"), pictures, "bytes", ["svg"])
-    save(draw(found, SPARSER, "active", "experts a token uses"), pictures, "active", ["svg"])
+    folder = options.text.with_suffix("")
+    smaller = draw(found, SMALLER, "bytes", "file size relative to the original")
+    sparser = draw(found, SPARSER, "active", "experts used per token")
+    files = {
+        "Accuracy against file size": save_small(smaller, folder, "bytes"),
+        "Accuracy against active experts": save_small(sparser, folder, "active"),
+    }
+    pictures = {title: f"{folder.name}/{file.name}" for title, file in files.items()}
     rows.to_csv(options.study / "compression" / "points.csv", index=False)
-    write_atomically(options.text, text(found, study, options.folds))
+    write_atomically(options.text, text(found, study, options.folds, pictures))
     print(f"wrote {options.text}")
 
 
@@ -245,7 +250,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--folds", type=lambda text: [int(n) for n in text.split(",")], default=[1, 2, 3, 4, 5]
     )
-    made.add_argument("--text", type=Path, default=Path("recipes/ESC50/COMPRESSION.md"))
+    made.add_argument("--text", type=Path, default=Path("docs/results/compression.md"))
     return made
 
 

@@ -19,13 +19,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional
 
 from toolkit import backbones, plugins
 from toolkit.errors import did_you_mean
 from toolkit.model import AudioClassifier
 from toolkit.registry import PEFT
+from toolkit.task import ONE_CLASS, BatchObjective
 
 EXPERTS = (4, 16, 64)
 FRAMES, CLASSES, DEPTH, WIDTH, REDUCTION = 248, 10, 6, 8, 24
@@ -57,19 +56,18 @@ def measure(config: dict[str, Any], batch: int, steps: int) -> float:
     """Seconds of a training step: one to warm up, then the fastest of `steps`."""
     torch.manual_seed(0)
     backbone = backbones.create({"name": "ast_tiny"}).load(FRAMES)
-    model = AudioClassifier(backbone, PEFT.create(config, "peft"), CLASSES, "all").train()
+    model = AudioClassifier(backbone, PEFT.create(config), CLASSES, "all").train()
     method = model.method
     optimizer = torch.optim.AdamW(method.parameter_groups(model.trainable(), lr=1e-3))
     features = torch.randn(batch, FRAMES, backbone.features.mel_bins)
     labels = torch.arange(batch) % CLASSES
 
-    def task_loss(logits: Tensor) -> Tensor:
-        return functional.cross_entropy(logits, labels)
+    objective = BatchObjective(ONE_CLASS, ONE_CLASS.targets(labels, CLASSES))
 
     seconds = []
     for step in range(steps + 1):
         start = time.perf_counter()
-        losses = method.training_losses(backbone, model, features, task_loss)
+        losses = method.training_losses(backbone, model, features, objective)
         torch.stack(list(losses.values())).sum().backward()
         optimizer.step()
         method.on_step(backbone, optimizer, step + 1, steps + 1)

@@ -30,8 +30,9 @@ from torch.nn import functional
 from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
 
 from toolkit import backbones, plugins
+from toolkit.config import parse_spec
 from toolkit.model import AudioClassifier
-from toolkit.registry import PEFT, parse_spec
+from toolkit.registry import PEFT
 from toolkit.system import peak_memory
 
 FRAMES, CLASSES = 500, 50
@@ -47,7 +48,7 @@ def build(spec: str, backbone: str) -> nn.Module:
     if spec == "hf_lora":
         return HuggingFaceLoRA(backbone, FRAMES, CLASSES)
     looped = spec.startswith("loop:")
-    method = PEFT.create(parse_spec(spec.removeprefix("loop:")), "peft")
+    method = PEFT.create(parse_spec(spec.removeprefix("loop:")))
     frozen = backbones.create({"name": backbone}).load(FRAMES)
     model = AudioClassifier(frozen, method, CLASSES, "all")
     return loop_over_experts(model) if looped else model

@@ -27,14 +27,16 @@ from transformers import ASTConfig, ASTModel
 
 from toolkit import config
 from toolkit.backbones.ast import TINY
-from toolkit.data.audio import read_audio
-from toolkit.data.fbank import log_mel
+from toolkit.config import parse_spec
 from toolkit.data.manifest import Corpus, Manifest
+from toolkit.data.splits import cross_validation, selected
 from toolkit.errors import DataError
-from toolkit.registry import CORPORA, parse_spec
+from toolkit.features.audio import read_audio
+from toolkit.features.log_mel import log_mel
+from toolkit.registry import CORPORA
+from toolkit.results import RunResult
 from toolkit.training.experiment import EMBEDDED, Experiment, main
 from toolkit.training.folds import cross_validate
-from toolkit.training.splits import cross_validation, selected
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "ESC50"
 METHODS = ["linear", "bitfit", "lora", "adapter", "softmoa", "densemoa", "full"]
@@ -96,7 +98,7 @@ TASKS = [
 
 def result_of(
     task: Task, method: str, backbone: str, seed: int, options: argparse.Namespace
-) -> dict[str, Any]:
+) -> RunResult:
     """Run a method through the recipe, or read what it found before."""
     data, corpus = options.data / task.folder, parse_spec(task.corpus)
     command = [f"hparams/{method}.yaml", "--noprogressbar", "true", "--seed", str(seed)]
@@ -122,7 +124,7 @@ def baseline(task: Task, data: Path) -> list[float]:
 
     It is fitted to the training clips alone; nothing about it is chosen.
     """
-    corpus = CORPORA.create(parse_spec(task.corpus), "corpus")
+    corpus = CORPORA.create(parse_spec(task.corpus))
     manifest = corpus.manifest(data / task.folder)
     statistics = torch.stack([log_mel_statistics(path) for path in manifest.clips["path"]])
     labels = torch.tensor(manifest.clips["label"].to_numpy())
@@ -244,11 +246,11 @@ def run(arguments: list[str]) -> None:
             for method in options.methods:
                 for backbone in options.backbones:
                     result = result_of(task, method, backbone, seed, options)
-                    count = result["parameters"]
-                    share = count["method"] / (count["total"] - count["head"])
+                    count = result.parameters
+                    share = count.method / (count.total - count.head)
                     records += [
-                        (task.name, method, backbone, accuracy, count["method"], share)
-                        for accuracy in result["accuracy"]["folds"].values()
+                        (task.name, method, backbone, score, count.method, share)
+                        for score in result.score.folds.values()
                     ]
     columns = ["task", "method", "backbone", "accuracy", "trained", "share"]
     rows = pd.DataFrame(records, columns=columns)

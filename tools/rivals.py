@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from transformers import ASTConfig, ASTModel
 
 from toolkit.errors import ToolkitError
+from toolkit.experts.base import Experts
 from toolkit.model import AudioClassifier
 from toolkit.peft import insertion
 from toolkit.peft.soft_moa import SoftMixture
 from toolkit.routing import soft
-from toolkit.routing.experts import Experts
 
 
 class HuggingFaceLoRA(nn.Module):

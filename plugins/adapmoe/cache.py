@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from toolkit.routing.experts import Bottleneck, Experts
+from toolkit.experts.base import Bottleneck, Experts
 
 V = TypeVar("V")
 

@@ -11,9 +11,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from toolkit.mixtures.observe import trained
 from toolkit.peft.base import Recorder
 from toolkit.routing import dense
-from toolkit.tools.observe import trained
 
 
 def strongest(gates: Tensor, count: int) -> tuple[Tensor, Tensor]:

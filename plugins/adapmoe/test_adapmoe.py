@@ -15,12 +15,12 @@ from torch.nn import functional
 from toolkit import plugins
 from toolkit.bundle import load_bundle
 from toolkit.errors import ConfigError
+from toolkit.mixtures.observe import visit
+from toolkit.mixtures.tool import mixtures
 from toolkit.model import AudioClassifier
 from toolkit.registry import PEFT, TOOLS
 from toolkit.testing import compare_padded, tiny_batch, tiny_classifier, tiny_data, tiny_mixture
 from toolkit.testing.bundles import change_bundle, check_prediction, tiny_bundle
-from toolkit.tools.base import mixtures
-from toolkit.tools.observe import visit
 
 plugins.load([Path(__file__).parents[1]])
 
@@ -39,7 +39,7 @@ SIX = {"name": "dense_moa", "num_experts": 6, "placement": "both"}
 
 def tool(**settings: Any) -> AdapMoE:
     """The tool."""
-    return TOOLS.create({"name": "adapmoe", **settings}, "tool")
+    return TOOLS.create({"name": "adapmoe", **settings})
 
 
 def random(*shape: int, seed: int = 0, **options: Any) -> Tensor:
@@ -332,9 +332,7 @@ def cached(
 @pytest.mark.parametrize("slots", [None, 2])
 @pytest.mark.parametrize("method", ["dense_moa", "topk_moa"])
 def test_padding_is_not_counted(method: str, slots: int | None) -> None:
-    twins = [
-        tiny_classifier(PEFT.create(method, "peft"), family="wav2vec2", noise=0.2) for _ in range(2)
-    ]
+    twins = [tiny_classifier(PEFT.create(method), family="wav2vec2", noise=0.2) for _ in range(2)]
     for model in twins:
         sites = [site for site, _ in mixtures(model)]
         tool().restructure(model, {"slots": slots and dict.fromkeys(sites, slots)})
@@ -362,7 +360,7 @@ def test_outputs_are_the_same_bits_for_every_cache_size(settings: dict[str, Any]
 @pytest.mark.parametrize("slots", [0, 1, 2, 4])
 def test_packed_experts_are_unpacked_into_the_cache(slots: int) -> None:
     """After MC-MoE the store holds codes; outputs still do not depend on the cache."""
-    compress = TOOLS.create({"name": "mc_moe", "backend": "rtn", "mu": 0.2}, "tool")
+    compress = TOOLS.create({"name": "mc_moe", "backend": "rtn", "mu": 0.2})
     outputs = []
     for size in (4, slots):
         model = tiny_mixture("dense_moa", num_experts=4)
@@ -582,7 +580,7 @@ def test_target_is_met_on_the_calibration_clips() -> None:
         model = tiny_mixture("dense_moa", num_experts=6, layers=[1])
         data = tiny_data(model.backbone)
         tool(target_active=target).apply(model, data)
-        data.accuracy(model, data.calibration)
+        data.score(model, data.calibration)
         active = mixtures(model)[0][1].router.active.double()
         mean = (active * torch.arange(len(active))).sum() / active.sum()
         assert target - 0.02 < mean.item() <= target + 1e-9

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
+from toolkit.data.sampling import derive_seed
 from toolkit.errors import RunError
-from toolkit.training.sampling import derive_seed
 
 from .genome import Genome, Space, from_config, to_config
 

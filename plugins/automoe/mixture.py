@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from toolkit.backbones.base import Site
+from toolkit.experts.base import Bottleneck
+from toolkit.experts.ragged import Pack, RaggedExperts, front
 from toolkit.peft.base import Recorder
 from toolkit.routing import topk
-from toolkit.routing.experts import Bottleneck
-from toolkit.routing.ragged import Pack, RaggedExperts, front
 
 from .genome import Gene, Genome
 

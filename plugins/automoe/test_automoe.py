@@ -28,11 +28,18 @@ from toolkit import cli, plugins
 from toolkit.bundle import load_bundle
 from toolkit.data.corpora.synthetic import write_corpus
 from toolkit.errors import ConfigError, RunError
+from toolkit.experts.base import Bottleneck
 from toolkit.model import AudioClassifier
 from toolkit.peft import insertion
 from toolkit.registry import PEFT, SEARCHES
-from toolkit.routing.experts import Bottleneck
-from toolkit.testing import CLASSES, check_method, tiny_backbone, tiny_batch, tiny_mixture
+from toolkit.testing import (
+    CLASSES,
+    check_method,
+    tiny_backbone,
+    tiny_batch,
+    tiny_mixture,
+    tiny_objective,
+)
 
 plugins.load([Path(__file__).parent])
 
@@ -90,7 +97,7 @@ def losses(model: AudioClassifier) -> dict[str, Tensor]:
     """Of a training batch, by the method's own training step."""
     features, labels = tiny_batch(model.backbone)
     return model.train().method.training_losses(
-        model.backbone, model, features, lambda logits: functional.cross_entropy(logits, labels)
+        model.backbone, model, features, tiny_objective(labels)
     )
 
 
@@ -174,15 +181,15 @@ def test_all_architectures_and_the_extremes_among_them() -> None:
 )
 def test_refused_genomes(genome: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        PEFT.create({"name": "automoe", "genome": genome}, "peft").apply(tiny_backbone())
+        PEFT.create({"name": "automoe", "genome": genome}).apply(tiny_backbone())
 
 
 def test_refused_settings() -> None:
     for settings in ({"ranks": []}, {"topk": [0]}, {"places": ["none"]}):
         with pytest.raises(ConfigError, match=f"'{next(iter(settings))}' must"):
-            PEFT.create({"name": "automoe", **settings}, "peft")
+            PEFT.create({"name": "automoe", **settings})
     with pytest.raises(ConfigError, match="leave no place"):
-        SEARCHES.create({"name": "automoe", "parents": 5, "population": 5}, "search")
+        SEARCHES.create({"name": "automoe", "parents": 5, "population": 5})
 
 
 # The method
@@ -366,7 +373,7 @@ def test_latency_is_measured_trimmed_and_predicted() -> None:
     noisy = Predictor.sample(within, 200, 0, lambda g: weights @ sizes(g) + noise.gauss(0, 1))
     assert noisy.error_ms == pytest.approx((2 / np.pi) ** 0.5, rel=0.25)  # E|N(0, 1)|
     backbone = tiny_backbone()
-    method = PEFT.create("automoe", "peft")
+    method = PEFT.create("automoe")
     stopwatch = Stopwatch(backbone, method, tiny_batch(backbone, clips=1)[0], passes=2)
     f, t = backbone.grid
     assert stopwatch.tokens == 2 + f * t and stopwatch.measure(GENOME) > 0
@@ -605,7 +612,7 @@ def test_the_winners_bundle_has_its_genome(search: Path) -> None:
     bundle = load_bundle(search / "bundle")
     assert to_config(from_config(bundle.model.method.genome)) == report["winner"]
     assert bundle.info["origin"]["test_fold"] == 2
-    assert bundle.info["origin"]["valid_accuracy"] == report["valid_accuracy"]
+    assert bundle.info["origin"]["valid_score"] == report["valid_score"]
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ from torch.optim import Optimizer
 
 from toolkit.backbones.base import Backbone, Placement
 from toolkit.errors import ConfigError
+from toolkit.experts.base import Experts, by_expert
 from toolkit.peft.base import Recorder, insertion, setting
 from toolkit.peft.blocks import BlockMethod
 from toolkit.registry import PEFT
 from toolkit.routing import top_any
-from toolkit.routing.experts import Experts, by_expert
 
 
 @PEFT.register("dynmoe", paper="arXiv:2405.14297")

@@ -11,13 +11,13 @@ from torch.nn import functional
 
 from toolkit import plugins
 from toolkit.errors import ConfigError
+from toolkit.experts.base import Bottleneck, by_expert
 from toolkit.model import AudioClassifier
 from toolkit.peft import insertion
 from toolkit.peft.adapter import SingleAdapter
 from toolkit.registry import PEFT
 from toolkit.routing import top_any
-from toolkit.routing.experts import Bottleneck, by_expert
-from toolkit.testing import CLASSES, check_method, tiny_backbone, tiny_batch
+from toolkit.testing import CLASSES, check_method, tiny_backbone, tiny_batch, tiny_objective
 
 plugins.load([Path(__file__).parent])
 from toolkit_plugins.dynmoe.dynmoe import DynamicMixture  # noqa: E402 (there once it is loaded)
@@ -178,7 +178,7 @@ def adapted(**settings: Any) -> AudioClassifier:
     """A tiny classifier with three experts out of five."""
     torch.manual_seed(0)
     values = {"name": "dynmoe", "n_init": 3, "n_max": 5, "reduction": 32, **settings}
-    return AudioClassifier(tiny_backbone(), PEFT.create(values, "peft"), CLASSES, "all")
+    return AudioClassifier(tiny_backbone(), PEFT.create(values), CLASSES, "all")
 
 
 def mixtures(model: AudioClassifier) -> list[DynamicMixture]:
@@ -197,9 +197,8 @@ def train(model: AudioClassifier, optimizer: torch.optim.Optimizer, steps: range
     for step in steps:
         features, labels = tiny_batch(model.backbone, seed=step)
         losses = model.method.training_losses(
-            model.backbone, model, features,
-            lambda logits, labels=labels: functional.cross_entropy(logits, labels),
-        )  # fmt: skip
+            model.backbone, model, features, tiny_objective(labels)
+        )
         optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         optimizer.step()
@@ -235,7 +234,7 @@ def test_parameter_count() -> None:
 )
 def test_settings_that_cannot_work(settings: dict[str, int], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        PEFT.create({"name": "dynmoe", **settings}, "peft")
+        PEFT.create({"name": "dynmoe", **settings})
 
 
 # Births and removals

@@ -13,10 +13,10 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 from toolkit.backbones.base import Backbone
+from toolkit.experts.base import Experts
 from toolkit.peft.base import insertion, setting
 from toolkit.peft.topk import TopKMethod, TopKMixture, forget
 from toolkit.registry import PEFT
-from toolkit.routing.experts import Experts
 from toolkit.routing.topk import TopKRouter
 
 

@@ -5,6 +5,8 @@ from typing import Any
 from torch import nn
 
 from toolkit.errors import ConfigError
+from toolkit.experts.base import Experts
+from toolkit.mixtures.tool import MixtureData, MixtureTool, mixtures
 from toolkit.model import AudioClassifier
 from toolkit.peft import insertion
 from toolkit.peft.adapter import Adapter, SingleAdapter
@@ -13,9 +15,7 @@ from toolkit.peft.soft_moa import SoftMixture
 from toolkit.peft.topk import TopKMixture
 from toolkit.registry import PEFT, TOOLS
 from toolkit.routing.dense import DenseRouter
-from toolkit.routing.experts import Experts
 from toolkit.routing.topk import TopKRouter
-from toolkit.tools.base import MixtureData, MixtureTool, mixtures
 
 
 @TOOLS.register("single_expert", paper="arXiv:2206.00277", verb="prune")
@@ -59,7 +59,7 @@ def as_adapter(model: AudioClassifier) -> Adapter:
     settings = model.method.as_dict()
     names = Adapter(mode="parallel").as_dict()
     shared = {name: value for name, value in settings.items() if name in names}
-    return PEFT.create({"name": Adapter.registered_name, "mode": "parallel", **shared}, "peft")
+    return PEFT.create({"name": Adapter.registered_name, "mode": "parallel", **shared})
 
 
 def survivor(model: AudioClassifier, site: str, mixture: nn.Module) -> int:

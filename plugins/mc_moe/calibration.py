@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from toolkit.experts.base import Experts
 from toolkit.peft.soft_moa import SoftMixture
-from toolkit.routing.experts import Experts
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.errors import ConfigError
+from toolkit.experts.base import Experts
+from toolkit.mixtures.observe import some_of, tokens_choose, visit, weighs_experts
+from toolkit.mixtures.tool import MixtureData, MixtureTool, mixtures
 from toolkit.model import AudioClassifier
 from toolkit.peft.base import setting
 from toolkit.peft.soft_moa import SoftMixture
 from toolkit.registry import TOOLS
-from toolkit.routing.experts import Experts
-from toolkit.tools.base import MixtureData, MixtureTool, mixtures
-from toolkit.tools.observe import some_of, tokens_choose, visit, weighs_experts
 
 from . import calibration, pruning
 from .packing import HalfTensor, PackedTensor, replace

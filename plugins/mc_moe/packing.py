@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from toolkit.routing.experts import Experts, by_expert
+from toolkit.experts.base import Experts, by_expert
 
 from .quantise import Quantised, group_shape
 

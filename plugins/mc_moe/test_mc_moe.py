@@ -16,12 +16,12 @@ from torch.nn import functional
 from toolkit import plugins
 from toolkit.bundle import load_bundle
 from toolkit.errors import ConfigError
+from toolkit.experts.base import Bottleneck, by_expert
+from toolkit.mixtures.tool import mixtures
 from toolkit.model import AudioClassifier
 from toolkit.registry import PEFT, TOOLS
-from toolkit.routing.experts import Bottleneck, by_expert
 from toolkit.testing import compare_padded, tiny_batch, tiny_classifier, tiny_data, tiny_mixture
 from toolkit.testing.bundles import change_bundle, check_prediction, tiny_bundle
-from toolkit.tools.base import mixtures
 
 plugins.load([Path(__file__).parents[1]])
 
@@ -48,7 +48,7 @@ def random(*shape: int, seed: int = 0, **options: Any) -> Tensor:
 
 def tool(**settings: Any) -> MCMoE:
     """The tool, without GPTQ unless asked for."""
-    return TOOLS.create({"name": "mc_moe", "backend": "rtn", **settings}, "tool")
+    return TOOLS.create({"name": "mc_moe", "backend": "rtn", **settings})
 
 
 @torch.no_grad()
@@ -480,9 +480,7 @@ def test_attention_received_is_the_backbones_own() -> None:
 
 @pytest.mark.parametrize("method", ["dense_moa", "topk_moa"])
 def test_padding_is_neither_protected_nor_counted(method: str) -> None:
-    twins = [
-        tiny_classifier(PEFT.create(method, "peft"), family="wav2vec2", noise=0.2) for _ in range(2)
-    ]
+    twins = [tiny_classifier(PEFT.create(method), family="wav2vec2", noise=0.2) for _ in range(2)]
     compare_padded(*(online(model, mu=0.9, protect=0.25) for model in twins))
     for (_, one), (_, other) in zip(*map(mixtures, twins), strict=True):
         assert one.router.counts.tolist() == other.router.counts.tolist()

@@ -23,7 +23,7 @@ plugins.load([FOLDER])
 def adapted(**settings: Any) -> AudioClassifier:
     """A tiny classifier."""
     torch.manual_seed(0)
-    method = PEFT.create({"name": "mumoe", **settings}, "peft")
+    method = PEFT.create({"name": "mumoe", **settings})
     return AudioClassifier(tiny_backbone(), method, CLASSES, "all")
 
 
@@ -116,15 +116,15 @@ def test_parameter_count(settings: dict[str, Any], closed: int) -> None:
 def test_matched_rank_of_a_block(budget: int, hierarchy: int) -> None:
     settings = {"num_experts": 8, "hierarchy": hierarchy, "match_params": budget}
     modes = 8 + (hierarchy if hierarchy > 1 else 0)
-    method = PEFT.create({"name": "mumoe", **settings}, "peft")
+    method = PEFT.create({"name": "mumoe", **settings})
     assert method.rank_at(96) == math.ceil((budget - 96 * modes) / (2 * (modes + 96 + 16 + 1)))
-    method = PEFT.create({"name": "mumoe", "factorisation": "tr", **settings}, "peft")
+    method = PEFT.create({"name": "mumoe", "factorisation": "tr", **settings})
     fixed = 96 * modes + 2 * 16 * modes
     assert method.rank_at(96) == math.ceil((budget - fixed) / (8 * (96 + 16 + 1)))
     sizes = [
         adapted(rank=rank, **{k: v for k, v in settings.items() if k != "match_params"},
                 final_norm=False, norms=False).count().method / 2
-        for rank in (PEFT.create({"name": "mumoe", **settings}, "peft").rank_at(96) + s
+        for rank in (PEFT.create({"name": "mumoe", **settings}).rank_at(96) + s
                      for s in (-1, 0))
         if rank > 0
     ]  # fmt: skip

@@ -23,7 +23,7 @@ plugins.load([FOLDER])
 
 from toolkit_plugins.peer.peer import Peer, RetrievedExperts  # noqa: E402
 
-from toolkit.routing.pool import NeuronPool  # noqa: E402
+from toolkit.experts.pool import NeuronPool  # noqa: E402
 
 DIM = 12
 
@@ -76,7 +76,7 @@ def masked_mixture(module: RetrievedExperts, x: Tensor) -> Tensor:
 def adapted(**settings: Any) -> AudioClassifier:
     """A tiny classifier."""
     torch.manual_seed(0)
-    method = PEFT.create({"name": "peer", "n_keys": 6, **settings}, "peft")
+    method = PEFT.create({"name": "peer", "n_keys": 6, **settings})
     return AudioClassifier(tiny_backbone(), method, CLASSES, "all")
 
 
@@ -270,4 +270,4 @@ def test_statistics_of_known_uses() -> None:
 )
 def test_what_cannot_work_is_refused(settings: dict[str, Any], match: str) -> None:
     with pytest.raises(ConfigError, match=match):
-        PEFT.create({"name": "peer", **settings}, "peft")
+        PEFT.create({"name": "peer", **settings})

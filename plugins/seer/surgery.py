@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 from toolkit.errors import ConfigError
+from toolkit.experts.base import Experts
 from toolkit.model import AudioClassifier
 from toolkit.peft.dense_moa import DenseMixture
 from toolkit.peft.soft_moa import SoftMixture
 from toolkit.peft.topk import TopKMixture
 from toolkit.routing.dense import DenseRouter
-from toolkit.routing.experts import Experts
 from toolkit.routing.topk import TopKRouter
 
 

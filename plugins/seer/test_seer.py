@@ -12,13 +12,13 @@ from torch.nn import functional
 
 from toolkit import plugins
 from toolkit.errors import ConfigError
+from toolkit.mixtures.tool import mixtures
 from toolkit.peft.soft_moa import SoftMixture
 from toolkit.registry import TOOLS
 from toolkit.routing import dense, soft
 from toolkit.routing.topk import TopKRouter
 from toolkit.testing import tiny_batch, tiny_data, tiny_mixture
 from toolkit.testing.bundles import change_bundle, check_prediction, tiny_bundle
-from toolkit.tools.base import mixtures
 
 FOLDER = Path(__file__).parent
 plugins.load([FOLDER, FOLDER.parent / "topk_moa"])
@@ -36,7 +36,7 @@ KINDS: list[dict[str, Any]] = [
 
 def tool(**settings: Any) -> Seer:
     """The tool, without fine-tuning unless asked for."""
-    return TOOLS.create({"name": "seer", "epochs": 0, **settings}, "tool")
+    return TOOLS.create({"name": "seer", "epochs": 0, **settings})
 
 
 def tokens(seed: int = 0) -> Tensor:
@@ -304,7 +304,7 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = change_bundle("prune", large, "seer", "small", *options, "--calibration-clips", "10")
     report = json.loads((small / "report.json").read_text())
     assert (report["experts_before"], report["experts_after"], report["k"]) == (48, 24, 1)
-    assert {"accuracy_before", "accuracy_pruned", "accuracy_after"} <= report.keys()
+    assert {"score_before", "score_pruned", "score_after"} <= report.keys()
     d, r = 192, 4
     removed = 24 * (2 * d * r + r + d + d)
     assert report["parameters_before"] - report["parameters_after"] == removed

@@ -20,7 +20,7 @@ plugins.load([FOLDER])
 def adapted(**settings: object) -> Backbone:
     """A tiny backbone with SSF in it and nothing else to train."""
     backbone = tiny_backbone()
-    PEFT.create({"name": "ssf", "final_norm": False, **settings}, "peft").apply(backbone)
+    PEFT.create({"name": "ssf", "final_norm": False, **settings}).apply(backbone)
     return backbone
 
 
@@ -96,4 +96,4 @@ def test_configuration_holds_the_differences_only() -> None:
     assert loaded.name == "ssf"
     assert loaded.values["lr"] == 0.005
     assert loaded.flat["optimizer.weight_decay"] == 0  # decay would pull gamma towards 0, not 1
-    assert PEFT.create(loaded.values["peft"], "peft").registered_name == "ssf"
+    assert PEFT.create(loaded.values["peft"]).registered_name == "ssf"

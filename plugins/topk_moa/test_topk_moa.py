@@ -11,16 +11,16 @@ from torch.nn import functional
 
 from toolkit import plugins
 from toolkit.errors import ConfigError
+from toolkit.experts import base as expert_module
+from toolkit.experts.base import Bottleneck
 from toolkit.model import AudioClassifier
 from toolkit.peft import insertion
 from toolkit.peft.adapter import SingleAdapter
 from toolkit.peft.dense_moa import DenseMixture
 from toolkit.peft.topk import TopKMixture, topk_mixtures
 from toolkit.registry import PEFT
-from toolkit.routing import experts as expert_module
 from toolkit.routing import topk
 from toolkit.routing.dispatch import in_blocks
-from toolkit.routing.experts import Bottleneck
 from toolkit.testing import (
     CLASSES,
     LargestTensor,
@@ -322,7 +322,7 @@ def test_contract(settings: dict[str, Any]) -> None:
 def test_contract_with_noise_and_capacity() -> None:
     """Not all of it: with so much noise, six steps need not lower the loss."""
     settings = {"k": 1, "jitter": 0.01, "noise": 0.1, "capacity": 1.25}
-    method = PEFT.create({"name": "topk_moa", **settings}, "peft")
+    method = PEFT.create({"name": "topk_moa", **settings})
     check_identity(method)
     check_saving(method)
 
@@ -330,7 +330,7 @@ def test_contract_with_noise_and_capacity() -> None:
 def model(**settings: Any) -> AudioClassifier:
     """A tiny classifier with the method."""
     torch.manual_seed(0)
-    method = PEFT.create({"name": "topk_moa", **settings}, "peft")
+    method = PEFT.create({"name": "topk_moa", **settings})
     return AudioClassifier(tiny_backbone(), method, CLASSES, "all")
 
 

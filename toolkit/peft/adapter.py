@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.backbones.base import Backbone
+from toolkit.experts.base import Experts
 from toolkit.peft.base import insertion, quirk, setting
 from toolkit.peft.blocks import BlockMethod
 from toolkit.registry import PEFT
-from toolkit.routing.experts import Experts
 
 
 @PEFT.register("adapter", paper="arXiv:2312.03694")

@@ -7,10 +7,10 @@ from torch import nn
 
 from toolkit.backbones.base import Backbone, Placement, Site
 from toolkit.errors import ConfigError
+from toolkit.experts.base import Bottleneck, Experts
+from toolkit.experts.conformer import Conformer
+from toolkit.experts.convpass import Convpass
 from toolkit.peft.base import PeftMethod, quirk, setting
-from toolkit.routing.conformer import Conformer
-from toolkit.routing.convpass import Convpass
-from toolkit.routing.experts import Bottleneck, Experts
 
 REFERENCE_STD = 0.02
 """Standard deviation of the truncated normal that the reference code ends up with."""

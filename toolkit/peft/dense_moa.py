@@ -3,12 +3,12 @@
 from torch import Tensor, nn
 
 from toolkit.backbones.base import Backbone, Site
+from toolkit.experts.base import Experts
 from toolkit.peft.base import Recorder
 from toolkit.peft.blocks import REFERENCE_STD
 from toolkit.peft.mixture import MixtureMethod
 from toolkit.registry import PEFT
 from toolkit.routing import dense
-from toolkit.routing.experts import Experts
 
 
 @PEFT.register("dense_moa", paper="arXiv:2402.00828")

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from toolkit.backbones.base import Backbone, Site
 from toolkit.errors import ConfigError
+from toolkit.experts.base import Experts
 from toolkit.peft.base import Recorder, quirk, setting
 from toolkit.peft.mixture import MixtureMethod
 from toolkit.registry import PEFT
 from toolkit.routing import soft
-from toolkit.routing.experts import Experts
 
 
 @PEFT.register("soft_moa", paper="arXiv:2402.00828")

@@ -12,11 +12,11 @@ from torch.optim import Optimizer
 
 from toolkit.backbones.base import Backbone, Site
 from toolkit.errors import ConfigError
+from toolkit.experts.base import Experts, by_expert
 from toolkit.peft.base import Recorder, insertion, setting
 from toolkit.peft.blocks import REFERENCE_STD
 from toolkit.peft.mixture import MixtureMethod
 from toolkit.routing import topk
-from toolkit.routing.experts import Experts, by_expert
 
 
 class TopKMethod(MixtureMethod):

@@ -84,7 +84,7 @@ def fit(
 
 def sizes_of(peft: Mapping[str, Any]) -> Iterator[str]:
     """The settings of a method that say its size and are in use."""
-    method = PEFT.create(peft, "peft").as_dict()
+    method = PEFT.create(peft).as_dict()
     return (name for name in SIZES if type(method.get(name)) is int)
 
 
@@ -102,7 +102,7 @@ def _search(peft: Mapping[str, Any], setting: str, target: int, count: Count) ->
         except ConfigError:
             return None
 
-    best = Fit(target, count(peft), setting, PEFT.create(peft, "peft").as_dict()[setting])
+    best = Fit(target, count(peft), setting, PEFT.create(peft).as_dict()[setting])
     low, high = 1, LARGEST
     while True:
         grid = np.unique(np.geomspace(low, high, POINTS).round().astype(int)).tolist()

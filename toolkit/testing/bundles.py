@@ -14,9 +14,10 @@ import torch
 from toolkit.backbones.ast import ASTTiny
 from toolkit.bundle import load_bundle, save_bundle
 from toolkit.cli import main
-from toolkit.inference import predict
+from toolkit.inference.predict import predict
 from toolkit.model import AudioClassifier
 from toolkit.registry import CORPORA, PEFT
+from toolkit.task import ONE_CLASS
 
 TINY_CORPUS = {"name": "synthetic", "clips_per_class": 5}
 
@@ -29,15 +30,16 @@ def tiny_bundle(folder: Path, name: str, **settings: Any) -> Path:
         name: of the method.
         settings: of it.
     """
-    manifest = CORPORA.create(TINY_CORPUS, "corpus").manifest(folder / "corpus")
-    source, method = ASTTiny(), PEFT.create({"name": name, **settings}, "peft")
+    manifest = CORPORA.create(TINY_CORPUS).manifest(folder / "corpus")
+    source, method = ASTTiny(), PEFT.create({"name": name, **settings})
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AudioClassifier(source.load(64), method, len(manifest.classes), "all").eval()
         with torch.no_grad():
             for parameter in model.trainable().values():
                 parameter.add_(0.05 * torch.randn_like(parameter))
-    return save_bundle(folder / "bundle", model, source, manifest.classes, {"test_fold": 2})
+    origin = {"test_fold": 2}
+    return save_bundle(folder / "bundle", model, manifest.classes, ONE_CLASS, origin=origin)
 
 
 def change_bundle(verb: str, bundle: Path, tool: str, output: str, *options: str) -> Path:

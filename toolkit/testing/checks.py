@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional
 
 from toolkit.errors import ConfigError
 from toolkit.model import AudioClassifier, Pooling
@@ -23,6 +21,7 @@ from toolkit.testing.tiny import (
     tiny_batch,
     tiny_classifier,
     tiny_lengths,
+    tiny_objective,
     tiny_rows,
 )
 
@@ -35,7 +34,7 @@ def check_method(name: str, settings: Mapping[str, Any] | None = None, family: s
         settings: its settings where they differ from the defaults.
         family: of the small random backbone that it adapts.
     """
-    method = PEFT.create({"name": name, **(settings or {})}, "peft")
+    method = PEFT.create({"name": name, **(settings or {})})
     check_identity(method, family)
     check_training(method, family=family)
     check_saving(method, family)
@@ -75,11 +74,10 @@ def check_training(method: PeftMethod, steps: int | None = None, family: str = "
     history = []
     model.train()
 
-    def task_loss(logits: Tensor) -> Tensor:
-        return functional.cross_entropy(logits, labels)
+    objective = tiny_objective(labels)
 
     for step in range(steps):
-        losses = method.training_losses(model.backbone, forward, features, task_loss)
+        losses = method.training_losses(model.backbone, forward, features, objective)
         history.append(losses["task"].item())
         total = torch.stack(list(losses.values())).sum()
         optimizer.zero_grad()
@@ -135,7 +133,7 @@ def check_merging(method: PeftMethod, family: str = "ast") -> bool:
 def check_layers(config: Mapping[str, Any], family: str = "ast") -> None:
     """With `layers: last 1` nothing in another block changes, unless the setting is refused."""
     try:
-        method = PEFT.create({**config, "layers": "last 1"}, "peft")
+        method = PEFT.create({**config, "layers": "last 1"})
     except ConfigError:
         return
     model = AudioClassifier(tiny_backbone(family=family), method, CLASSES, "all")

@@ -8,11 +8,12 @@ from torch import Tensor
 
 from toolkit.backbones.base import Backbone
 from toolkit.context import real
-from toolkit.data.pipelines import Batch
+from toolkit.features.batch import Batch
+from toolkit.mixtures.tool import MixtureData
 from toolkit.model import AudioClassifier, Pooling
 from toolkit.peft.base import PeftMethod
 from toolkit.registry import BACKBONES, PEFT
-from toolkit.tools.base import MixtureData
+from toolkit.task import ONE_CLASS, BatchObjective, Task
 
 CLASSES = 5
 
@@ -49,6 +50,11 @@ def tiny_batch(backbone: Backbone, clips: int = 6, seed: int = 1) -> tuple[Tenso
     return rows, torch.arange(clips) % CLASSES
 
 
+def tiny_objective(labels: Tensor, task: Task = ONE_CLASS) -> BatchObjective:
+    """The loss of a batch of `CLASSES` classes, for `PeftMethod.training_losses`."""
+    return BatchObjective(task, task.targets(labels, CLASSES))
+
+
 def tiny_classifier(
     method: PeftMethod,
     seed: int = 0,
@@ -77,7 +83,7 @@ def tiny_classifier(
 
 def tiny_mixture(name: str, seed: int = 0, **settings: Any) -> AudioClassifier:
     """A tiny classifier in eval mode, as if trained: every tensor of the method is random."""
-    method = PEFT.create({"name": name, **settings}, "peft")
+    method = PEFT.create({"name": name, **settings})
     return tiny_classifier(method, seed, noise=0.2).eval()
 
 
@@ -95,6 +101,7 @@ def tiny_data(backbone: Backbone, clips: int = 10) -> MixtureData:
         calibration=table[:clips],
         test=table[clips:],
         classes=[f"class {number}" for number in range(CLASSES)],
+        task=ONE_CLASS,
         _dataset=lambda chosen: list(chosen.index),
         _collate=collate,
     )

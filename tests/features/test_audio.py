@@ -1,0 +1,192 @@
+"""Decoding: every format, rate and channel count; everything unreadable names its file."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from toolkit.errors import DataError
+from toolkit.features.audio import read_audio
+
+RATES = [8000, 11025, 16000, 22050, 32000, 44100, 48000, 96000]
+FORMATS = {"wav": "PCM_16", "flac": "PCM_16", "ogg": "VORBIS"}
+
+
+def _noise(samples: int, channels: int = 1, seed: int = 0) -> np.ndarray:
+    return 0.1 * np.random.default_rng(seed).standard_normal((samples, channels))
+
+
+def _tone(rate: int, hertz: float, seconds: float = 1.0) -> np.ndarray:
+    return 0.5 * np.sin(2 * np.pi * hertz * np.arange(round(rate * seconds)) / rate)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 6])
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_channels_are_averaged(suffix: str, channels: int, tmp_path: Path) -> None:
+    path = tmp_path / f"clip.{suffix}"
+    samples = _noise(16000, channels)
+    soundfile.write(path, samples, 16000, subtype=FORMATS[suffix])
+    found = read_audio(path, 16000)
+    decoded = soundfile.read(path, always_2d=True)[0]
+    assert decoded.shape == samples.shape
+    assert found.shape == (16000,) and found.dtype == np.float32
+    np.testing.assert_allclose(found, decoded.mean(axis=1), atol=1e-6)
+    if suffix != "ogg":  # lossless: one 16-bit step
+        np.testing.assert_allclose(found, samples.mean(axis=1), atol=2**-15)
+
+
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"])
+def test_sample_widths(subtype: str, tmp_path: Path) -> None:
+    path = tmp_path / "clip.wav"
+    samples = _noise(500)[:, 0]
+    soundfile.write(path, samples, 16000, subtype=subtype)
+    step = 2**-7 if subtype == "PCM_U8" else 1e-6
+    np.testing.assert_allclose(read_audio(path, 16000), samples, atol=step)
+
+
+@pytest.mark.parametrize("target", [16000, 32000])
+@pytest.mark.parametrize("rate", RATES)
+def test_resampling_keeps_a_tone(rate: int, target: int, tmp_path: Path) -> None:
+    path = tmp_path / "tone.wav"
+    samples = _tone(rate, 1000.0)
+    soundfile.write(path, samples, rate, subtype="FLOAT")
+    found = read_audio(str(path), target)
+    assert found.dtype == np.float32 and abs(len(found) - target) <= 1
+    decoded = samples.astype(np.float32)
+    reference = decoded if rate == target else soxr.resample(decoded, rate, target)
+    np.testing.assert_array_equal(found, reference)
+    inner = found[target // 10 : -target // 10].astype(np.float64)  # the ends ring
+    expected = 0.5 * np.sin(2 * np.pi * 1000 * np.arange(target // 10, len(found)) / target)
+    np.testing.assert_allclose(inner, expected[: len(inner)], atol=1e-3)
+
+
+@pytest.mark.parametrize("rate", [r for r in RATES if r > 16000])
+def test_resampling_does_not_alias(rate: int, tmp_path: Path) -> None:
+    path = tmp_path / "tone.wav"
+    soundfile.write(path, _tone(rate, 9500.0), rate, subtype="FLOAT")
+    inner = read_audio(path, 16000)[1600:-1600]
+    assert np.abs(inner).max() < 1e-4
+
+
+def test_stereo_is_mixed_before_it_is_resampled(tmp_path: Path) -> None:
+    path = tmp_path / "clip.wav"
+    samples = np.stack([_tone(44100, 500.0), -_tone(44100, 500.0)], axis=1)
+    soundfile.write(path, samples, 44100, subtype="FLOAT")
+    assert np.abs(read_audio(path, 16000)).max() < 1e-6
+
+
+def test_one_sample_is_audio(tmp_path: Path) -> None:
+    path = tmp_path / "clip.wav"
+    soundfile.write(path, [0.25], 16000, subtype="FLOAT")
+    np.testing.assert_array_equal(read_audio(path, 16000), np.float32([0.25]))
+
+
+def _cut(source: Path, name: str, keep: int) -> Path:
+    path = source.with_name(name)
+    path.write_bytes(source.read_bytes()[:keep])
+    return path
+
+
+def _unreadable(folder: Path) -> dict[str, Path]:
+    wav, flac, ogg = (folder / f"whole.{suffix}" for suffix in FORMATS)
+    for path in (wav, flac, ogg):
+        soundfile.write(path, _noise(16000), 16000, subtype=FORMATS[path.suffix[1:]])
+    size = flac.stat().st_size
+    made = {
+        "missing": folder / "missing.wav",
+        "folder": folder,
+        "no bytes": _cut(wav, "no_bytes.wav", 0),
+        "header cut": _cut(wav, "header_cut.wav", 20),
+        "header only": _cut(wav, "header_only.wav", 44),
+        "flac cut early": _cut(flac, "flac_early.flac", 100),
+        "flac cut late": _cut(flac, "flac_late.flac", size - 3),
+        "flac cut in half": _cut(flac, "flac_half.flac", size // 2),
+        "ogg cut": _cut(ogg, "ogg_cut.ogg", 100),
+        "no samples": folder / "no_samples.wav",
+        "text": folder / "text.wav",
+        "noise": folder / "noise.flac",
+        "headerless": folder / "headerless.raw",
+        "damaged": folder / "damaged.flac",
+        "nan": folder / "nan.wav",
+        "infinite": folder / "infinite.wav",
+        "too loud for float32": folder / "loud.wav",
+    }
+    soundfile.write(made["no samples"], [], 16000)
+    made["text"].write_text("<html>404: Not Found</html>")
+    made["noise"].write_bytes(np.random.default_rng(0).bytes(5000))
+    made["headerless"].write_bytes(bytes(5000))
+    body = bytearray(flac.read_bytes())
+    body[size // 2 : size // 2 + 200] = bytes(200)
+    made["damaged"].write_bytes(body)
+    for name, value in (("nan", np.nan), ("infinite", np.inf), ("too loud for float32", 1e300)):
+        samples = _noise(100, 2)
+        samples[50, 1] = value
+        soundfile.write(made[name], samples, 16000, subtype="DOUBLE")
+    return made
+
+
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
+    for what, path in _unreadable(tmp_path).items():
+        with pytest.raises(DataError) as caught:
+            read_audio(path, 16000)
+        message = str(caught.value)
+        assert message.startswith(f"{path}: "), what
+        assert len(message) > len(f"{path}: ") and "\n" not in message, what
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("missing", "there is no such file"),
+        ("no samples", "contains no samples"),
+        ("header only", "contains no samples"),
+        ("nan", "not finite"),
+        ("text", "not recognised"),
+    ],
+)
+def test_the_reason_is_given(name: str, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=reason):
+        read_audio(_unreadable(tmp_path)[name], 16000)
+
+
+def test_a_wav_that_ends_early_gives_what_it_has(tmp_path: Path) -> None:
+    """libsndfile, like every player, takes the samples that are there."""
+    whole = tmp_path / "whole.wav"
+    soundfile.write(whole, _noise(16000), 16000)
+    found = read_audio(_cut(whole, "half.wav", 44 + 2 * 7000), 16000)
+    np.testing.assert_array_equal(found, read_audio(whole, 16000)[:7000])
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data(), suffix=st.sampled_from(["wav", "flac", "ogg"]))
+def test_damaged_bytes_never_crash(data: st.DataObject, suffix: str, tmp_path: Path) -> None:
+    whole = tmp_path / f"whole.{suffix}"
+    if not whole.exists():
+        soundfile.write(whole, _noise(4000), 16000, subtype=FORMATS[suffix])
+    body = bytearray(whole.read_bytes())
+    for _ in range(data.draw(st.integers(1, 8))):
+        place = data.draw(st.integers(0, len(body) - 1))
+        body[place] = data.draw(st.integers(0, 255))
+    damaged = tmp_path / f"damaged.{suffix}"
+    damaged.write_bytes(body[: data.draw(st.integers(0, len(body)))])
+    try:
+        samples = read_audio(damaged, 16000)
+    except DataError as error:
+        assert str(damaged) in str(error)
+    else:
+        assert samples.ndim == 1 and np.isfinite(samples).all()
+
+
+def test_real_recordings(real_data: Path) -> None:
+    path = sorted((real_data / "ESC-10" / "audio").iterdir())[0]
+    info = soundfile.info(path)
+    assert (info.samplerate, info.channels) == (44100, 1)
+    assert abs(len(read_audio(path, 16000)) - info.frames * 16000 / 44100) < 1
+    digit = sorted((real_data / "spoken-digits" / "zero").glob("*.wav"))[0]
+    assert len(read_audio(digit, 16000)) == 2 * soundfile.info(digit).frames

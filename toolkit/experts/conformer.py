@@ -1,0 +1,57 @@
+"""Conformer experts: the convolution module of the Conformer, narrowed to a bottleneck."""
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional
+
+from toolkit.experts.base import Experts, without_padding
+
+
+class Conformer(Experts):
+    """Norm, pointwise d -> 2r, GLU, depthwise convolution over tokens, batch norm, SiLU, r -> d.
+
+    2312.03694, section 2.2. Padding is "same" with the surplus at the end: a kernel of 8 reads 3
+    tokens before and 4 after. The experts' convolutions are one, grouped by channel.
+
+    Args:
+        num_experts, dim, width: see `Experts`.
+        kernel: width k of the depthwise convolution, tokens.
+        norm: apply the inner layer norm (the reference code for AST discards its result).
+    """
+
+    def __init__(
+        self, num_experts: int, dim: int, width: int, kernel: int, norm: bool = True
+    ) -> None:
+        super().__init__(num_experts, dim, width, widening=2)
+        self.norm_weight = nn.Parameter(torch.ones(num_experts, dim))
+        self.norm_bias = nn.Parameter(torch.zeros(num_experts, dim))
+        channels = num_experts * width
+        self.depthwise = nn.Conv1d(channels, channels, kernel, groups=channels)
+        self.batch_norm = nn.BatchNorm1d(channels)
+        self.padding = ((kernel - 1) // 2, kernel - 1 - (kernel - 1) // 2)
+        self.normalise = norm
+
+    def projection(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Experts.projection`; the norm's gain and bias are folded into `down`."""
+        if not self.normalise:
+            return x, self.down, self.down_bias
+        weight = self.down * self.norm_weight[:, None]
+        bias = self.down_bias + (self.down @ self.norm_bias[..., None]).squeeze(-1)
+        return functional.layer_norm(x, (self.dim,)), weight, bias
+
+    def middle(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """See `Experts.middle`."""
+        channels = rearrange(functional.glu(without_padding(hidden, mask)), "b t e r -> b (e r) t")
+        channels = self.depthwise(functional.pad(channels, self.padding))
+        channels = functional.silu(self._batch_norm(channels, mask))
+        return rearrange(channels, "b (e r) t -> b t e r", e=self.num_experts)
+
+    def _batch_norm(self, channels: Tensor, mask: Tensor | None) -> Tensor:
+        """[B, C, T] -> the same; padding has no part in the statistics."""
+        if mask is None:
+            return self.batch_norm(channels)
+        tokens = rearrange(channels, "b c t -> b t c")
+        normed = torch.zeros_like(tokens)
+        normed[mask] = self.batch_norm(tokens[mask]).to(normed.dtype)
+        return rearrange(normed, "b t c -> b c t")

@@ -1,0 +1,1 @@
+"""What a backbone reads: audio decoding, registered pipelines, the cache, batches."""

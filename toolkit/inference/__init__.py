@@ -1,0 +1,1 @@
+"""Using what was learned: predictions from files."""

@@ -1,0 +1,198 @@
+"""The methods of a study: globs and sweeps become configurations, each with a name of its own."""
+
+import dataclasses
+import fnmatch
+import itertools
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from toolkit import places, plugins
+from toolkit.errors import ConfigError, did_you_mean
+from toolkit.registry import PEFT
+from toolkit.study.plan import Method
+from toolkit.study.spec import MethodSpec, Study, check_name, resolve
+
+BASE = "hparams/base.yaml"
+NOT_METHODS = ("base", "embedded")
+
+
+@dataclasses.dataclass(frozen=True)
+class ConfiguredMethod(Method):
+    """A method as a study runs it.
+
+    Attributes:
+        file: its configuration; None: the recipe's base with the registered method `peft`.
+        overrides: keys that replace those of the configuration.
+        seeds: None: the corpus's or the study's.
+        corpora: those that it runs on; None: all.
+        size: setting that a budget may change; None: found by its name.
+    """
+
+    file: Path | None
+    overrides: Mapping[str, Any]
+    seeds: list[int] | None
+    corpora: list[str] | None
+    size: str | None
+
+    def runs_on(self, corpus: str) -> bool:
+        """Whether the study runs it on that corpus."""
+        return self.corpora is None or corpus in self.corpora
+
+    def arguments(self, recipe: Path) -> tuple[str, dict[str, Any]]:
+        """The configuration file and the overrides that run it with a recipe.
+
+        A file of the recipe is named; what another file holds goes over the recipe's base, so
+        that a plugin's configuration works with every recipe.
+        """
+        if self.file and self.file.parent.name == "hparams":
+            own = f"hparams/{self.file.name}"
+            if (recipe / own).is_file():
+                return own, dict(self.overrides)
+        differences = differences_of(self.file) if self.file else {"peft": self.peft}
+        return BASE, differences | dict(self.overrides)
+
+
+def methods_of(study: Study, plugin_folders: Iterable[str] = ()) -> list[ConfiguredMethod]:
+    """All methods of a study, in its order.
+
+    Args:
+        study: the study.
+        plugin_folders: see `plugins.candidates`.
+
+    Raises:
+        ConfigError: a glob or a name that matches nothing.
+    """
+    recipes = [resolve(spec.recipe) / "hparams" for spec in study.corpora.values()]
+    others = sorted(places.recipes().glob("*/hparams"))  # a method's file works with any recipe
+    files = configurations([*recipes, *others, *plugins.nearest(plugin_folders)])
+    found: dict[str, ConfiguredMethod] = {}
+    for spec in study.methods:
+        for method in _expand(spec, files):
+            check_name("methods", method.name)
+            found.setdefault(method.name, method)
+    return list(found.values())
+
+
+def configurations(folders: Iterable[Path]) -> dict[str, tuple[Path | None, str]]:
+    """Name -> file and registered method, of the YAML files in some folders; the first of a name
+    counts. Registered methods that have none follow, with None for the file."""
+    found: dict[str, tuple[Path | None, str]] = {}
+    for file in (file for folder in folders for file in sorted(folder.glob("*.yaml"))):
+        method = _method_of(file)
+        if method is not None and file.stem not in NOT_METHODS:
+            found.setdefault(file.stem, (file, method))
+    configured = {method for _, method in found.values()}
+    for name in PEFT.names():
+        if name not in configured:
+            found[name] = (None, name)
+    return found
+
+
+def differences_of(file: Path) -> dict[str, Any]:
+    """What a configuration holds over the base that it extends, as overrides.
+
+    Raises:
+        ConfigError: values that only YAML tags can write.
+    """
+    found: dict[str, Any] = {}
+    tree = _read(file)
+    parent = tree.pop("extends", None)
+    if parent is not None and Path(parent).stem != Path(BASE).stem:
+        found = differences_of(places.extended(file, parent))
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and "name" not in value:
+            found.update({f"{key}.{inner}": item for inner, item in value.items()})
+        else:
+            found[key] = value
+    return found
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return dict(YAML(typ="safe").load(file.read_text(encoding="utf-8")) or {})
+    except Exception as error:  # ruamel raises many kinds; a tag is the likely one
+        raise ConfigError(
+            f"{file} cannot be used with another recipe ({str(error).splitlines()[0]}): copy it "
+            "into that recipe's hparams/"
+        ) from None
+
+
+def _method_of(file: Path) -> str | None:
+    """The registered method that a configuration, or the one that it extends, names; None if it is
+    not a method's."""
+    tree = YAML().load(file.read_text(encoding="utf-8"))
+    peft = tree.get("peft") if isinstance(tree, Mapping) else None
+    if not isinstance(peft, Mapping) or "name" in peft:
+        return peft.get("name") if isinstance(peft, Mapping) else peft
+    parent = places.extended(file, str(tree.get("extends")))
+    return _method_of(parent) if parent.is_file() else None
+
+
+def _expand(
+    spec: MethodSpec, files: Mapping[str, tuple[Path | None, str]]
+) -> list[ConfiguredMethod]:
+    if spec.hparams is not None:
+        return _sweep(spec, *_named(spec.hparams, files))
+    if spec.glob in files:
+        names = [spec.glob]
+    else:
+        names = [
+            name
+            for name, (_, method) in files.items()
+            if fnmatch.fnmatch(name, spec.glob) or fnmatch.fnmatch(method, spec.glob)
+        ]
+    if not names:
+        known = {*files, *PEFT.names()}
+        raise ConfigError(f"no method matches {spec.glob!r}{did_you_mean(spec.glob, known)}")
+    return [method for name in names for method in _sweep(spec, name, *files[name])]
+
+
+def _named(
+    hparams: str, files: Mapping[str, tuple[Path | None, str]]
+) -> tuple[str, Path | None, str]:
+    if hparams in files:
+        return hparams, *files[hparams]
+    path = resolve(hparams)
+    method = _method_of(path) if path.is_file() else None
+    if method is None:
+        raise ConfigError(
+            f"{hparams!r} is no configuration of a method{did_you_mean(hparams, files)}; name one "
+            "of a recipe's hparams/ or of a plugin, or a YAML file"
+        )
+    return path.stem, path, method
+
+
+def _sweep(
+    spec: MethodSpec, configuration: str, file: Path | None, method: str
+) -> list[ConfiguredMethod]:
+    """One method for each combination of the swept values."""
+    series = spec.name or configuration
+    found = []
+    for values in itertools.product(*spec.sweep.values()):
+        factors = dict(zip(spec.sweep, values, strict=True))
+        parts = [f"{key.rpartition('.')[2]}={_word(value)}" for key, value in factors.items()]
+        found.append(
+            ConfiguredMethod(
+                name=",".join([series, *parts]),
+                series=series,
+                file=file,
+                peft=method,
+                overrides={**spec.overrides, **factors},
+                factors=factors,
+                seeds=spec.seeds,
+                corpora=spec.corpora,
+                published=",".join([spec.published or series, *parts]),
+                size=spec.size,
+            )
+        )
+    return found
+
+
+def _word(value: Any) -> str:
+    """A swept value as a part of a name: `true`, `0.5`, `q+v`."""
+    if isinstance(value, list):
+        return "+".join(map(_word, value))
+    return str(value).lower() if isinstance(value, bool) else str(value).replace(" ", "-")

@@ -1,0 +1,189 @@
+"""The results of a study as tables of runs and of single predictions."""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from toolkit.errors import ConfigError
+from toolkit.study.plan import Cell, Method, Plan, read_plan
+from toolkit.study.records import Curves, Record, Timing, read_records, read_timing
+from toolkit.study.spec import Study
+
+GROUP = ["corpus", "backbone", "shots"]
+"""What must be the same for methods to be compared."""
+
+METHOD = [*GROUP, "method"]
+ALL_SHOTS = "all"
+OPTIONAL = ("uar", "entropy", "busiest")
+"""Numbers of folds that some runs lack."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """What there is of a study.
+
+    Attributes:
+        study: the study.
+        folder: of its results.
+        cells: the runs that there should be.
+        methods: its methods by name.
+        records: those that ended, well or not.
+    """
+
+    study: Study
+    folder: Path
+    cells: list[Cell]
+    methods: dict[str, Method]
+    records: dict[Cell, Record]
+
+    @classmethod
+    def read(cls, place: Path, plugins: Sequence[str] = ()) -> "Results":
+        """Read a study's results.
+
+        Args:
+            place: the folder of the results, or the study's file if they are in the default folder.
+            plugins: further plugin folders, for results without a `plan.json`.
+
+        Raises:
+            ConfigError: there is no study, or none of its runs has ended.
+        """
+        study = Study.read(place)
+        folder = study.folder(place).resolve()
+        plan = read_plan(folder) or _planned_anew(study, folder, plugins)
+        study.check_baseline(plan.methods)
+        cells = list(plan.digests)
+        records = read_records(folder, cells)
+        if not records:
+            raise ConfigError(
+                f"no run of '{study.study}' has ended in {folder}; start them with "
+                f"`toolkit study run {place}`"
+            )
+        return cls(study, folder, cells, plan.methods, records)
+
+    @property
+    def done(self) -> list[Record]:
+        """The runs that ended well."""
+        return [record for record in self.records.values() if record.done]
+
+    @property
+    def failed(self) -> list[Record]:
+        """Those that did not."""
+        return [record for record in self.records.values() if not record.done]
+
+    @functools.cached_property
+    def folds(self) -> pd.DataFrame:
+        """A row for each tested fold of each run that is done; scores are in %, and
+        `metric` names what they are."""
+        rows = []
+        for record in self.done:
+            cell, outcome = record.cell, record.found()
+            for fold in outcome.folds:
+                rows.append(
+                    {
+                        **identity(cell),
+                        "series": self.methods[cell.method].series,
+                        "seed": cell.seed,
+                        "fold": fold.fold,
+                        "metric": outcome.metric,
+                        "score": 100 * fold.score,
+                        "uar": None if fold.uar is None else 100 * fold.uar,
+                        "entropy": fold.entropy,
+                        "busiest": fold.busiest,
+                        "valid_score": 100 * fold.valid_score,
+                        "epochs": len(fold.curves.train_loss),
+                        "best_epoch": fold.best_epoch,
+                        "epoch_to_95": fold.epoch_to_95,
+                        "epoch_seconds": _mean(fold.curves.train_seconds),
+                        "peak_memory": outcome.peak_memory_bytes,
+                        "bundle_bytes": outcome.bundle_bytes,
+                        "trained": outcome.parameters.method,
+                        "share": outcome.parameters.share,
+                        "stored": outcome.parameters.stored,
+                        "active": outcome.parameters.active,
+                        "target": record.fit["target"] if record.fit else None,
+                    }
+                )
+        if not rows:
+            return pd.DataFrame(columns=[*METHOD, "metric", "score"])
+        return pd.DataFrame(rows).astype(dict.fromkeys(OPTIONAL, float))
+
+    @functools.cached_property
+    def predictions(self) -> pd.DataFrame:
+        """A row for each tested clip of each run that is done: its truth, the prediction, and
+        whether that is right. Runs whose score is not the share of right clips are left out."""
+        tables = []
+        for record in self.done:
+            cell = record.cell
+            file = self.folder / "runs" / cell.name / "train" / "predictions.csv"
+            if record.found().metric == "accuracy" and file.is_file():
+                columns = ["id", "fold", "truth", "prediction"]
+                table = pd.read_csv(file, usecols=columns, dtype={"id": str, "truth": str})
+                tables.append(table.assign(**identity(cell), seed=cell.seed))
+        if not tables:
+            return pd.DataFrame(columns=[*METHOD, "seed", "id", "right"])
+        found = pd.concat(tables, ignore_index=True)
+        return found.assign(right=found["truth"] == found["prediction"].astype(str))
+
+    @functools.cached_property
+    def curves(self) -> dict[tuple[str, ...], list[Curves]]:
+        """(corpus, backbone, shots, method) -> the curves of its folds."""
+        found: dict[tuple[str, ...], list[Curves]] = {}
+        for record in self.done:
+            curves = [fold.curves for fold in record.found().folds]
+            found.setdefault(tuple(identity(record.cell).values()), []).extend(curves)
+        return found
+
+    @property
+    def metric(self) -> str:
+        """What all scores of the study are, or "score" if corpora have different metrics."""
+        return metric_name(record.found().metric for record in self.done)
+
+    def timing(self, record: Record) -> Timing | None:
+        """The quiet timing of a run's configuration."""
+        return read_timing(self.folder, record.step)
+
+    def confusions(self) -> dict[tuple[str, ...], tuple[list[str], list[list[int]]]]:
+        """(corpus, backbone, shots, method) -> classes, and counts over all folds and seeds."""
+        found: dict[tuple[str, ...], tuple[list[str], list[list[int]]]] = {}
+        for record in self.done:
+            key = tuple(identity(record.cell).values())
+            for fold in record.found().folds:
+                counts = fold.confusion
+                if counts is None:  # clips may have several classes
+                    continue
+                if key in found:
+                    counts = _sum(found[key][1], counts)
+                found[key] = (record.found().classes, counts)
+        return found
+
+
+def _planned_anew(study: Study, folder: Path, plugins: Sequence[str]) -> Plan:
+    """The plan of results from a version that wrote none."""
+    from toolkit.study.planner import Planner  # loads torch, which a report needs for nothing else
+
+    return Planner(study, folder, plugins=plugins).plan()
+
+
+def metric_name(metrics: Iterable[str]) -> str:
+    """The metric if it is always the same one, else "score"."""
+    found = set(metrics)
+    return found.pop() if len(found) == 1 else "score"
+
+
+def identity(cell: Cell) -> dict[str, str]:
+    """The columns `METHOD` of a run."""
+    shots = ALL_SHOTS if cell.shots is None else str(cell.shots)
+    return {
+        "corpus": cell.corpus, "backbone": cell.backbone, "shots": shots, "method": cell.method
+    }  # fmt: skip
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _sum(one: list[list[int]], other: list[list[int]]) -> list[list[int]]:
+    return [[a + b for a, b in zip(*rows, strict=True)] for rows in zip(one, other, strict=True)]

@@ -1,0 +1,1 @@
+"""Running a study: the queue, its engines, processes and timings."""

@@ -1,0 +1,91 @@
+"""Engines: how many runs are executed at once, and where."""
+
+import queue
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+import torch
+
+from toolkit import system
+from toolkit.errors import ConfigError
+from toolkit.study.plan import Run
+from toolkit.study.records import Record
+from toolkit.study.run.process import Workplace, execute, record_failure
+
+Task = tuple[Run, int]
+"""A run, and its attempts so far."""
+
+Ended = Iterator[tuple[Task, Record | None]]
+
+
+def run_locally(tasks: Sequence[Task], jobs: int | None) -> Ended:
+    """Processes of this machine: one a GPU, or `jobs` (default 1) that share the CPU's threads."""
+    gpus = torch.cuda.device_count()
+    jobs = jobs or gpus or 1
+    threads = max(1, system.cores() // jobs)
+    devices: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+    for number in range(jobs):
+        devices.put(number % gpus if gpus else None)
+
+    def work(task: Task) -> Record | None:
+        device = devices.get()
+        try:
+            return execute(task[0], Workplace("local", str(Path.cwd()), threads, device), task[1])
+        finally:
+            devices.put(device)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = {pool.submit(work, task): task for task in tasks}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def run_on_ray(tasks: Sequence[Task], jobs: int | None) -> Ended:
+    """A Ray cluster: the one that `RAY_ADDRESS` names or that runs here, else one made for this.
+
+    Every machine must see the same folders. A run takes a GPU where there are any, else a share of
+    cores such that `jobs` (default 1) fit on the largest machine.
+
+    Raises:
+        ConfigError: Ray is not installed.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise ConfigError(
+            "`--engine ray` needs Ray: `pip install 'audio-peft-toolkit[ray]'`, or use "
+            "`--engine local`"
+        ) from None
+    started_here = not ray.is_initialized()
+    if started_here:
+        ray.init(include_dashboard=False, log_to_driver=False)
+    try:
+        gpus = ray.cluster_resources().get("GPU", 0)
+        cores = max(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"])
+        threads = max(1, int(cores) // (jobs or 1))
+        resources = {"num_gpus": 1} if gpus else {"num_cpus": threads}
+        workplace = Workplace("ray", str(Path.cwd()), None if gpus else threads)
+        remote = ray.remote(max_retries=0, **resources)(execute)
+        waiting = {remote.remote(run, workplace, before): (run, before) for run, before in tasks}
+        while waiting:
+            [reference], _ = ray.wait(list(waiting), num_returns=1)
+            task = waiting.pop(reference)
+            try:
+                yield task, ray.get(reference)
+            except ray.exceptions.RayError as error:
+                reason = f"the Ray worker died: {str(error).splitlines()[0]}"
+                yield task, record_failure(task[0], reason, "ray")
+    finally:
+        if started_here:
+            ray.shutdown()
+
+
+ENGINES: dict[str, Callable[[Sequence[Task], int | None], Ended]] = {
+    "local": run_locally,
+    "ray": run_on_ray,
+}

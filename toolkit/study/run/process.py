@@ -1,0 +1,218 @@
+"""One run: the recipe's real command line as a process of its own, and a record of how it ended."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+from filelock import FileLock, Timeout
+
+from toolkit.errors import RunError
+from toolkit.features.cache import default_cache_folder
+from toolkit.files import locked_with_others, write_atomically
+from toolkit.study.plan import Problem, Run
+from toolkit.study.records import DONE, FAILED, Record, read_record
+from toolkit.study.run.outcome import read_outcome
+
+INTERRUPTED = (130, -signal.SIGINT)
+LOG_LINES = 40
+PROCESS = "process.json"
+REASON = 600  # characters kept of a reason
+
+
+@dataclasses.dataclass(frozen=True)
+class Workplace:
+    """Where a run is executed.
+
+    Attributes:
+        engine: `local` or `ray`.
+        cwd: working directory, the same on every machine.
+        threads: of the CPU; None: all.
+        device: number of the GPU; None: whichever the process sees.
+    """
+
+    engine: str
+    cwd: str
+    threads: int | None = None
+    device: int | None = None
+
+    def environment(self) -> dict[str, str]:
+        """The environment of the process."""
+        found = dict(os.environ)
+        if self.threads is not None:
+            found |= {"OMP_NUM_THREADS": str(self.threads), "MKL_NUM_THREADS": str(self.threads)}
+        if self.device is not None:
+            found["CUDA_VISIBLE_DEVICES"] = str(self.device)
+        return found
+
+
+def finished(run: Run) -> Record | None:
+    """The record of a run that is done and whose configuration is still the same."""
+    record = read_record(run.folder)
+    return record if record is not None and record.done and record.digest == run.digest else None
+
+
+def attempts(run: Run | Problem) -> int:
+    """How often a run was executed before."""
+    record = read_record(run.folder)
+    return 0 if record is None else record.attempts
+
+
+def execute(run: Run, workplace: Workplace, before: int) -> Record | None:
+    """Execute a run, unless another process has just done so.
+
+    Args:
+        run: which.
+        workplace: where.
+        before: its attempts when the study was started; if there are more now, another process
+            has executed it since, and its record stands.
+
+    Returns:
+        the record, or None: another process is at it, or it was interrupted.
+    """
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with _exclusive(run.folder) as free:
+        if not free:
+            return None
+        record = read_record(run.folder)
+        current = record is not None and record.digest == run.digest
+        if current and (record.done or record.attempts > before):
+            return record
+        output = _prepare(run)
+        command = [sys.executable, str(run.train), *run.arguments, "--output_folder", str(output)]
+        started, clock = datetime.now(UTC), time.monotonic()
+        with machine(shared=True):
+            code, log = _process(command, run, workplace)
+        if code in INTERRUPTED:
+            return None
+        outcome, problem = None, failure_reason(code, log) if code else None
+        if not code:
+            try:
+                outcome = read_outcome(output)
+            except RunError as error:
+                problem = str(error)
+            except Exception as error:  # files of another version, or none: this run's trouble
+                problem = f"its results cannot be read: {type(error).__name__}: {error}"
+        record = Record(
+            cell=run.cell,
+            digest=run.digest,
+            step=run.step,
+            status=FAILED if problem else DONE,
+            reason=problem,
+            log="\n".join(log[-LOG_LINES:]) if problem else "",
+            command=command,
+            attempts=(record.attempts if current else 0) + 1,
+            seconds=time.monotonic() - clock,
+            started=started.isoformat(timespec="seconds"),
+            host=platform.node(),
+            engine=workplace.engine,
+            threads=workplace.threads,
+            fit=dataclasses.asdict(run.fit) if run.fit else None,
+            outcome=outcome,
+        )
+        record.write(run.folder)
+        return record
+
+
+def record_failure(run: Run | Problem, reason: str, engine: str) -> Record:
+    """The record of a run that could not even be started, or whose executor died."""
+    record = Record(
+        cell=run.cell, digest="", step="", status=FAILED, reason=reason[:REASON], log="",
+        command=[], attempts=attempts(run) + 1, seconds=0.0,
+        started=datetime.now(UTC).isoformat(timespec="seconds"), host=platform.node(),
+        engine=engine, threads=None, fit=None, outcome=None,
+    )  # fmt: skip
+    record.write(run.folder)
+    return record
+
+
+def machine(shared: bool) -> contextlib.AbstractContextManager[None]:
+    """Hold this machine, together with other runs or alone; waits until that is possible."""
+    return locked_with_others(default_cache_folder() / "machine.sqlite", shared)
+
+
+@contextlib.contextmanager
+def _exclusive(folder: Path) -> Iterator[bool]:
+    """Whether nobody else is at this run, neither a study nor the process of a killed one."""
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield not _still_runs(folder / PROCESS)
+    except Timeout:
+        yield False
+
+
+def _still_runs(file: Path) -> bool:
+    """Whether the process that was noted there is alive on this machine."""
+    if not file.is_file():
+        return False
+    noted = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        process = psutil.Process(noted["pid"])
+        ended = process.status() == psutil.STATUS_ZOMBIE
+        return noted == _identity(process) and not ended
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _identity(process: psutil.Process) -> dict[str, Any]:
+    """What tells a process from all others, also from a later one with its number."""
+    return {"host": platform.node(), "pid": process.pid, "started": process.create_time()}
+
+
+def _prepare(run: Run) -> Path:
+    """The recipe's output folder; that of another configuration is moved aside."""
+    output, request = run.folder / "train", run.folder / "request.json"
+    if request.is_file() and output.exists():
+        digest = json.loads(request.read_text(encoding="utf-8"))["digest"]
+        if digest != run.digest:
+            output.rename(run.folder / f"train-{digest}-{time.time_ns()}")
+    write_atomically(request, json.dumps({"digest": run.digest}))
+    return output
+
+
+def _process(command: list[str], run: Run, workplace: Workplace) -> tuple[int, list[str]]:
+    """Exit status and lines of output. The process is noted: if this one is killed, nobody else
+    executes the run until the process has ended too."""
+    log = run.folder / "output.log"
+    with open(log, "w", encoding="utf-8") as stream:
+        process = subprocess.Popen(
+            command,
+            cwd=workplace.cwd,
+            env=workplace.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+        )
+        note = json.dumps(_identity(psutil.Process(process.pid)))
+        write_atomically(run.folder / PROCESS, note)
+        try:
+            code = process.wait(run.timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            stream.write(f"\nerror: stopped after {run.timeout:.0f} s, the study's timeout\n")
+            code = 1
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return code, [line for line in lines if line.strip()]
+
+
+def failure_reason(code: int, log: list[str]) -> str:
+    """Why a process failed: its signal, the toolkit's message, or the last line it wrote."""
+    if code < 0:
+        name = signal.Signals(-code).name
+        memory = " (likely out of memory)" if name == "SIGKILL" else ""
+        return f"killed by {name}{memory}"
+    errors = [place for place, line in enumerate(log) if line.startswith("error: ")]
+    if errors:
+        return " ".join(log[errors[-1] :]).removeprefix("error: ")[:REASON]
+    return (log[-1] if log else f"exit status {code}")[:REASON]

@@ -1,0 +1,104 @@
+"""Running a study: its plan, what is done of it, and the rest, whatever happens to single runs."""
+
+import time
+from collections.abc import Iterator, Sequence
+
+from toolkit.errors import ConfigError, did_you_mean
+from toolkit.study.plan import Problem, Run
+from toolkit.study.planner import Planner
+from toolkit.study.records import Record
+from toolkit.study.run.engines import ENGINES, Task
+from toolkit.study.run.process import attempts, finished, record_failure
+from toolkit.study.run.time_estimate import Estimate, duration
+
+WAIT_SECONDS = 2.0  # between looks at runs that another process has in hand
+
+
+class StudyQueue:
+    """The runs of a study: those that are done, and those to execute.
+
+    Args:
+        planner: makes its runs.
+        only: see `Planner.cells`.
+        limit: the most runs to execute; None: all.
+
+    Attributes:
+        runs, problems: all that are planned, and those that cannot be.
+        done: how many are done.
+        open: those to execute.
+        failures: runs that have failed here.
+    """
+
+    def __init__(self, planner: Planner, only: Sequence[str] = (), limit: int | None = None):
+        planned = list(planner.runs(only))
+        self.runs = [run for run in planned if isinstance(run, Run)]
+        self.problems = [run for run in planned if isinstance(run, Problem)]
+        unfinished = [run for run in self.runs if finished(run) is None]
+        self.done, self.open = len(self.runs) - len(unfinished), unfinished[:limit]
+        self.estimate = Estimate(planner.folder, self.runs)
+        self.failures = 0
+
+    def describe(self) -> Iterator[str]:
+        """The runs that are to be executed, and how long they will take one after the other."""
+        known = [(run, self.estimate.seconds(run)) for run in self.open]
+        for run, seconds in known:
+            tried = f"  failed {attempts(run)} times" if attempts(run) else ""
+            yield f"{run.cell.name:<72} {'?' if seconds is None else duration(seconds):>10}{tried}"
+        for problem in self.problems:
+            yield f"{problem.cell.name:<72} cannot run: {problem.reason}"
+        times = [seconds for _, seconds in known if seconds is not None]
+        yield (
+            f"{self.done} of {len(self.runs)} runs are done, {len(self.open)} to execute, "
+            f"{len(self.problems)} cannot run; {_total(times, len(known))}"
+        )
+
+    def run(self, engine: str, jobs: int | None) -> Iterator[str]:
+        """Execute what is open; a line of text for every run that ends.
+
+        Raises:
+            ConfigError: there is no such engine, or it is not installed.
+        """
+        if engine not in ENGINES:
+            raise ConfigError(
+                f"there is no engine {engine!r}{did_you_mean(engine, ENGINES)} "
+                f"(known: {', '.join(ENGINES)})"
+            )
+        for problem in self.problems:
+            record_failure(problem, problem.reason, engine)
+            self.failures += 1
+            yield f"{problem.cell.name}: failed: {problem.reason}"
+        tasks: list[Task] = [(run, attempts(run)) for run in self.open]
+        start, ended = time.monotonic(), 0
+        total = len(tasks)
+        while tasks:
+            busy: list[Task] = []
+            for task, record in ENGINES[engine](tasks, jobs):
+                if record is None:
+                    busy.append(task)
+                    continue
+                ended += 1
+                self.failures += not record.done
+                met = ended + len(busy)  # others do these meanwhile
+                left = (time.monotonic() - start) / met * (total - met)
+                yield f"[{ended}/{total}, {duration(left)} left] {_line(record)}"
+            if len(busy) == len(tasks):
+                time.sleep(WAIT_SECONDS)
+            elif busy:
+                yield f"waiting for {len(busy)} runs that another process has in hand"
+            tasks = busy
+
+
+def _line(record: Record) -> str:
+    if not record.done:
+        return f"{record.cell.name}: failed: {record.reason}"
+    scores = ", ".join(f"{100 * fold.score:.1f}" for fold in record.found().folds)
+    return f"{record.cell.name}: {scores} % in {duration(record.seconds)}"
+
+
+def _total(times: list[float], runs: int) -> str:
+    if not runs:
+        return "nothing to do"
+    if not times:
+        return "their time is not known before one of them, or `--timings`, has run"
+    unknown = "" if len(times) == runs else f" for the {len(times)} whose time is known"
+    return f"about {duration(sum(times))}{unknown}, one after the other"

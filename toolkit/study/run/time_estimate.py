@@ -1,0 +1,65 @@
+"""How long runs will take: from past runs of the study, or from measured steps."""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from toolkit.study.plan import Cell, Run
+from toolkit.study.records import Record, read_record, read_timing
+
+START_SECONDS = 8.0
+"""What a process takes before its first step and after its last."""
+
+
+class Estimate:
+    """Seconds that runs will take.
+
+    Args:
+        folder: of the study's results.
+        runs: all of the study, also those that are done.
+    """
+
+    def __init__(self, folder: Path, runs: Iterable[Run]) -> None:
+        self.folder = folder
+        exact, near = defaultdict(list), defaultdict(list)
+        for run in runs:
+            record = read_record(run.folder)
+            if record is not None and record.done:
+                seconds = _epoch_seconds(record)
+                exact[_kind(run.cell)].append(seconds)
+                near[_kind(run.cell)[:-1]].append(seconds)
+        self._exact, self._near = _medians(exact), _medians(near)
+
+    def seconds(self, run: Run) -> float | None:
+        """From past runs of the same method, else from its measured steps, else from past runs of
+        other methods on the same corpus and backbone; None: nothing is known."""
+        epoch = self._exact.get(_kind(run.cell))
+        if epoch is None:
+            timing = read_timing(self.folder, run.step)
+            if timing is not None:
+                epoch = timing.epoch_seconds(run.cell.shots)
+        if epoch is None:
+            epoch = self._near.get(_kind(run.cell)[:-1])
+        return None if epoch is None else START_SECONDS + epoch * run.epochs
+
+
+def _kind(cell: Cell) -> tuple[str, str, int | None, str]:
+    return cell.corpus, cell.backbone, cell.shots, cell.method
+
+
+def _epoch_seconds(record: Record) -> float:
+    epochs = sum(len(fold.curves.train_loss) for fold in record.found().folds)
+    return max(0.0, record.seconds - START_SECONDS) / epochs
+
+
+def _medians(groups: Mapping[tuple, list[float]]) -> dict[tuple, float]:
+    return {key: statistics.median(values) for key, values in groups.items()}
+
+
+def duration(seconds: float) -> str:
+    """`"45 s"`, `"12 min"`, `"3 h 05 min"`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"

@@ -1,0 +1,80 @@
+"""The quiet phase: timings taken while no run of any study shares the machine, in turns.
+
+Every configuration is measured once a round (A B C A B C ...), each time in a process of its own,
+so that what changes on the machine meanwhile meets all of them.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from toolkit import system
+from toolkit.study.plan import Run
+from toolkit.study.records import Timing, read_timing
+from toolkit.study.run.process import failure_reason, machine
+
+BUSY = 0.3  # load average for each core
+
+
+def distinct(runs: Sequence[Run]) -> list[Run]:
+    """One run of each kind of training step."""
+    return list({run.step: run for run in reversed(runs)}.values())[::-1]
+
+
+def take_timings(folder: Path, runs: Sequence[Run], rounds: int) -> Iterator[str]:
+    """Measure what has fewer than `rounds` measurements; waits until the machine is free.
+
+    Args:
+        folder: of the study's results.
+        runs: one of each kind (see `distinct`).
+        rounds: measurements of each.
+
+    Yields:
+        a line of text for each measurement.
+    """
+    with machine(shared=False):
+        here = describe_machine()
+        if here["load_before"] > BUSY * here["cores"]:
+            yield f"this machine is busy (load {here['load_before']:.1f}): timings will be worse"
+        for number in range(1, rounds + 1):
+            for run in runs:
+                timing = read_timing(folder, run.step) or Timing(here, [])
+                if len(timing.rounds) < number:
+                    said = _measure(folder, run, timing)
+                    yield f"round {number}/{rounds}  {run.cell.method:<32} {said}"
+
+
+def _measure(folder: Path, run: Run, timing: Timing) -> str:
+    command = [
+        sys.executable,
+        "-m",
+        "toolkit.study.run.measure_cost",
+        str(run.train),
+        *run.arguments,
+    ]
+    process = subprocess.run(command, capture_output=True, text=True)
+    if process.returncode:
+        lines = process.stderr.strip().splitlines()
+        return f"failed: {failure_reason(process.returncode, lines)}"
+    measured = json.loads(process.stdout.splitlines()[-1])
+    Timing(timing.machine, [*timing.rounds, measured]).write(folder, run.step)
+    return (
+        f"{measured['samples_per_second']:8.1f} clips/s trained, "
+        f"{1000 * measured['latency_seconds']:6.1f} ms per single clip"
+    )
+
+
+def describe_machine() -> dict[str, str | int | float]:
+    """Where timings are taken; `load_before` is the load average when the phase began."""
+    return {
+        "host": platform.node(),
+        "processor": system.processor(),
+        "cores": system.cores(),
+        "load_before": os.getloadavg()[0],
+        "date": datetime.now(UTC).date().isoformat(),
+    }

@@ -1,0 +1,210 @@
+"""A study: which methods are compared on what, as one YAML file says it.
+
+    study: esc10                       names the folder of its results
+    question: Which method is best?    printed at the head of the report
+    corpora:
+      ESC-10: {recipe: recipes/ESC50, data_folder: ESC-10, folds: [1, 2, 3, 4, 5]}
+    methods: [lora, 'adapter*', {hparams: softmoa, sweep: {peft.slots: [1, 2]}}]
+    backbones: [ast_tiny]
+    seeds: [1, 2]
+    baseline: linear
+
+Every key is described at the fields below.
+"""
+
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML, YAMLError
+
+from toolkit import places
+from toolkit.errors import ConfigError, did_you_mean
+from toolkit.settings import Settings, setting
+
+NAME = re.compile(r"[\w.+,=-]+")  # of anything that names a folder
+COPY = "study.yaml"
+
+ELSEWHERE = {
+    "backbone": "list it in 'backbones'",
+    "data_folder": "give it as 'data_folder' of the corpus",
+    "few_shot": "list it in 'shots'",
+    "folds": "give them as 'folds' of the corpus",
+    "seed": "list it in 'seeds'",
+    "output_folder": "choose it with `--output` of `toolkit study run`",
+    "debug": "a debug run is no result; set a small 'epochs' to try a study",
+    "test_only": "a study trains its runs; use the recipe itself to test one again",
+}
+"""Keys of a recipe that a study's overrides must leave alone, and where they belong."""
+
+
+class CorpusSpec(Settings):
+    """A recipe, where its data is, and what differs from its configuration."""
+
+    recipe: str = setting("recipes/ESC50", "the folder that holds train.py and hparams/")
+    data_folder: str | None = setting(
+        None, "the data, below the folder given with `--data`; none: the recipe's embedded corpus"
+    )
+    folds: list[int] | None = setting(None, "folds, a run each; none: one run of the whole recipe")
+    shots: list[int | None] | None = setting(None, "instead of the study's shots")
+    seeds: list[int] | None = setting(None, "instead of the study's seeds")
+    overrides: dict[str, Any] = setting(
+        {}, "keys of the recipe's configuration, such as epochs: 20"
+    )
+
+    def check(self) -> None:
+        """Overrides leave alone what the study sets."""
+        _check_overrides("overrides", self.overrides)
+
+
+class MethodSpec(Settings):
+    """Configurations of methods, and how they are varied."""
+
+    glob: str | None = setting(
+        None, "registered names or names of configurations, such as 'lora*'; '*' is all there is"
+    )
+    hparams: str | None = setting(
+        None, "instead of `glob`: the name of one configuration, such as softmoa, or a YAML file"
+    )
+    name: str | None = setting(None, "names it in the study; none: the configuration's name")
+    overrides: dict[str, Any] = setting(
+        {}, "keys of the configuration, such as peft.num_experts: 14"
+    )
+    sweep: dict[str, Any] = setting(
+        {}, "key -> list of values; every combination is a method of its own"
+    )
+    seeds: list[int] | None = setting(None, "instead of the corpus's and the study's seeds")
+    corpora: list[str] | None = setting(None, "the study's corpora that it runs on; none: all")
+    published: str | None = setting(
+        None, "its method's name in published.csv; none: as it is named here"
+    )
+    size: str | None = setting(
+        None, "the setting that a budget of parameters may change; none: found by its name"
+    )
+
+    @classmethod
+    def from_plain(cls, value: Any, where: str) -> "MethodSpec":
+        """A mapping, or a glob by itself."""
+        return super().from_plain({"glob": value} if isinstance(value, str) else value, where)
+
+    def check(self) -> None:
+        """Exactly one of `glob` and `hparams`; a name and a sweep are for one configuration."""
+        if (self.glob is None) == (self.hparams is None):
+            raise ConfigError("give either 'glob' or 'hparams'")
+        if self.name is not None and self.glob is not None:
+            raise ConfigError("'name' is for one configuration: give 'hparams', not 'glob'")
+        _check_overrides("overrides", self.overrides)
+        _check_overrides("sweep", self.sweep)
+        for key, values in self.sweep.items():
+            if not isinstance(values, list) or not values:
+                raise ConfigError(f"'sweep.{key}' must list values")
+
+
+class Budget(Settings):
+    """What every method may spend; without one, methods run as their configurations say."""
+
+    parameters: int | str | None = setting(
+        None, "trainable parameters outside the head, or the method that has as many"
+    )
+    within: float = setting(10.0, "how far a method may be from that, in %", minimum=0)
+    seconds: float | None = setting(None, "or: seconds of training; epochs follow", minimum=0)
+
+    def check(self) -> None:
+        """One kind of budget."""
+        if (self.parameters is None) == (self.seconds is None):
+            raise ConfigError("give either 'parameters' or 'seconds'")
+
+
+class Study(Settings):
+    """See the module's docstring."""
+
+    study: str = setting("", "name of the study")
+    question: str = setting("", "what it asks, printed at the head of the report")
+    limits: str = setting("", "what it cannot show, printed there too")
+    conclusion: str = setting("", "what was found, once somebody has looked at it")
+    corpora: dict[str, CorpusSpec] = setting({}, "name -> recipe, data and differences")
+    methods: list[MethodSpec] = setting(
+        [], "globs or mappings; where several give a method of the same name, the first counts"
+    )
+    backbones: list[str] = setting(["ast_tiny"], "registered names, folders or hub ids")
+    seeds: list[int] = setting([10], "of initialisation, order and augmentation")
+    shots: list[int | None] = setting([None], "training clips per class; none: all")
+    overrides: dict[str, Any] = setting({}, "keys of every recipe's configuration")
+    budget: Budget | None = setting(None, "what every method may spend; none: as configured")
+    baseline: str | None = setting(None, "the method that others are compared with")
+    timeout_minutes: float | None = setting(None, "a run that takes longer has failed", minimum=0)
+
+    def check(self) -> None:
+        """Names that can name folders, and something to run."""
+        for key in ("corpora", "methods", "backbones", "seeds", "shots"):
+            if not getattr(self, key):
+                raise ConfigError(f"'{key}' is empty: name what the study shall run")
+        check_name("study", self.study)
+        _check_overrides("overrides", self.overrides)
+        for name in self.corpora:
+            check_name("corpora", name)
+        for position, method in enumerate(self.methods):
+            for name in method.corpora or ():
+                if name not in self.corpora:
+                    near = did_you_mean(name, self.corpora)
+                    raise ConfigError(f"'methods.{position}.corpora': no corpus {name!r}{near}")
+
+    @classmethod
+    def read(cls, path: Path) -> "Study":
+        """Read a study's file, or the copy in the folder of its results.
+
+        Raises:
+            ConfigError: no such file, not YAML, or a key that is wrong.
+        """
+        file = path / COPY if path.is_dir() else path
+        try:
+            values = YAML(typ="safe").load(file.read_text(encoding="utf-8"))
+        except OSError:
+            raise ConfigError(
+                f"there is no study {file}; name a file such as tools/studies/esc10.yaml, or the "
+                "folder of its results"
+            ) from None
+        except YAMLError as error:
+            raise ConfigError(f"{file} is not valid YAML: {error}") from None
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{file} must hold keys and values, such as 'study: esc10'")
+        return cls.from_mapping(values, file.stem)
+
+    def write(self, folder: Path) -> None:
+        """Leave a copy beside the results."""
+        folder.mkdir(parents=True, exist_ok=True)
+        yaml = YAML(typ="safe")
+        yaml.sort_base_mapping_type_on_output = False  # a sweep's order is in its methods' names
+        with open(folder / COPY, "w", encoding="utf-8") as stream:
+            yaml.dump(self.as_dict(), stream)
+
+    def folder(self, place: Path) -> Path:
+        """The folder of the study's results: the place that it was read from if that is a folder,
+        else the default one."""
+        return place if place.is_dir() else Path("results") / "studies" / self.study
+
+    def check_baseline(self, methods: Collection[str]) -> None:
+        """Refuse a baseline that is not among the study's methods (raise `ConfigError`)."""
+        if self.baseline is not None and self.baseline not in methods:
+            near = did_you_mean(self.baseline, methods)
+            raise ConfigError(f"'baseline': the study has no method {self.baseline!r}{near}")
+
+
+def check_name(where: str, name: str) -> None:
+    """Refuse a name that cannot name a folder (raise `ConfigError`)."""
+    if not NAME.fullmatch(str(name)):
+        raise ConfigError(f"'{where}': {name!r} cannot name a folder; use letters, digits, -, _, .")
+
+
+def resolve(path: str) -> Path:
+    """A path of a study: in the working directory, or else where the recipes are."""
+    here = Path(path)
+    return (here if here.exists() else places.home() / path).resolve()
+
+
+def _check_overrides(where: str, values: Mapping[str, Any]) -> None:
+    """Refuse keys that the study itself sets (raise `ConfigError`)."""
+    for key in values:
+        if key in ELSEWHERE:
+            raise ConfigError(f"'{where}' cannot set '{key}': {ELSEWHERE[key]}")
