@@ -21,7 +21,7 @@ LEVELS = [
     {"training"},
     {"study"},
     {"testing"},
-    {"cli", "scaffold", "__main__"},
+    {"cli", "scaffold", "recipes", "__main__"},
 ]
 """The parts of the library, lowest first; parts of one level must not form a circle either."""
 

@@ -5,11 +5,11 @@ import sys
 from collections.abc import Sequence
 
 from toolkit import __version__, plugins
-from toolkit.cli import console, corpus, mixture, plugin, predict, registered, study
+from toolkit.cli import console, corpus, mixture, plugin, predict, recipe, registered, study
 from toolkit.cli.parser import Parser
 from toolkit.errors import ToolkitError
 
-GROUPS = (registered, plugin, predict, mixture, corpus, study)
+GROUPS = (registered, recipe, plugin, predict, mixture, corpus, study)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

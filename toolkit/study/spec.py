@@ -19,11 +19,11 @@ from typing import Any
 
 from ruamel.yaml import YAML, YAMLError
 
+from toolkit import places
 from toolkit.errors import ConfigError, did_you_mean
 from toolkit.settings import Settings, setting
 
 NAME = re.compile(r"[\w.+,=-]+")  # of anything that names a folder
-ROOT = Path(__file__).resolve().parents[2]
 COPY = "study.yaml"
 
 ELSEWHERE = {
@@ -198,9 +198,9 @@ def check_name(where: str, name: str) -> None:
 
 
 def resolve(path: str) -> Path:
-    """A path of a study: in the working directory, or else in this checkout."""
+    """A path of a study: in the working directory, or else where the recipes are."""
     here = Path(path)
-    return (here if here.exists() else ROOT / path).resolve()
+    return (here if here.exists() else places.home() / path).resolve()
 
 
 def _check_overrides(where: str, values: Mapping[str, Any]) -> None:
