@@ -270,7 +270,8 @@ def test_a_file_that_is_nowhere(recipe: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         config.load(config.parse_command_line(["hparams/bas.yaml"]), recipe)
     message = str(caught.value)
-    assert "no configuration hparams/bas.yaml; did you mean 'hparams/base.yaml'" in message
+    assert "no configuration hparams/bas.yaml; did you mean 'base'?" in message
+    assert "hparams/base.yaml" in message
     assert str(recipe) in message
 
 

@@ -5,11 +5,12 @@ import sys
 from collections.abc import Sequence
 
 from toolkit import __version__, plugins
-from toolkit.cli import console, corpus, mixture, plugin, predict, registered, study
+from toolkit.cli import console, corpus, mixture, plugin, predict, registered, study, train
 from toolkit.cli.parser import Parser
 from toolkit.errors import ToolkitError
 
-GROUPS = (registered, plugin, predict, mixture, corpus, study)
+GROUPS = (registered, train, plugin, predict, mixture, corpus, study)
+"""Modules with a function `add`, in the order in which `toolkit --help` lists their commands."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
