@@ -21,7 +21,7 @@ class PluginError(ToolkitError):
 
 
 class ConfigError(ToolkitError):
-    """A configuration with a misspelt key, a value of the wrong type, or an impossible combination."""
+    """A configuration with an unknown key, a wrong value, or an impossible combination."""
 
 
 class DataError(ToolkitError):

@@ -43,7 +43,7 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     view = commands.add_parser(
         "experts",
         parents=[common],
-        help="draw which parts of a file each expert of a mixture processes",
+        help="draw which parts of a file each expert processes",
     )
     view.add_argument("bundle", type=Path, help="the folder 'bundle' of a run")
     view.add_argument("file", type=Path, metavar="FILE")
@@ -52,9 +52,7 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     view.add_argument(
         "--window", type=int, default=1, help="which window of a long file, from 1 (default: 1)"
     )
-    view.add_argument(
-        "--backbone", help="folder or hub id of the bundle's backbone, if it has moved"
-    )
+    view.add_argument("--backbone", help="the bundle's backbone, if it has moved")
     view.set_defaults(run=draw_experts)
 
     search = commands.add_parser(
