@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from bundles import change_bundle, check_prediction, tiny_bundle
 from torch import Tensor
 from torch.nn import functional
 
@@ -27,7 +28,6 @@ from toolkit.testing import (
     tiny_data,
     tiny_mixture,
 )
-from toolkit.testing.bundles import change_bundle, check_prediction, tiny_bundle
 
 FOLDER = Path(__file__).parent
 plugins.load([FOLDER, FOLDER.parent / "topk_moa"])
