@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from bundles import change_bundle, check_prediction, tiny_bundle
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -20,7 +21,6 @@ from toolkit.mixtures.tool import mixtures
 from toolkit.model import AudioClassifier
 from toolkit.registry import PEFT, TOOLS
 from toolkit.testing import compare_padded, tiny_batch, tiny_classifier, tiny_data, tiny_mixture
-from toolkit.testing.bundles import change_bundle, check_prediction, tiny_bundle
 
 plugins.load([Path(__file__).parents[1]])
 

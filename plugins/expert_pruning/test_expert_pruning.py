@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from bundles import change_bundle, check_prediction, tiny_bundle
 from torch import Tensor
 
 from toolkit import plugins
@@ -26,7 +27,6 @@ from toolkit.testing import (
     tiny_mixture,
     tiny_objective,
 )
-from toolkit.testing.bundles import change_bundle, check_prediction, tiny_bundle
 
 FOLDER = Path(__file__).parent
 plugins.load([FOLDER, FOLDER.parent / "topk_moa"])

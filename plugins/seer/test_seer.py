@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from bundles import change_bundle, check_prediction, tiny_bundle
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,7 +19,6 @@ from toolkit.registry import TOOLS
 from toolkit.routing import dense, soft
 from toolkit.routing.topk import TopKRouter
 from toolkit.testing import tiny_batch, tiny_data, tiny_mixture
-from toolkit.testing.bundles import change_bundle, check_prediction, tiny_bundle
 
 FOLDER = Path(__file__).parent
 plugins.load([FOLDER, FOLDER.parent / "topk_moa"])
