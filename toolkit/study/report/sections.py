@@ -181,9 +181,10 @@ def all_pictures(results: Results, methods: pd.DataFrame) -> list[Picture]:
                     plots.draw_pareto(table, "trained", "parameters trained outside the head")),
             Picture(f"epochs-{name}", f"The best methods over the epochs, {title}",
                     curves.draw_epochs(results, best, group)),
-            Picture(f"classes-{name}", f"Classes, {title}",
-                    plots.draw_recalls(recalls[group].loc[best], baseline)),
         ]  # fmt: skip
+        if group in recalls:  # only where a clip has exactly one class
+            drawn = plots.draw_recalls(recalls[group].loc[best], baseline)
+            found.append(Picture(f"classes-{name}", f"Classes, {title}", drawn))
         if table["latency_ms"].notna().any():
             drawn = plots.draw_pareto(table, "latency_ms", "ms for one clip alone")
             found.append(Picture(f"latency-{name}", f"Accuracy and latency, {title}", drawn))
