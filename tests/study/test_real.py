@@ -144,13 +144,13 @@ def test_what_the_quiet_phase_measures(monkeypatch: pytest.MonkeyPatch) -> None:
         found[name] = measure_cost.measure(experiment)
     tokens = 2 + (64 // 16) * (128 // 16)
     products = 6 * 2 * (2 * tokens * 192 * 6 * 2)  # blocks, q and v, A and B
-    assert found["lora"]["flops"] - found["linear"]["flops"] == products
-    assert found["lora"]["merged_flops"] == found["linear"]["flops"]
-    assert found["adapter"]["merged_flops"] is None
+    assert found["lora"].flops - found["linear"].flops == products
+    assert found["lora"].merged_flops == found["linear"].flops
+    assert found["adapter"].merged_flops is None
     for values in found.values():
-        assert (values["training_clips"], values["classes"], values["batch_size"]) == (30, 10, 4)
-        assert values["samples_per_second"] > 0 and values["peak_memory_bytes"] > 0
-        assert values["latency_seconds"] > 0 and values["throughput"] > 0
+        assert (values.training_clips, values.classes, values.batch_size) == (30, 10, 4)
+        assert values.samples_per_second > 0 and values.peak_memory_bytes > 0
+        assert values.latency_seconds > 0 and values.throughput > 0
 
 
 @pytest.mark.parametrize("name", PEFT.names())

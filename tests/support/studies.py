@@ -21,6 +21,8 @@ from toolkit.study.records import (
     FAILED,
     Curves,
     FoldOutcome,
+    Machine,
+    Measurement,
     Outcome,
     OutcomeParameters,
     Record,
@@ -266,17 +268,15 @@ def _record(cell: Cell, outcome: Outcome | None) -> Record:
 
 
 def _timing(skill: float) -> Timing:
-    machine = {
-        "host": "here", "processor": "a processor", "cores": 2, "load_before": 0.1,
-        "date": "2026-01-01",
-    }  # fmt: skip
-    one = {
-        "samples_per_second": 36.0, "peak_memory_bytes": 32 * 2**20, "latency_seconds": skill / 100,
-        "throughput": 100.0, "flops": 10**9, "merged_latency_seconds": None,
-        "merged_throughput": None, "merged_flops": None, "training_clips": 72,
-        "classes": len(CLASSES), "batch_size": 8, "device": "cpu",
-    }  # fmt: skip
-    return Timing(machine, [one, {**one, "samples_per_second": 40.0}, one])
+    machine = Machine(
+        host="here", processor="a processor", cores=2, load_before=0.1, date="2026-01-01"
+    )
+    one = Measurement(
+        samples_per_second=36.0, peak_memory_bytes=32 * 2**20, latency_seconds=skill / 100,
+        throughput=100.0, flops=10**9, merged_latency_seconds=None, merged_throughput=None,
+        merged_flops=None, training_clips=72, classes=len(CLASSES), batch_size=8, device="cpu",
+    )  # fmt: skip
+    return Timing(machine, [one, dataclasses.replace(one, samples_per_second=40.0), one])
 
 
 def page_data(file: Path) -> dict[str, object]:
