@@ -13,6 +13,7 @@ from recipe import TRAIN
 from torch import Tensor
 from transformers import ASTModel
 
+from toolkit import config
 from toolkit.bundle import load_bundle
 from toolkit.data.synthetic.corpus import write_corpus
 from toolkit.errors import BundleError, ConfigError, UnknownName
@@ -111,6 +112,21 @@ def test_another_kind_is_refused_and_the_right_ones_are_named() -> None:
         pipeline_for(FBANK, {"name": "waveform"})
     with pytest.raises(UnknownName, match="did you mean 'fbank'"):
         pipeline_for(FBANK, {"name": "fbnak"})
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], None),
+        (["--pipeline", "waveform"], {"name": "waveform"}),
+        (["--pipeline.name", "waveform"], {"name": "waveform"}),
+        (["--pipeline", "gain", "--pipeline.decibels", "3"], {"name": "gain", "decibels": 3}),
+        (["--pipeline", "gain", "--pipeline", "null"], None),
+    ],
+)
+def test_the_command_line_names_a_pipeline_or_none(words: list[str], expected: object) -> None:
+    command = config.parse_command_line(["hparams/softmoa.yaml", *words])
+    assert config.load(command, TRAIN.parent).values["pipeline"] == expected
 
 
 def test_rows_of_another_width_are_refused(clip: str) -> None:
