@@ -15,6 +15,7 @@ size and against active experts), and the results per fold as CSV.
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from matplotlib.figure import Figure
 from toolkit import plugins
 from toolkit.bundle import WEIGHTS, load_bundle
 from toolkit.data.manifest import Corpus
-from toolkit.features.cache import write_atomically
+from toolkit.files import write_atomically
 from toolkit.mixtures.tool import MixtureData, mixtures, run_tool
 from toolkit.registry import CORPORA, TOOLS
 from toolkit.study.records import read_record
@@ -218,7 +219,7 @@ def text(found: pd.DataFrame, study: Study, folds: list[int], pictures: dict[str
     return "\n".join(lines) + "\n"
 
 
-def run(arguments: list[str]) -> None:
+def run(arguments: Sequence[str]) -> None:
     """Compute what is missing, then write the table and the plots."""
     options = parser().parse_args(arguments)
     plugins.load([])

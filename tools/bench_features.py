@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,7 @@ def write_clips(folder: Path, count: int, rate: int) -> pd.DataFrame:
 
 
 def loader(clips: pd.DataFrame, root: Path, build: bool) -> tuple[SaveableDataLoader, Fbank]:
-    """The loader that training uses, and its pipeline."""
+    """The loader that training uses."""
     spec, pipeline = ASTTiny().architecture(MAX_LENGTH).features, Fbank()
     cache = pipeline.cache(clips, spec, root, build=build)
     rows = pd.Series(range(len(clips)), index=clips["id"])
@@ -61,7 +62,7 @@ def loader(clips: pd.DataFrame, root: Path, build: bool) -> tuple[SaveableDataLo
     ), pipeline
 
 
-def timed(function: object) -> float:
+def timed(function: Callable[[], object]) -> float:
     """Seconds that one call takes."""
     start = time.perf_counter()
     function()
@@ -90,7 +91,7 @@ def first_computation(clips: pd.DataFrame, root: Path, rounds: int) -> tuple[flo
 
 
 def cached_epochs(clips: pd.DataFrame, root: Path, rounds: int) -> float:
-    """Median clips per second read from the cache by the training loader."""
+    """Median clips a second through the training loader."""
     batches, _ = loader(clips, root, build=True)
 
     def epoch() -> None:
@@ -108,7 +109,7 @@ def memory(folder: Path, count: int) -> None:
     before = resident()
     batches, _ = loader(clips, folder / "cache", build=True)
     built = resident()
-    peak = 0
+    peak = 0.0
     for batch in batches:
         assert len(batch)
         peak = max(peak, resident())

@@ -78,7 +78,7 @@ def measure(spec: str, backbone: str, batch: int, steps: int) -> dict[str, float
         "seconds": min(seconds[1:]) / batch,
         "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "trained": sum(p.numel() for p in parameters)
-        - sum(p.numel() for p in model.head.parameters()),
+        - sum(p.numel() for p in model.get_submodule("head").parameters()),
     }
 
 
@@ -95,8 +95,8 @@ def main() -> None:
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        found = measure(options.methods[0], options.backbone, options.batch, options.steps)
-        print(json.dumps(found))
+        measured = measure(options.methods[0], options.backbone, options.batch, options.steps)
+        print(json.dumps(measured))
         return
     specs = options.methods or (PAPERS if options.papers else _everything())
     found: dict[str, list[dict[str, float]]] = defaultdict(list)

@@ -17,6 +17,7 @@ folder, so that an interrupted comparison continues and a finished one is printe
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ TASKS = [
 def result_of(
     task: Task, method: str, backbone: str, seed: int, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Run a method through the recipe, or read the result of an earlier run."""
+    """Run a method through the recipe, or read what it found before."""
     data, corpus = options.data / task.folder, parse_spec(task.corpus)
     command = [f"hparams/{method}.yaml", "--noprogressbar", "true", "--seed", str(seed)]
     command += ["--data_folder", str(data), "--corpus", str(corpus)]
@@ -185,8 +186,8 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
         rows: one per fold: task, method, backbone, accuracy, trained (without the head), share.
     """
     keys = ["method", "task", "backbone"]
-    cells = rows.groupby(keys, sort=False)["accuracy"].apply(spread)
-    cells = cells.unstack(["task", "backbone"])
+    texts = rows.groupby(keys, sort=False)["accuracy"].apply(spread)
+    cells = texts.unstack(["task", "backbone"])
     cells.columns = [", ".join(column) for column in cells.columns]
     trained = rows.groupby("method")[["trained", "share"]].first()
     cells.insert(
@@ -214,8 +215,8 @@ def verdict(rows: pd.DataFrame) -> list[str]:
     sentences = []
     for task, part in rows[rows["backbone"] == "pretrained"].groupby("task", sort=False):
         stats = part.groupby("method")["accuracy"].agg(["mean", "std"])
-        small = part.groupby("method")["share"].first().between(0.0001, 0.1, inclusive="left")
-        small = stats.loc[small[small].index]
+        shares = part.groupby("method")["share"].first()
+        small = stats.loc[shares.index[shares.between(0.0001, 0.1, inclusive="left")]]
         if "full" in stats.index and len(small):
             full, best = stats.loc["full"], small["mean"].idxmax()
             gap = small.loc[best, "mean"] - full["mean"]
@@ -228,7 +229,7 @@ def verdict(rows: pd.DataFrame) -> list[str]:
     return sentences
 
 
-def run(arguments: list[str]) -> None:
+def run(arguments: Sequence[str]) -> None:
     """Run what is missing, then write and print the table."""
     options = parser().parse_args(arguments)
     options.random = save_random_backbone(options.output / "random-backbone")

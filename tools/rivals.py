@@ -4,6 +4,7 @@ The implementations are modules from features [B, T, F] to logits [B, C]; the fl
 """
 
 import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from toolkit.errors import ToolkitError
 from toolkit.experts.base import Experts
 from toolkit.model import AudioClassifier
 from toolkit.peft import insertion
+from toolkit.peft.dense_moa import DenseMixture
 from toolkit.peft.soft_moa import SoftMixture
 from toolkit.routing import soft
 
@@ -45,14 +47,17 @@ class HuggingFaceLoRA(nn.Module):
 def loop_over_experts(model: AudioClassifier) -> AudioClassifier:
     """Make a model's mixtures evaluate experts one after the other, as the papers' code does."""
     for wrapper in list(insertion.wrappers(model.backbone)):
-        wrapper.add_module(wrapper.name, LoopedMixture(wrapper.inserted))
+        mixture = wrapper.inserted
+        if not isinstance(mixture, SoftMixture | DenseMixture):
+            raise ToolkitError("only soft_moa and dense_moa can be looped over: use one of these")
+        wrapper.add_module(wrapper.name, LoopedMixture(mixture))
     return model
 
 
 class LoopedMixture(nn.Module):
     """A Soft-MoA or Dense-MoA that evaluates each expert separately and stacks the outputs."""
 
-    def __init__(self, mixture: nn.Module) -> None:
+    def __init__(self, mixture: SoftMixture | DenseMixture) -> None:
         super().__init__()
         self.mixture = mixture
 
@@ -98,7 +103,7 @@ def floor_seconds(config: ASTConfig, tokens: int, batch: int, repeats: int = 3) 
     return config.num_hidden_layers * seconds
 
 
-def _fastest(function: object, repeats: int) -> float:
+def _fastest(function: Callable[[], object], repeats: int) -> float:
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
