@@ -1,15 +1,14 @@
 #!/usr/bin/env python
-"""Run a study: compare methods on corpora over folds and seeds.
+"""Run a study: compare methods on corpora, over folds and seeds, resumably.
 
     python tools/benchmark.py tools/studies/esc10.yaml --data ../shared/data
-    python tools/benchmark.py tools/studies/esc10.yaml --dry-run    list its runs and their time
-    python tools/benchmark.py tools/studies/esc10.yaml --timings    measure what methods cost
-    toolkit report tools/studies/esc10.yaml                         write tables and plots
+    python tools/benchmark.py tools/studies/esc10.yaml --dry-run    its runs and their time
+    python tools/benchmark.py tools/studies/esc10.yaml --timings    what each method costs
+    toolkit report tools/studies/esc10.yaml                         tables and pictures
 
-Every run has a folder in results/studies/STUDY/runs/. Runs that are finished and unchanged are
-skipped and failed runs are repeated, so an interrupted study is resumed by the same command.
-Several of these processes can work on one study, even on several machines that share the folder.
-Take timings after the runs, when nothing else uses the machine.
+A run is a folder in results/studies/STUDY/runs/. What is done and unchanged is skipped, what failed
+is tried again, and several of these processes can work on one study, also on several machines that
+see the same folder. Timings are taken after the runs, while none shares the machine.
 """
 
 import argparse
@@ -33,31 +32,21 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("study", type=Path, help="the study's YAML file")
     made.add_argument(
-        "--data", type=Path, default=Path("data"), help="folder with the corpora (default: data)"
+        "--data", type=Path, default=Path("data"), help="folder of the corpora (default: data)"
     )
-    made.add_argument(
-        "--output", type=Path, help="folder for the results (default: results/studies/STUDY)"
-    )
+    made.add_argument("--output", type=Path, help="default: results/studies/STUDY")
     made.add_argument("--dry-run", action="store_true", help="list the runs and estimate the time")
     made.add_argument(
-        "--only",
-        nargs="+",
-        default=[],
-        metavar="GLOB",
-        help="only runs that match, such as 'ESC-10/lora*'",
+        "--only", nargs="+", default=[], metavar="GLOB", help="runs such as 'ESC-10/lora*'"
     )
     made.add_argument("--limit", type=int, metavar="N", help="execute at most N runs")
+    made.add_argument("--engine", choices=list(ENGINES), default="local")
     made.add_argument(
-        "--engine", choices=list(ENGINES), default="local", help="what executes the runs"
-    )
-    made.add_argument(
-        "--jobs", type=int, metavar="N", help="number of runs at once (default: one per GPU, or 1)"
+        "--jobs", type=int, metavar="N", help="runs at once; default: one a GPU, or 1"
     )
     made.add_argument("--timings", action="store_true", help="take timings instead of running")
-    made.add_argument("--rounds", type=int, default=3, help="rounds of timings (default: 3)")
-    made.add_argument(
-        "--plugins", action="append", default=[], metavar="DIR", help="folder with more plugins"
-    )
+    made.add_argument("--rounds", type=int, default=3, help="of the timings (default: 3)")
+    made.add_argument("--plugins", action="append", default=[], metavar="DIR")
     return made
 
 
@@ -82,7 +71,7 @@ def run(arguments: Sequence[str]) -> None:
     for line in lines:
         print(line, flush=True)
     if not options.dry_run and not options.timings:
-        print(f"for tables and plots: toolkit report {folder}")
+        print(f"tables and pictures: toolkit report {folder}")
         sys.exit(1 if benchmark.failures else 0)
 
 
