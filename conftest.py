@@ -34,9 +34,7 @@ def real_data() -> Path:
 def golden() -> Path:
     """Folder with reference values: `$TOOLKIT_TEST_GOLDEN`, or else `../shared/golden`."""
     if not (GOLDEN / "index.json").is_file():
-        pytest.skip(
-            f"reference values are not in {GOLDEN}: set TOOLKIT_TEST_GOLDEN to their folder"
-        )
+        pytest.skip(f"no reference values in {GOLDEN}: set TOOLKIT_TEST_GOLDEN to their folder")
     return GOLDEN
 
 

@@ -110,7 +110,7 @@ def study_of(recipe: Path, **changes: object) -> Study:
 
 
 def benchmark(study: Study, folder: Path, **options: object) -> Benchmark:
-    """A benchmark that runs a study in a folder, with a copy of it there as from tools/benchmark.py."""
+    """The study in a folder; a copy of it is left there as tools/benchmark.py does."""
     study.write(folder)
     return Benchmark(Planner(study, folder), **options)
 
@@ -149,11 +149,11 @@ def made_up(
     """Write invented results of a study, in which each method is right with a given probability.
 
     Args:
-        folder: where they are written.
-        skills: entry of `methods` -> the probability of a right answer.
-        corpora: names of the corpora.
-        folds, seeds: number of each.
-        failed: methods all of whose runs fail.
+        folder: where they go.
+        skills: entry of `methods` -> the chance of a right answer.
+        corpora: names.
+        folds, seeds: how many.
+        failed: methods whose runs have failed.
         changes: further keys of the study.
     """
     values = {
