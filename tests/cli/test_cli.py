@@ -26,13 +26,13 @@ RUFF = Path(sys.executable).parent / "ruff"
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with nothing in it."""
+    """An empty working directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def answer(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """What a command prints; nothing may go to the error stream."""
+    """The output of a command, which must not write to the error stream."""
     main(words)
     output = capsys.readouterr()
     assert output.err == ""
@@ -40,7 +40,7 @@ def answer(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """The message of a command that ends with status 2 and prints nothing else."""
+    """The error message of a command, which must end with status 2 and print nothing else."""
     with pytest.raises(SystemExit) as stopped:
         main(words)
     output = capsys.readouterr()
@@ -49,7 +49,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 def fresh(*command: object) -> subprocess.CompletedProcess[str]:
-    """A command in a process of its own."""
+    """Run a command in a new process."""
     return subprocess.run(
         [str(word) for word in command], capture_output=True, text=True, timeout=600
     )

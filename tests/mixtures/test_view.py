@@ -63,7 +63,7 @@ def bundle_of(model: AudioClassifier, task: Task = ONE_CLASS) -> Bundle:
 
 
 def window(model: AudioClassifier) -> Tensor:
-    """Raw frames [T, F] of random clip."""
+    """Raw frames [T, F] of a random clip."""
     spec = model.backbone.features
     return tiny_batch(model.backbone, clips=1)[0][0] * 2 * spec.std + spec.mean
 
@@ -77,7 +77,7 @@ def view(special: int = 2, grid: tuple[int, int] = (2, 3), slots: int = 1) -> La
 def saved(
     folder: Path, name: str = "soft_moa", classes: tuple[str, ...] = ("dog", "<rain>")
 ) -> Path:
-    """A bundle with a mixture in one block, and not at its start."""
+    """A bundle with a mixture in one block, whose tensors do not have their initial values."""
     torch.manual_seed(0)
     source, method = ASTTiny(), PEFT.create({"name": name, "layers": [1]})
     model = AudioClassifier(source.load(LENGTH), method, len(classes), "all").eval()
@@ -122,7 +122,7 @@ def test_every_mixture_can_be_seen_and_nothing_else(name: str) -> None:
 
 
 def seen_in_a_pass(model: AudioClassifier) -> list[tuple[Recorder, Tensor, Tensor, dict]]:
-    """Of every mixture: itself, its tokens, what it returned, and its weights in that pass."""
+    """For every mixture: itself, its input, its output, and its weights in that pass."""
     found = []
     for _, module in recorders(model):
         module.register_forward_hook(
@@ -257,7 +257,7 @@ def test_the_record_is_found_beside_the_bundle(place: str, tmp_path: Path) -> No
 
 
 def pictures_in(page: str) -> dict[str, bytes]:
-    """Name -> content of every picture of a page, all of which it must hold in itself."""
+    """Name -> content of every picture in a page, all of which must be embedded."""
     found = re.findall(r"<img alt='([^']*)' src='data:image/png;base64,([^']*)'>", page)
     assert len(found) == page.count("<img") and "src='http" not in page and "<script" not in page
     return {unescape(name): base64.b64decode(data) for name, data in found}

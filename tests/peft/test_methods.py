@@ -1,4 +1,4 @@
-"""What is particular to a method: its equation by hand, sharing, merging, what it refuses."""
+"""What is specific to each method: its equation, sharing, merging and invalid settings."""
 
 import math
 from typing import Any
@@ -32,7 +32,7 @@ UNMERGEABLE = ["adapter", "soft_moa", "dense_moa", "prompt_deep", "prefix", "lin
 
 
 def adapted(name: str, *, noisy: bool = True, **settings: Any) -> AudioClassifier:
-    """A tiny classifier with a method whose tensors are not at their start."""
+    """A tiny classifier with a method whose tensors do not have their initial values."""
     torch.manual_seed(0)
     method = PEFT.create({"name": name, **settings})
     model = AudioClassifier(tiny_backbone(), method, CLASSES, "all").eval()
@@ -298,7 +298,7 @@ def _experts(kind: str, count: int) -> Experts:
 @pytest.mark.parametrize("kind", ["bottleneck", "conformer", "convpass", "convpass2d"])
 @pytest.mark.parametrize("training", [False, True])
 def test_batched_experts_equal_single_ones(kind: str, training: bool) -> None:
-    """E experts in one go are E adapters one after the other, batch norm statistics included."""
+    """E experts in one batch equal E separate adapters, including batch norm statistics."""
     batch = _experts(kind, 3).train(training)
     x = torch.randn(2, 10, 12, dtype=torch.float64)
     gates = torch.randn(2, 10, 3, dtype=torch.float64).softmax(-1)
@@ -374,7 +374,7 @@ def test_convpass_starts_as_two_activations() -> None:
 
 
 def test_convpass_over_the_grid_reaches_neighbours_only() -> None:
-    """Frequency-major, two special tokens: a patch reaches its 3 x 3, a special one itself."""
+    """Frequency-major, two special tokens: patches reach their 3 x 3, special tokens themselves."""
     f, t = 4, 5
     experts = Convpass(1, 6, 3, grid=(f, t), prefix_tokens=2)
     with torch.no_grad():
@@ -413,7 +413,7 @@ def test_convpass_knows_the_backbones_grid() -> None:
 
 
 def _order(model: AudioClassifier) -> Tensor:
-    """What enters the first block."""
+    """The input of the first block."""
     seen = []
     first = model.backbone.model.layers[0]
     first.register_forward_pre_hook(lambda _, args: seen.append(args[0]))

@@ -20,7 +20,7 @@ SIZES = {
 
 
 def naive_mixture(x: Tensor, phi: Tensor, experts: Bottleneck) -> Tensor:
-    """Soft mixture of one clip after another, slot after slot: [B, T, d]."""
+    """Soft mixture with loops over clips and slots: [B, T, d]."""
     _, count, slots = phi.shape
     out = torch.zeros_like(x)
     for b in range(len(x)):

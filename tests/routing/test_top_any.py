@@ -11,7 +11,7 @@ D = 12
 
 
 def gate_of() -> TopAnyGate:
-    """A gate of five slots, three of them alive, in float64, that is not at its start."""
+    """A gate of five slots, three of them alive, in float64, without its initial values."""
     torch.manual_seed(0)
     gate = TopAnyGate(D, slots=5, alive=3).double()
     with torch.no_grad():
