@@ -7,12 +7,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from toolkit.backbones.base import Site
-from toolkit.experts.base import Bottleneck
-from toolkit.experts.ragged import Pack, RaggedExperts, front
+from toolkit.experts.bottleneck import Bottleneck
 from toolkit.peft.base import Recorder
 from toolkit.routing import topk
 
 from .genome import Gene, Genome
+from .ragged import Pack, RaggedExperts, front
 
 
 class SwitchMixture(Recorder, ABC):

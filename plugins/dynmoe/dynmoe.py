@@ -16,7 +16,8 @@ from toolkit.experts.base import Experts, by_expert
 from toolkit.peft.base import Recorder, insertion, setting
 from toolkit.peft.blocks import BlockMethod
 from toolkit.registry import PEFT
-from toolkit.routing import top_any
+
+from . import top_any
 
 
 @PEFT.register("dynmoe", paper="arXiv:2405.14297")

@@ -16,7 +16,8 @@ from torch.nn import functional
 from toolkit import plugins
 from toolkit.bundle import load_bundle
 from toolkit.errors import ConfigError
-from toolkit.experts.base import Bottleneck, by_expert
+from toolkit.experts.base import by_expert
+from toolkit.experts.bottleneck import Bottleneck
 from toolkit.mixtures.tool import mixtures
 from toolkit.model import AudioClassifier
 from toolkit.registry import PEFT, TOOLS

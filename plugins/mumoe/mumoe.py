@@ -8,8 +8,9 @@ from toolkit.backbones.base import Backbone
 from toolkit.errors import ConfigError
 from toolkit.peft.base import PeftMethod, Placement, Recorder, insertion, setting
 from toolkit.registry import PEFT
-from toolkit.routing import multilinear
-from toolkit.routing.multilinear import MultilinearBlock
+
+from . import multilinear
+from .multilinear import MultilinearBlock
 
 
 @PEFT.register("mumoe", paper="arXiv:2402.12550")

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from toolkit.backbones.base import Backbone
 from toolkit.errors import ConfigError
-from toolkit.experts.pool import NeuronPool
 from toolkit.peft.base import PeftMethod, Placement, Recorder, insertion, setting
 from toolkit.registry import PEFT
-from toolkit.routing.product_key import ProductKeys
+
+from .pool import NeuronPool
+from .product_key import ProductKeys
 
 GATES = {"softmax": partial(torch.softmax, dim=-1), "sigmoid": torch.sigmoid}
 

@@ -19,7 +19,9 @@ from toolkit.peft.adapter import SingleAdapter
 from toolkit.peft.base import Recorder, insertion, setting
 from toolkit.peft.blocks import BlockMethod
 from toolkit.registry import PEFT
-from toolkit.routing import dense, stochastic
+from toolkit.routing import dense
+
+from . import stochastic
 
 Draw = Literal["batch", "sample", "token"]
 Infer = Literal["token", "sample", "mean", "merge"]

@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from toolkit import plugins
 from toolkit.errors import ConfigError
-from toolkit.experts import base as expert_module
-from toolkit.experts.base import Bottleneck
+from toolkit.experts import bottleneck as expert_module
+from toolkit.experts.bottleneck import Bottleneck
 from toolkit.model import AudioClassifier
 from toolkit.peft import insertion
 from toolkit.peft.adapter import SingleAdapter

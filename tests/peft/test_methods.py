@@ -11,7 +11,8 @@ from torch.nn import functional
 from toolkit import plugins
 from toolkit.backbones.ast import ASTBackbone
 from toolkit.errors import ConfigError
-from toolkit.experts.base import Bottleneck, Experts
+from toolkit.experts.base import Experts
+from toolkit.experts.bottleneck import Bottleneck
 from toolkit.experts.conformer import Conformer
 from toolkit.experts.convpass import Convpass, quick_gelu
 from toolkit.model import AudioClassifier

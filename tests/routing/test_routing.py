@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from toolkit.experts.base import Bottleneck
+from toolkit.experts.bottleneck import Bottleneck
 from toolkit.peft.soft_moa import SoftMixture
 from toolkit.routing import soft
 

@@ -7,7 +7,8 @@ from torch import nn
 
 from toolkit.backbones.base import Backbone, Placement, Site
 from toolkit.errors import ConfigError
-from toolkit.experts.base import Bottleneck, Experts
+from toolkit.experts.base import Experts
+from toolkit.experts.bottleneck import Bottleneck
 from toolkit.experts.conformer import Conformer
 from toolkit.experts.convpass import Convpass
 from toolkit.peft.base import PeftMethod, quirk, setting

@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from toolkit.experts.base import Bottleneck
+from toolkit.experts.bottleneck import Bottleneck
 
 
 @dataclasses.dataclass(frozen=True)

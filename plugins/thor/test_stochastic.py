@@ -1,13 +1,18 @@
 """Draws of experts and the losses that make two passes agree, as THOR uses them."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, kl_divergence
 
-from toolkit.routing import stochastic
+from toolkit import plugins
+
+plugins.load([Path(__file__).parent])
+
+from toolkit_plugins.thor import stochastic  # noqa: E402
 
 CLASSES, NUMBER = 5, 4
 

@@ -19,7 +19,7 @@ from einops import einsum
 from torch import Tensor, nn
 from torch.nn import functional
 
-from toolkit.routing.entmax import entmax15
+from .entmax import entmax15
 
 GATES = {"entmax15": entmax15, "softmax": lambda scores: scores.softmax(dim=-1)}
 RING = 4

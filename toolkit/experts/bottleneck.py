@@ -1,0 +1,51 @@
+"""Bottleneck experts, the adapters of Houlsby et al.; many of them are evaluated sparsely."""
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn import functional
+
+from toolkit.experts.base import Experts
+from toolkit.routing.dispatch import in_blocks
+
+SPARSE_FROM = 32
+"""Number of experts from which skipping the unused ones pays off. A bottleneck is so narrow that
+with fewer experts one large matrix product over all of them is faster than sorting the tokens
+(measured in plugins/topk_moa)."""
+
+
+class Bottleneck(Experts):
+    """Bottleneck adapters: `up(GELU(down(x)))` (Houlsby et al., arXiv:1902.00751)."""
+
+    def middle(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """See `Experts.middle`."""
+        return functional.gelu(hidden)
+
+    def mix_chosen(self, x: Tensor, gates: Tensor) -> Tensor:
+        """See `Experts.mix_chosen`; from `SPARSE_FROM` experts on, its time depends on how many
+        gates are not zero, and hardly on E."""
+        if self.num_experts < SPARSE_FROM:
+            return self.mix(x, gates)
+        tokens, flat = x.flatten(0, 1), gates.flatten(0, 1)
+        rows, chosen = flat.nonzero(as_tuple=True)
+        blocks = in_blocks(chosen, self.num_experts)
+        down, down_bias, up, up_bias = (
+            tensor.index_select(0, blocks.owners)
+            for tensor in (self.down, self.down_bias, self.up, self.up_bias)
+        )
+        inputs = tokens.index_select(0, blocks.fill(rows).flatten()).unflatten(0, (-1, blocks.size))
+        hidden = self.middle(torch.baddbmm(down_bias[:, None], inputs, down.mT))
+        gate = blocks.fill(flat[rows, chosen])[..., None].to(hidden.dtype)
+        up = torch.cat([up, up_bias[..., None]], dim=-1)  # so that the gate scales the bias too
+        out = blocks.read(torch.bmm(torch.cat([hidden * gate, gate], dim=-1), up.mT))
+        return torch.zeros_like(tokens).index_add(0, rows, out.to(tokens.dtype)).view_as(x)
+
+    def shared_out(self, x: Tensor, experts: Tensor) -> Tensor:
+        """See `Experts.shared_out`; its time does not depend on E."""
+        shares = rearrange(x, "(g b) t d -> g (b t) d", g=len(experts))
+        down, down_bias, up, up_bias = (
+            tensor[experts] for tensor in (self.down, self.down_bias, self.up, self.up_bias)
+        )
+        hidden = torch.baddbmm(down_bias[:, None], shares, down.mT)
+        out = torch.baddbmm(up_bias[:, None], self.middle(hidden), up.mT)
+        return rearrange(out, "g (b t) d -> (g b) t d", b=len(x) // len(experts))
