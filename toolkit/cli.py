@@ -283,7 +283,7 @@ def change_mixture(options: argparse.Namespace) -> None:
     corpus = CORPORA.create(parse_spec(name))
     report = run_tool(tool, options.bundle, corpus, folder, options.output)
     print(f"wrote {options.output}")
-    for key, value in report.items():
+    for key, value in report.as_dict().items():
         print(f"  {key}: {value:.4f}" if isinstance(value, float) else f"  {key}: {value}")
 
 

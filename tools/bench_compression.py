@@ -25,7 +25,8 @@ from toolkit import plugins
 from toolkit.bundle import WEIGHTS, load_bundle
 from toolkit.data.manifest import Corpus
 from toolkit.features.cache import write_atomically
-from toolkit.mixtures.tool import MixtureData, mixtures, run_tool
+from toolkit.mixtures.tool import MixtureData, run_tool
+from toolkit.peft.mixture import mixtures
 from toolkit.registry import CORPORA, TOOLS
 from toolkit.study.records import read_record
 from toolkit.study.report.plots import save
@@ -130,7 +131,7 @@ def without_experts(folder: Path, corpus: Corpus, place: Path) -> dict[str, Any]
     data = MixtureData.of(bundle, corpus, place)
     before = data.accuracy(bundle.model, data.test)
     with torch.no_grad():
-        for _, mixture in mixtures(bundle.model):
+        for mixture in mixtures(bundle.model.backbone).values():
             mixture.experts.up.zero_()
             mixture.experts.up_bias.zero_()
     after = data.accuracy(bundle.model, data.test)

@@ -9,15 +9,15 @@ import itertools
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from toolkit.errors import ConfigError
 from toolkit.experts.base import Experts
-from toolkit.mixtures.observe import some_of, visit, weighs_experts
-from toolkit.mixtures.tool import MixtureData, MixtureTool, mixtures
+from toolkit.mixtures.observe import some_of, visit
+from toolkit.mixtures.tool import MixtureData, MixtureTool
 from toolkit.model import AudioClassifier
 from toolkit.peft.base import setting
-from toolkit.peft.soft_moa import SoftMixture
+from toolkit.peft.mixture import RoutedMixture, mixtures
 from toolkit.registry import TOOLS
 
 from . import allocation
@@ -84,7 +84,7 @@ class AdapMoE(MixtureTool):
         if plan["slots"] is not None:
             plan["calibration"] |= self._foreseen(trace, thresholds, usages, plan["slots"])
             self._insert_caches(model, plan["slots"])
-        for site, mixture in mixtures(model):
+        for site, mixture in mixtures(model.backbone).items():
             mixture.router.threshold.fill_(thresholds[site])
             mixture.router.active.zero_()
         return plan
@@ -98,7 +98,7 @@ class AdapMoE(MixtureTool):
     def report(self, model: AudioClassifier, plan: dict[str, Any]) -> dict[str, Any]:
         """What was found in calibration; and what was done since the model was loaded (`run_tool`
         measures on the test fold in between)."""
-        found = dict(mixtures(model))
+        found = mixtures(model.backbone)
         active = torch.stack([mixture.router.active for mixture in found.values()]).sum(dim=0)
         share = active.double() / active.sum().clamp(min=1)
         mean = (share * torch.arange(len(share))).sum().item()
@@ -115,16 +115,15 @@ class AdapMoE(MixtureTool):
         return report
 
     def _insert_routers(self, model: AudioClassifier) -> None:
-        for _, mixture in mixtures(model):
+        for mixture in mixtures(model.backbone).values():
             router = AdaptiveRouter(mixture, self.base_topk)
             mixture.router = router.to(next(mixture.experts.buffers(), mixture.experts.up).device)
 
     def _insert_caches(self, model: AudioClassifier, slots: dict[str, int]) -> None:
-        found = dict(mixtures(model))
+        found = mixtures(model.backbone)
         for site, number in slots.items():
             experts = found[site].experts
-            single = model.method.experts(model.backbone, 1, experts.dim)
-            found[site].experts = CachedExperts(experts, single, number)
+            found[site].experts = CachedExperts(experts, experts.like(1), number)
         if self.prefetch == "gate_reuse":
             for site, following in itertools.pairwise(slots):
                 following_one = found[following]
@@ -196,15 +195,15 @@ class Trace:
     """
 
     def __init__(self, model: AudioClassifier, sites: list[str], count: int) -> None:
-        self.count, found = count, dict(mixtures(model))
+        self.count, found = count, mixtures(model.backbone)
         self.experts = {site: found[site].experts.num_experts for site in sites}
         self._next = {a: (b, found[b].router) for a, b in itertools.pairwise(sites)}
         self._chosen: dict[str, list[tuple[Tensor, Tensor]]] = {site: [] for site in sites}
         self._guessed: dict[str, list[Tensor]] = {site: [] for site in sites}
 
-    def see(self, site: str, mixture: nn.Module, x: Tensor) -> None:
+    def see(self, site: str, mixture: RoutedMixture, x: Tensor) -> None:
         """Note one clip [1, T, d] at a mixture."""
-        self._chosen[site].append(strongest(mixture.router.router(x)[0], self.count))
+        self._chosen[site].append(strongest(mixture.router.router(x, mixture.mask)[0], self.count))
         if site in self._next:
             following, router = self._next[site]
             self._guessed[following].append(router.guess(x)[0])
@@ -258,14 +257,14 @@ def _kept(weights: Tensor, threshold: float) -> Tensor:
 
 def _refuse(model: AudioClassifier) -> None:
     """Say why a mixture cannot be gated adaptively."""
-    method, found = model.method.registered_name, [m for _, m in mixtures(model)]
-    if any(isinstance(mixture, SoftMixture) for mixture in found):
+    method, found = model.method.registered_name, list(mixtures(model.backbone).values())
+    if any(mixture.reads_slots for mixture in found):
         raise ConfigError(
             "adaptive gating leaves out experts that a token chose, and in Soft-MoA tokens choose "
             "none: every expert reads slots made of all tokens; use a bundle of dense_moa or "
             "topk_moa"
         )
-    if not found or not all(weighs_experts(mixture) for mixture in found):
+    if not found or not all(mixture.weighs_experts for mixture in found):
         raise ConfigError(
             f"'{method}' is no mixture whose router weighs a token's experts by a softmax: use a "
             "bundle of dense_moa or topk_moa"

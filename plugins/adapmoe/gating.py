@@ -9,11 +9,11 @@ experts, the longest tail is left out whose mass, squared, times S is below T.
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from toolkit.mixtures.observe import trained
-from toolkit.peft.base import Recorder
+from toolkit.peft.mixture import RoutedMixture
 from toolkit.routing import dense
+from toolkit.routing.router import WrappedRouter
 
 
 def strongest(gates: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -81,7 +81,7 @@ def budget_for(costs: Tensor, tokens: int, target: float) -> float:
     return math.nextafter(cheapest_to_go * (1 + 1e-6), math.inf)
 
 
-class AdaptiveRouter(nn.Module):
+class AdaptiveRouter(WrappedRouter):
     """A mixture's router, with gates that are cut to the K strongest and adapted.
 
     Args:
@@ -93,17 +93,17 @@ class AdaptiveRouter(nn.Module):
         active: [E + 1], how many tokens had 0, 1, ... experts since the start.
     """
 
-    def __init__(self, mixture: Recorder, count: int) -> None:
-        super().__init__()
-        self.router, self.count = mixture.router, count
+    def __init__(self, mixture: RoutedMixture, count: int) -> None:
+        super().__init__(mixture.router)
+        self.count = count
         self.mixture = (mixture,)  # in a tuple: a reference, not a child
         self.register_buffer("threshold", torch.zeros((), dtype=torch.float64))
-        active = torch.zeros(mixture.experts.num_experts + 1, dtype=torch.long)
+        active = torch.zeros(mixture.num_experts + 1, dtype=torch.long)
         self.register_buffer("active", active, persistent=False)
 
-    def forward(self, x: Tensor, *mask: Tensor) -> Tensor:
-        """Tokens [B, T, d], and a mask if the router takes one -> [B, T, E]."""
-        gates = self.router(x, *mask)
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Tokens [B, T, d] and a mask [B, T] of the real ones -> [B, T, E]."""
+        gates = self.router(x, mask)
         adapted = adapt(gates, self.count, self.threshold.to(gates.dtype))
         numbers = self.mixture[0].real((adapted > 0).sum(dim=-1))
         self.active += torch.bincount(numbers, minlength=len(self.active))
@@ -116,5 +116,5 @@ class AdaptiveRouter(nn.Module):
         answer is often right (gate reuse). The trained router answers, since what another tool put
         around it may ask for more than tokens; an expert with no gate is not guessed.
         """
-        weights, experts = strongest(trained(self.router)(x), self.count)
+        weights, experts = strongest(self.trained(x), self.count)
         return experts.where(weights > 0, experts[..., :1])

@@ -4,12 +4,12 @@ from typing import Literal
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from toolkit.mixtures.observe import trained
-from toolkit.mixtures.tool import MixtureData, mixtures
+from toolkit.mixtures.tool import MixtureData
 from toolkit.model import AudioClassifier
+from toolkit.peft.mixture import RoutedMixture, mixtures
 
 Sensitivity = Literal["fisher_delta", "fisher_out"]
 
@@ -53,7 +53,7 @@ def curvature(diagonal: Tensor, change: Tensor | None) -> Tensor:
 
 
 @torch.no_grad()
-def between_strongest(mixture: nn.Module, x: Tensor) -> Tensor:
+def between_strongest(mixture: RoutedMixture, x: Tensor) -> Tensor:
     """E_1(x) - E_2(x) of each token's two strongest experts: a mixture with gates 1 and -1.
 
     Args:
@@ -63,7 +63,7 @@ def between_strongest(mixture: nn.Module, x: Tensor) -> Tensor:
     Returns:
         [B, T, d].
     """
-    gates = trained(mixture.router)(x)
+    gates = mixture.router.trained(x)
     first, second = gates.topk(2, dim=-1).indices.unbind(dim=-1)
     number = gates.shape[-1]
     signs = functional.one_hot(first, number) - functional.one_hot(second, number)
@@ -72,23 +72,23 @@ def between_strongest(mixture: nn.Module, x: Tensor) -> Tensor:
 
 def _gradients(
     model: AudioClassifier, features: Tensor, labels: Tensor
-) -> dict[str, tuple[nn.Module, Tensor, Tensor]]:
+) -> dict[str, tuple[RoutedMixture, Tensor, Tensor]]:
     """Mixture, its tokens and the gradient by its output, by site.
 
     Clips do not interact in eval mode, so the gradient of the summed loss is each clip's own.
     """
     model.eval()
-    seen: dict[str, tuple[nn.Module, Tensor, Tensor]] = {}
+    seen: dict[str, tuple[RoutedMixture, Tensor, Tensor]] = {}
 
     def hook(site: str) -> object:
-        def note(mixture: nn.Module, arguments: tuple[Tensor], output: Tensor) -> Tensor:
+        def note(mixture: RoutedMixture, arguments: tuple[Tensor], output: Tensor) -> Tensor:
             probe = torch.zeros_like(output, requires_grad=True)
             seen[site] = (mixture, arguments[0].detach(), probe)
             return output + probe
 
         return note
 
-    handles = [m.register_forward_hook(hook(site)) for site, m in mixtures(model)]
+    handles = [m.register_forward_hook(hook(site)) for site, m in mixtures(model.backbone).items()]
     try:
         with torch.enable_grad():
             loss = functional.cross_entropy(model(features), labels, reduction="sum")

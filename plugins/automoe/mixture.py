@@ -1,6 +1,6 @@
 """The mixtures that AutoMoE inserts: of one architecture, and elastic ones that can be any."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -8,14 +8,14 @@ from torch.nn import functional
 
 from toolkit.backbones.base import Site
 from toolkit.experts.bottleneck import Bottleneck
-from toolkit.peft.base import Recorder
+from toolkit.peft.mixture import RoutedMixture
 from toolkit.routing import topk
 
 from .genome import Gene, Genome
 from .ragged import Pack, RaggedExperts, front
 
 
-class SwitchMixture(Recorder, ABC):
+class SwitchMixture(RoutedMixture):
     """`sum over the top k of p_e(x) E_e(x)`, p = softmax(W x) over the experts there are.
 
     Gates are not made to sum to 1: so the router learns from the task if k = 1 too (Fedus et al.,
@@ -45,7 +45,7 @@ class SwitchMixture(Recorder, ABC):
         return pack.mix(x, gates[..., : pack.num_experts])
 
     def _metrics(self, x: Tensor) -> dict[str, Tensor]:
-        found = topk.metrics(self.router.route(x, self.mask))
+        found = topk.metrics(self.router.routing_of(x, self.mask))
         more = (0, self.most - len(self.router.alive))
         return {name: functional.pad(t, more) if t.ndim else t for name, t in found.items()}
 

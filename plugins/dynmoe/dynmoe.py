@@ -13,8 +13,9 @@ from torch.optim import Optimizer
 from toolkit.backbones.base import Backbone, Placement
 from toolkit.errors import ConfigError
 from toolkit.experts.base import Experts, by_expert
-from toolkit.peft.base import Recorder, insertion, setting
+from toolkit.peft.base import insertion, setting
 from toolkit.peft.blocks import BlockMethod
+from toolkit.peft.mixture import RoutedMixture
 from toolkit.registry import PEFT
 
 from . import top_any
@@ -100,7 +101,7 @@ def _mixtures(backbone: Backbone) -> list["DynamicMixture"]:
     return [m for m in insertion.inserted(backbone) if isinstance(m, DynamicMixture)]
 
 
-class DynamicMixture(Recorder):
+class DynamicMixture(RoutedMixture):
     """The mean of the experts that fire on a token; nothing where none does.
 
     Args:

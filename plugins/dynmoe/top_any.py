@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from toolkit.routing import dense
+from toolkit.routing.router import Router
 
 MAX_TAU = 100.0
 """Largest learned factor of the cosines (as in the paper's code)."""
@@ -42,7 +43,7 @@ class TopAnyRouting:
         return self.fired / self.fired.detach().sum(dim=-1, keepdim=True).clamp(min=1)
 
 
-class TopAnyGate(nn.Module):
+class TopAnyGate(Router):
     """Expert e fires on x if sigmoid(tau cos(x, w_e)) > sigmoid(tau G_e), i.e. cos > G_e.
 
     Decided in float32 whatever the precision around it, since a decision is not continuous.

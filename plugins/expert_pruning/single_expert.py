@@ -2,20 +2,13 @@
 
 from typing import Any
 
-from torch import nn
-
 from toolkit.errors import ConfigError
-from toolkit.experts.base import Experts
-from toolkit.mixtures.tool import MixtureData, MixtureTool, mixtures
+from toolkit.mixtures.tool import MixtureData, MixtureTool
 from toolkit.model import AudioClassifier
 from toolkit.peft import insertion
 from toolkit.peft.adapter import Adapter, SingleAdapter
-from toolkit.peft.dense_moa import DenseMixture
-from toolkit.peft.soft_moa import SoftMixture
-from toolkit.peft.topk import TopKMixture
+from toolkit.peft.mixture import Mixture, mixtures
 from toolkit.registry import PEFT, TOOLS
-from toolkit.routing.dense import DenseRouter
-from toolkit.routing.topk import TopKRouter
 
 
 @TOOLS.register("single_expert", paper="arXiv:2206.00277", verb="prune")
@@ -24,7 +17,7 @@ class SingleExpert(MixtureTool):
 
     def apply(self, model: AudioClassifier, data: MixtureData) -> dict[str, Any]:
         """See `MixtureTool.apply`; the model is one of `adapter` then."""
-        found = dict(mixtures(model))
+        found = mixtures(model.backbone)
         survivors = {site: survivor(model, site, mixture) for site, mixture in found.items()}
         if not found:
             raise ConfigError(
@@ -38,9 +31,7 @@ class SingleExpert(MixtureTool):
                 "that quirk"
             )
         for site, mixture in found.items():
-            old = mixture.experts
-            experts = model.method.experts(model.backbone, 1, old.dim).to(old.up.device)
-            experts.take(old, [survivors[site]])
+            experts = mixture.experts.only([survivors[site]])
             single = SingleAdapter(experts, scale=1.0, learn_scale=False, residual=False)
             insertion.exchange(wrappers[id(mixture)], Adapter.registered_name, single.eval())
         model.method = as_adapter(model)
@@ -62,37 +53,27 @@ def as_adapter(model: AudioClassifier) -> Adapter:
     return PEFT.create({"name": Adapter.registered_name, "mode": "parallel", **shared})
 
 
-def survivor(model: AudioClassifier, site: str, mixture: nn.Module) -> int:
+def survivor(model: AudioClassifier, site: str, mixture: Mixture) -> int:
     """The number of the one expert that a mixture has left, whose gate is 1 for every token.
 
     Raises:
         ConfigError: there are more, or one expert would be no adapter.
     """
     name = model.method.registered_name
-    if isinstance(mixture, SoftMixture):
+    if mixture.reads_slots:
         raise ConfigError(
             f"one expert of '{name}' is no adapter: it reads slots, means of all tokens, and gives "
             "every token the same; export a mixture whose tokens choose experts (expert_pruning)"
         )
-    router = getattr(mixture, "router", None)
-    if isinstance(mixture, TopKMixture) and isinstance(router, TopKRouter):
-        alive = router.alive.nonzero().flatten().tolist()
-    elif isinstance(mixture, DenseMixture) and isinstance(router, DenseRouter):
-        alive = list(range(router.linear.out_features))
-    else:
-        alive = []
-    if not alive or not isinstance(mixture.experts, Experts) or not _plain(mixture.experts):
+    if not mixture.weighs_experts or not mixture.unchanged:
         raise ConfigError(
             f"the mixtures of '{name}' are not adapters in full precision whose tokens choose by a "
             "softmax: export a bundle of expert_pruning, before it is compressed"
         )
+    alive: list[int] = mixture.alive.nonzero().flatten().tolist()
     if len(alive) > 1:
         raise ConfigError(
             f"{site} has {len(alive)} experts left: train expert_pruning to its end, or prune to "
             "one with `toolkit prune --method seer --scope layer --keep-ratio 0`"
         )
     return alive[0]
-
-
-def _plain(experts: Experts) -> bool:
-    return isinstance(experts.down, nn.Parameter)

@@ -8,11 +8,12 @@ from collections.abc import Callable
 
 import torch
 from einops import einsum, rearrange, repeat
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
 from toolkit.experts.base import Experts
+from toolkit.peft.mixture import Mixture
 from toolkit.peft.soft_moa import SoftMixture
 
 
@@ -34,7 +35,7 @@ class View:
     spread: Callable[[Tensor], Tensor]
 
 
-def view(mixture: nn.Module, x: Tensor, router_topk: int) -> View:
+def view(mixture: Mixture, x: Tensor, router_topk: int) -> View:
     """Look at a mixture.
 
     Args:
@@ -44,7 +45,7 @@ def view(mixture: nn.Module, x: Tensor, router_topk: int) -> View:
     """
     if isinstance(mixture, SoftMixture):
         return _soft_view(mixture, x)
-    gates = mixture.router(x)
+    gates = mixture.gates(x)
     top = gates.topk(min(router_topk, gates.shape[-1]), dim=-1).indices
     active = torch.zeros_like(gates, dtype=torch.bool).scatter(-1, top, True) & (gates > 0)
     inputs = repeat(x, "b t d -> b e t d", e=gates.shape[-1])
@@ -99,7 +100,7 @@ class Usage:
         """See the class."""
         return torch.cat(self._ratios)
 
-    def add(self, mixture: nn.Module, seen: View) -> None:
+    def add(self, mixture: Mixture, seen: View) -> None:
         """Count some clips in."""
         self.tokens += seen.mass.shape[0] * seen.mass.shape[1]
         self.activations += seen.active.sum(dim=(0, 1))
@@ -122,7 +123,7 @@ def hidden(experts: Experts, inputs: Tensor) -> Tensor:
 
 
 def squared_errors(
-    mixture: nn.Module, seen: View, weights: dict[int, dict[str, Tensor]]
+    mixture: Mixture, seen: View, weights: dict[int, dict[str, Tensor]]
 ) -> dict[int, Tensor]:
     """How much the mixture's output changes if one expert has other weights, squared.
 

@@ -8,15 +8,15 @@ import math
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from toolkit.errors import ConfigError
 from toolkit.experts.base import Experts
-from toolkit.mixtures.observe import some_of, tokens_choose, visit, weighs_experts
-from toolkit.mixtures.tool import MixtureData, MixtureTool, mixtures
+from toolkit.mixtures.observe import some_of, visit
+from toolkit.mixtures.tool import MixtureData, MixtureTool
 from toolkit.model import AudioClassifier
 from toolkit.peft.base import setting
-from toolkit.peft.soft_moa import SoftMixture
+from toolkit.peft.mixture import Mixture, RoutedMixture, mixtures
 from toolkit.registry import TOOLS
 
 from . import calibration, pruning
@@ -78,7 +78,7 @@ class MCMoE(MixtureTool):
 
     def apply(self, model: AudioClassifier, data: MixtureData) -> dict[str, Any]:
         """See `MixtureTool.apply`: calibrate, solve, quantise, pack."""
-        found = dict(mixtures(model))
+        found = mixtures(model.backbone)
         self._refuse(model, found)
         clips = some_of(data.calibration, self.calibration_clips)
         usages = {
@@ -101,7 +101,7 @@ class MCMoE(MixtureTool):
 
     def restructure(self, model: AudioClassifier, plan: dict[str, Any]) -> None:
         """See `MixtureTool.restructure`."""
-        for site, mixture in mixtures(model):
+        for site, mixture in mixtures(model.backbone).items():
             experts = mixture.experts
             for name, axis in WEIGHTS.items():
                 shape = getattr(experts, name).shape
@@ -115,8 +115,8 @@ class MCMoE(MixtureTool):
     def report(self, model: AudioClassifier, plan: dict[str, Any]) -> dict[str, Any]:
         """Widths and bytes of the experts; of online pruning, what it did since the model was
         loaded (`run_tool` measures on the test fold in between)."""
-        found = mixtures(model)
-        packed = [m.experts.packed[name] for _, m in found for name in WEIGHTS]
+        found = mixtures(model.backbone).values()
+        packed = [mixture.experts.packed[name] for mixture in found for name in WEIGHTS]
         sizes = {
             kind: sum(b.nbytes for p in packed for n, b in p.named_buffers() if n.startswith(kind))
             for kind in ("codes", "scale", "zero")
@@ -134,7 +134,7 @@ class MCMoE(MixtureTool):
         return report | (self._pruned(model) if self.mu is not None else {})
 
     def _pruned(self, model: AudioClassifier) -> dict[str, Any]:
-        routers = {site: mixture.router for site, mixture in mixtures(model)}
+        routers = {site: mixture.router for site, mixture in mixtures(model.backbone).items()}
         counts = torch.stack([router.counts for router in routers.values()]).sum(dim=0)
         tokens, safe, before, after = counts.double().clamp(min=1).tolist()
         return {
@@ -145,17 +145,17 @@ class MCMoE(MixtureTool):
             "active_mean": after / tokens,
         }
 
-    def _refuse(self, model: AudioClassifier, found: dict[str, nn.Module]) -> None:
+    def _refuse(self, model: AudioClassifier, found: dict[str, Mixture]) -> None:
         """Say why a mixture cannot be compressed."""
         method = model.method.registered_name
-        kinds = [isinstance(m, SoftMixture) or tokens_choose(m) for m in found.values()]
+        kinds = [m.reads_slots or isinstance(m, RoutedMixture) for m in found.values()]
         if not found or not all(kinds):
             raise ConfigError(
                 f"'{method}' is no mixture whose experts mc_moe can weigh: use a bundle of a "
                 "mixture with a router (dense_moa, topk_moa) or of soft_moa"
             )
         experts = [mixture.experts for mixture in found.values()]
-        if not all(isinstance(e, Experts) and isinstance(e.down, nn.Parameter) for e in experts):
+        if not all(isinstance(e, Experts) and e.in_full_precision for e in experts):
             raise ConfigError(
                 f"the experts of '{method}' are not adapters in full precision: compress a bundle "
                 "that no other tool has packed"
@@ -169,12 +169,12 @@ class MCMoE(MixtureTool):
             )
         if self.mu is None:
             return
-        if any(isinstance(mixture, SoftMixture) for mixture in found.values()):
+        if any(mixture.reads_slots for mixture in found.values()):
             raise ConfigError(
                 "online pruning saves nothing in Soft-MoA: its experts read slots, which are "
                 "computed whatever weights the tokens give them; leave out `--mu`"
             )
-        if not all(weighs_experts(mixture) for mixture in found.values()):
+        if not all(mixture.weighs_experts for mixture in found.values()):
             raise ConfigError(
                 f"online pruning drops the experts that weigh least for a token, and the gates of "
                 f"'{method}' are no softmax that tells their weights; leave out `--mu`"
@@ -182,7 +182,7 @@ class MCMoE(MixtureTool):
         if any(e.num_experts < 2 for e in experts):
             raise ConfigError("a mixture of one expert has none to prune; leave out `--mu`")
 
-    def _view(self, mixture: nn.Module, x: Tensor) -> calibration.View:
+    def _view(self, mixture: Mixture, x: Tensor) -> calibration.View:
         return calibration.view(mixture, x, self.router_topk)
 
     def _quantise(
@@ -219,7 +219,7 @@ class MCMoE(MixtureTool):
         }
         squares: dict[str, dict[int, Tensor]] = {site: {} for site in weights}
 
-        def see(site: str, mixture: nn.Module, x: Tensor) -> None:
+        def see(site: str, mixture: Mixture, x: Tensor) -> None:
             found = calibration.squared_errors(mixture, self._view(mixture, x), weights[site])
             for bits, square in found.items():
                 squares[site][bits] = squares[site].get(bits, 0) + square
@@ -246,7 +246,7 @@ class MCMoE(MixtureTool):
     def _threshold(self, usage: calibration.Usage) -> float:
         return usage.ratios.median().item() if self.mu == "median" else float(self.mu)
 
-    def _insert_pruning(self, model: AudioClassifier, site: str, mixture: nn.Module) -> None:
+    def _insert_pruning(self, model: AudioClassifier, site: str, mixture: Mixture) -> None:
         backbone = model.backbone
         attention = pruning.attention_of(backbone, int(site.split(".")[1]))
         if 0 < self.protect < 1:

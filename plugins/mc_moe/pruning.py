@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from toolkit.backbones.base import WRAPPED, Backbone
-from toolkit.peft.base import Recorder
+from toolkit.peft.mixture import RoutedMixture
 from toolkit.routing import dense
+from toolkit.routing.router import WrappedRouter
 
 OBSERVED = "mc_moe_observed_"
 """With the name of an attention function behind it: that function, observed."""
@@ -89,7 +90,7 @@ def prune(gates: Tensor, mu: float | Tensor, protect: Tensor) -> Tensor:
     return dense.kept(gates, heavy | first | protect[..., None])
 
 
-class PruningRouter(nn.Module):
+class PruningRouter(WrappedRouter):
     """A mixture's router, with gates that are pruned.
 
     Args:
@@ -104,17 +105,19 @@ class PruningRouter(nn.Module):
             of real tokens, not of padding.
     """
 
-    def __init__(self, mixture: Recorder, share: float, special: int, attention: nn.Module) -> None:
-        super().__init__()
-        self.router, self.share, self.special = mixture.router, share, special
+    def __init__(
+        self, mixture: RoutedMixture, share: float, special: int, attention: nn.Module
+    ) -> None:
+        super().__init__(mixture.router)
+        self.share, self.special = share, special
         self.mixture, self.attention = (mixture,), (attention,)  # references, not children
         self.register_buffer("mu", torch.zeros((), dtype=torch.float64))
         self.register_buffer("counts", torch.zeros(4, dtype=torch.long), persistent=False)
 
-    def forward(self, x: Tensor, *mask: Tensor) -> Tensor:
-        """Tokens [B, T, d], and a mask if the router takes one -> [B, T, E]."""
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Tokens [B, T, d] and a mask [B, T] of the real ones -> [B, T, E]."""
         [mixture] = self.mixture
-        gates = self.router(x, *mask)
+        gates = self.router(x, mask)
         attention = getattr(self.attention[0], "received", None)
         protect = protected(x, attention, self.share, self.special, mixture.mask)
         pruned = prune(gates, self.mu.to(gates.dtype), protect)

@@ -49,11 +49,16 @@ class MultilinearGates(nn.Module):
         self.act, self.kind = GATES[act], norm
         self.norm = nn.BatchNorm1d(num_experts, affine=False) if norm == "batch" else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, d] -> [B, T, N], sums to 1 over experts."""
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Tokens [B, T, d] and a mask [B, T] of the real ones -> [B, T, N], sums to 1 over experts.
+
+        Padding has no part in the statistics of the batch norm; its scores are 0.
+        """
         scores = x @ self.weight
         if self.norm is not None:
-            scores = self.norm(scores.flatten(0, -2)).view_as(scores)
+            real = torch.ones_like(x[..., 0], dtype=torch.bool) if mask is None else mask
+            normed = self.norm(scores[real]).to(scores.dtype)
+            scores = torch.zeros_like(scores).masked_scatter(real[..., None], normed)
         elif self.kind == "layer":
             scores = functional.layer_norm(scores, scores.shape[-1:])
         return self.act(scores)
@@ -171,14 +176,15 @@ class MultilinearBlock(nn.Module):
         self, kind: str, modes: Sequence[int], dim: int, width: int, rank: int, act: str, norm: str
     ) -> None:
         super().__init__()
+        self.num_experts = math.prod(modes)
         self.gates = nn.ModuleList(MultilinearGates(dim, size, act, norm) for size in modes)
         self.down = LAYERS[kind](modes, dim, width, rank)
         self.up = LAYERS[kind](modes, width, dim, rank)
         nn.init.zeros_(self.up.output)
 
-    def route(self, x: Tensor) -> list[Tensor]:
-        """Tokens [B, T, d] -> the gates [B, T, N_l] of each mode."""
-        return [gates(x) for gates in self.gates]
+    def route(self, x: Tensor, mask: Tensor | None = None) -> list[Tensor]:
+        """Tokens [B, T, d] and a mask [B, T] of the real ones -> the gates [B, T, N_l] per mode."""
+        return [gates(x, mask) for gates in self.gates]
 
     def forward(self, x: Tensor, gates: Sequence[Tensor]) -> Tensor:
         """Tokens [B, T, d] and the gates of each mode -> [B, T, d]."""

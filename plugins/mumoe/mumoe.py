@@ -6,7 +6,8 @@ from torch import Tensor
 
 from toolkit.backbones.base import Backbone
 from toolkit.errors import ConfigError
-from toolkit.peft.base import PeftMethod, Placement, Recorder, insertion, setting
+from toolkit.peft.base import PeftMethod, Placement, insertion, setting
+from toolkit.peft.mixture import Mixture
 from toolkit.registry import PEFT
 
 from . import multilinear
@@ -75,7 +76,7 @@ class MuMoE(PeftMethod):
         return rank
 
 
-class MultilinearMixture(Recorder):
+class MultilinearMixture(Mixture):
     """A block of two multilinear layers and its gates.
 
     Args:
@@ -86,13 +87,18 @@ class MultilinearMixture(Recorder):
         super().__init__()
         self.block = block
 
+    @property
+    def experts(self) -> MultilinearBlock:
+        """The block, whose slices the experts are."""
+        return self.block
+
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, d] -> [B, T, d]."""
-        gates = self.block.route(x)
+        gates = self.block.route(x, self.mask)
         if self.recording:
             self.records.append(multilinear.metrics([self.real(gate) for gate in gates]))
         return self.block(x, gates)
 
-    def token_weights(self, x: Tensor) -> dict[str, Tensor]:
-        """See `Recorder.token_weights`; of two modes, the experts (n1, n2) in that order."""
-        return {"gate": multilinear.joint(self.block.route(x))[..., None]}
+    def gates(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, T, N]; with two modes, of the experts (n1, n2) in that order."""
+        return multilinear.joint(self.block.route(x, self.mask if mask is None else mask))

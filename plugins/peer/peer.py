@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from toolkit.backbones.base import Backbone
 from toolkit.errors import ConfigError
-from toolkit.peft.base import PeftMethod, Placement, Recorder, insertion, setting
+from toolkit.peft.base import PeftMethod, Placement, insertion, setting
+from toolkit.peft.mixture import Mixture
 from toolkit.registry import PEFT
 
 from .pool import NeuronPool
@@ -78,7 +79,7 @@ class Peer(PeftMethod):
         active_mean: different experts that a token retrieves in a block.
         """
         modules = [m for m in insertion.inserted(backbone) if isinstance(m, RetrievedExperts)]
-        records = [(module.shared[0], module.records[0]) for module in modules if module.records]
+        records = [(module.experts, module.records[0]) for module in modules if module.records]
         if not records:
             return {}
         pools: dict[nn.Module, Tensor] = {}
@@ -97,7 +98,7 @@ class Peer(PeftMethod):
         }
 
 
-class RetrievedExperts(Recorder):
+class RetrievedExperts(Mixture):
     """`sum over heads and retrieved i of gate_i e_i(x)` (2407.04153, equation 4).
 
     Args:
@@ -119,13 +120,18 @@ class RetrievedExperts(Recorder):
             self.pool = pool
         self.shared = (pool,)  # in a tuple: a reference, not a child
 
+    @property
+    def experts(self) -> NeuronPool:
+        """The pool."""
+        return self.shared[0]
+
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, d] -> [B, T, d]; 0 for padding, which has no part in the norm of the queries."""
         tokens = self.real(x)
         gates, experts = self.retrieve(tokens)
         if self.recording:
             self._count(gates.detach(), experts)
-        out = self.shared[0](tokens, gates.flatten(1), experts.flatten(1))
+        out = self.experts(tokens, gates.flatten(1), experts.flatten(1))
         if self.mask is None:
             return out.view_as(x)
         return out.new_zeros(x.shape).masked_scatter(self.mask[..., None], out)
@@ -136,16 +142,20 @@ class RetrievedExperts(Recorder):
         found = self.keys(query, self.topk)
         return GATES[self.score](found.scores), found.indices
 
-    def token_weights(self, x: Tensor) -> dict[str, Tensor]:
-        """See `Recorder.token_weights`; an expert's gates of all heads are added up."""
+    def gates(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, T, N]; an expert's gates of all heads are added up."""
         gates, experts = (found.flatten(1) for found in self.retrieve(x.flatten(0, 1)))
-        dense = gates.new_zeros(len(gates), self.shared[0].num_experts)
-        return {"gate": dense.scatter_add(1, experts, gates).view(*x.shape[:2], -1, 1)}
+        dense = gates.new_zeros(len(gates), self.num_experts)
+        return dense.scatter_add(1, experts, gates).view(*x.shape[:2], -1)
+
+    def experts_per_token(self) -> float:
+        """Different experts that a token retrieved in the recorded passes, on average."""
+        return self.records[0]["active_mean"].item() / self.records[0]["tokens"].item()
 
     def _count(self, gates: Tensor, indices: Tensor) -> None:
         """Add up in one record: gates of each expert [N]; of tokens, what `statistics` averages."""
         if not self.records:
-            sums = {"gates": gates.new_zeros(self.shared[0].num_experts)}
+            sums = {"gates": gates.new_zeros(self.num_experts)}
             names = ("gate_entropy", "active_mean", "tokens")
             self.records.append(sums | {name: gates.new_zeros(()) for name in names})
         record = self.records[0]

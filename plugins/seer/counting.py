@@ -3,27 +3,9 @@
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from toolkit.peft.soft_moa import SoftMixture
-from toolkit.routing.topk import TopKRouter
-
-
-def preferences(mixture: nn.Module, x: Tensor) -> Tensor:
-    """How a token's weight is shared out over the experts before any are cut off.
-
-    Args:
-        mixture: dense, top-k, or soft (there: the combine weights of an expert's slots, summed).
-        x: tokens [B, T, d].
-
-    Returns:
-        [B, T, E], sums to 1 over experts.
-    """
-    if isinstance(mixture, SoftMixture):
-        return mixture.route(x)[0].combine.sum(dim=-1)
-    if isinstance(mixture.router, TopKRouter):
-        return mixture.router.route(x).probabilities
-    return mixture.router(x)
+from toolkit.peft.mixture import Mixture
 
 
 class Count:
@@ -31,7 +13,7 @@ class Count:
 
     Args:
         kind: `hard`, tokens that have the expert among their k; `soft`, the sum of its shares.
-        topk: k, where the mixture has none.
+        topk: k.
 
     Attributes:
         scores: [E], float64; sums to k times the tokens (hard) or to the tokens (soft).
@@ -41,14 +23,13 @@ class Count:
         self.kind, self.topk = kind, topk
         self.scores = torch.zeros((), dtype=torch.float64)
 
-    def add(self, mixture: nn.Module, x: Tensor) -> None:
-        """Count tokens [B, T, d] in."""
-        shares = preferences(mixture, x).flatten(0, 1)
+    def add(self, mixture: Mixture, x: Tensor) -> None:
+        """Count tokens [B, T, d]."""
+        shares = mixture.shares(x).flatten(0, 1)
         if self.kind == "soft":
             self.scores = self.scores + shares.sum(dim=0, dtype=torch.float64)
             return
-        k = getattr(getattr(mixture, "router", None), "k", self.topk)
-        top = shares.topk(min(k, shares.shape[-1]), dim=-1).indices
+        top = shares.topk(min(self.topk, shares.shape[-1]), dim=-1).indices
         hits = torch.bincount(top.flatten(), minlength=shares.shape[-1])
         self.scores = self.scores + hits.double()
 

@@ -9,21 +9,21 @@ import math
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from toolkit.errors import ConfigError
 from toolkit.features.pipelines import Batch
 from toolkit.mixtures.observe import some_of, visit, watched
-from toolkit.mixtures.tool import MixtureData, MixtureTool, mixtures
+from toolkit.mixtures.tool import MixtureData, MixtureTool
 from toolkit.model import AudioClassifier
 from toolkit.peft.base import setting
+from toolkit.peft.mixture import Mixture, mixtures
+from toolkit.peft.topk import TopKMixture, topk_mixtures
 from toolkit.registry import TOOLS
 from toolkit.routing import dense
-from toolkit.routing.topk import TopKRouter
 
-from .counting import Count, chosen_most, preferences
-from .surgery import keep_experts, refuse_unless_prunable
+from .counting import Count, chosen_most
 
 
 @TOOLS.register("seer", paper="arXiv:2404.05089", verb="prune")
@@ -65,11 +65,10 @@ class Seer(MixtureTool):
 
     def apply(self, model: AudioClassifier, data: MixtureData) -> dict[str, Any]:
         """See `MixtureTool.apply`: count, prune, fine-tune."""
-        found = dict(mixtures(model))
-        refuse_unless_prunable(model, found)
-        self._refuse_schedule(model, found)
+        found = mixtures(model.backbone)
+        self._refuse(model, found)
         before = sum(p.numel() for p in model.trainable().values())
-        counts = {site: Count(self.count, self.topk) for site in found}
+        counts = {site: Count(self.count, self._k_of(mixture)) for site, mixture in found.items()}
         clips = some_of(data.calibration, self.calibration_clips)
         visit(model, data, clips, lambda site, mixture, x: counts[site].add(mixture, x))
         scores = {site: count.scores for site, count in counts.items()}
@@ -105,18 +104,29 @@ class Seer(MixtureTool):
             **plan["found"],
         }
 
-    def _refuse_schedule(self, model: AudioClassifier, found: dict[str, nn.Module]) -> None:
-        """A schedule of k needs mixtures that have one."""
-        routers = [getattr(mixture, "router", None) for mixture in found.values()]
-        if self.k_schedule and not all(isinstance(router, TopKRouter) for router in routers):
+    def _refuse(self, model: AudioClassifier, found: dict[str, Mixture]) -> None:
+        """Explain why experts cannot be taken out, or why there is no k to schedule."""
+        name = model.method.registered_name
+        if not found:
             raise ConfigError(
-                f"a token of '{model.method.registered_name}' uses all experts, there is no k to "
-                "lower: leave out `--k-schedule`, or use a bundle of topk_moa"
+                f"'{name}' is no mixture from which seer can take experts: use a bundle of "
+                "dense_moa, topk_moa or soft_moa"
+            )
+        for mixture in found.values():
+            mixture.refuse_unless_prunable()
+        if self.k_schedule and len(topk_mixtures(model.backbone)) < len(found):
+            raise ConfigError(
+                f"a token of '{name}' uses all experts, there is no k to lower: leave out "
+                "`--k-schedule`, or use a bundle of topk_moa"
             )
 
+    def _k_of(self, mixture: Mixture) -> int:
+        """The experts of a token that a hard count counts."""
+        return mixture.router.k if isinstance(mixture, TopKMixture) else self.topk
+
     def _cut(self, model: AudioClassifier, kept: dict[str, list[int]]) -> None:
-        for site, mixture in mixtures(model):
-            keep_experts(model, mixture, kept[site])
+        for site, mixture in mixtures(model.backbone).items():
+            mixture.keep(kept[site])
 
     def k_at(self, step: int) -> int | None:
         """k in a step; None leaves it as trained."""
@@ -125,7 +135,7 @@ class Seer(MixtureTool):
 
     def _set_k(self, model: AudioClassifier, k: int | None) -> None:
         if k is not None:
-            for _, mixture in mixtures(model):
+            for mixture in topk_mixtures(model.backbone):
                 mixture.router.k = k
 
     def _finetune(self, model: AudioClassifier, data: MixtureData) -> list[float]:
@@ -158,8 +168,8 @@ class Seer(MixtureTool):
         """One step on L + lambda sum of the mixtures' mean entropies H; returns mean H."""
         entropies: list[Tensor] = []
 
-        def see(site: str, mixture: nn.Module, x: Tensor) -> None:
-            entropies.append(dense.entropy(mixture.real(preferences(mixture, x))).mean())
+        def see(site: str, mixture: Mixture, x: Tensor) -> None:
+            entropies.append(dense.entropy(mixture.real(mixture.shares(x))).mean())
 
         def task_loss(logits: Tensor) -> Tensor:
             return functional.cross_entropy(logits, batch.labels)

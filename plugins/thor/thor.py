@@ -16,8 +16,9 @@ from torch.nn import functional
 from toolkit.backbones.base import Backbone, Placement
 from toolkit.experts.base import Experts, by_expert
 from toolkit.peft.adapter import SingleAdapter
-from toolkit.peft.base import Recorder, insertion, setting
+from toolkit.peft.base import insertion, setting
 from toolkit.peft.blocks import BlockMethod
+from toolkit.peft.mixture import Mixture
 from toolkit.registry import PEFT
 from toolkit.routing import dense
 
@@ -137,7 +138,7 @@ class Ledger(nn.Module):
         self.variance.lerp_(variance.detach(), 0.1)
 
 
-class StochasticMixture(Recorder):
+class StochasticMixture(Mixture):
     """One expert a token, drawn at random while training and read from a table in evaluation.
 
     Args:
@@ -171,8 +172,7 @@ class StochasticMixture(Recorder):
         if self.training:
             return self._through_drawn(x)
         gates = self.gates(x)
-        if self.recording:
-            self.records.append(dense.metrics(self.real(gates)))
+        self._record(gates)
         return self.merged(x) if self.infer == "merge" else self.experts.mix(x, gates)
 
     def _through_drawn(self, x: Tensor) -> Tensor:
@@ -182,14 +182,18 @@ class StochasticMixture(Recorder):
         draws = stochastic.uniform_draws(shape, number, x.device)
         self.draws += functional.one_hot(draws.flatten(), number).sum(dim=0)
         if self.draw == "batch":
+            shares = rearrange(draws.repeat_interleave(clips // passes), "b -> b 1")
+            self._record(stochastic.one_hot(shares, number, x))
             return self.experts.shared_out(x, draws)
-        return self.experts.mix(x, stochastic.one_hot(draws, number, x))
+        gates = stochastic.one_hot(draws, number, x)
+        self._record(gates)
+        return self.experts.mix(x, gates)
 
-    def token_weights(self, x: Tensor) -> dict[str, Tensor]:
-        """See `Recorder.token_weights`."""
-        return {"gate": self.gates(x)[..., None]}
+    def _record(self, gates: Tensor) -> None:
+        if self.recording:
+            self.records.append(dense.metrics(self.real(gates)))
 
-    def gates(self, x: Tensor) -> Tensor:
+    def gates(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Gates [B, T, E] of tokens [B, T, d] in evaluation; those of `merge` are of the mean."""
         number, (clips, tokens) = self.experts.num_experts, x.shape[:2]
         if self.infer == "token":

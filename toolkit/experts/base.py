@@ -45,6 +45,19 @@ class Experts(nn.Module, ABC):
         bound = 1 / math.sqrt(dim)  # Kaiming-uniform with a = sqrt(5)
         nn.init.uniform_(self.down, -bound, bound)
 
+    @property
+    def in_full_precision(self) -> bool:
+        """Whether the weights are parameters, not codes that a tool has packed."""
+        return isinstance(self.down, nn.Parameter)
+
+    @abstractmethod
+    def like(self, num_experts: int) -> "Experts":
+        """New experts of this kind and these widths.
+
+        Args:
+            num_experts: how many.
+        """
+
     @abstractmethod
     def middle(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """Channels after `down` [B, T, E, w] -> channels before `up` [B, T, E, r].
@@ -117,6 +130,17 @@ class Experts(nn.Module, ABC):
         gates = functional.one_hot(experts, self.num_experts).to(x.dtype)
         gates = gates.repeat_interleave(len(x) // len(experts), dim=0)
         return self.mix(x, repeat(gates, "b e -> b t e", t=x.shape[1]))
+
+    def only(self, numbers: Sequence[int]) -> "Experts":
+        """Copies of some experts, in this order, as a smaller batch in the same mode.
+
+        Args:
+            numbers: of the experts.
+        """
+        some = self.like(len(numbers)).to(self.up.device, self.up.dtype)
+        some.context = self.context
+        some.take(self, numbers)
+        return some.train(self.training)
 
     @torch.no_grad()
     def take(self, source: "Experts", numbers: Sequence[int]) -> None:

@@ -17,6 +17,10 @@ with fewer experts one large matrix product over all of them is faster than sort
 class Bottleneck(Experts):
     """Bottleneck adapters: `up(GELU(down(x)))` (Houlsby et al., arXiv:1902.00751)."""
 
+    def like(self, num_experts: int) -> "Bottleneck":
+        """New bottlenecks of these widths."""
+        return Bottleneck(num_experts, self.dim, self.width)
+
     def middle(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """See `Experts.middle`."""
         return functional.gelu(hidden)

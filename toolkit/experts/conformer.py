@@ -30,7 +30,11 @@ class Conformer(Experts):
         self.depthwise = nn.Conv1d(channels, channels, kernel, groups=channels)
         self.batch_norm = nn.BatchNorm1d(channels)
         self.padding = ((kernel - 1) // 2, kernel - 1 - (kernel - 1) // 2)
-        self.normalise = norm
+        self.kernel, self.normalise = kernel, norm
+
+    def like(self, num_experts: int) -> "Conformer":
+        """New conformers of these widths."""
+        return Conformer(num_experts, self.dim, self.width, self.kernel, self.normalise)
 
     def projection(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See `Experts.projection`; the norm's gain and bias are folded into `down`."""

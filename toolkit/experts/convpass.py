@@ -45,6 +45,18 @@ class Convpass(Experts):
         centre = self.conv.weight.detach()[(..., *[1] * (1 if grid is None else 2))]  # [E r, r]
         centre.copy_(torch.eye(width).repeat(num_experts, 1))
 
+    def like(self, num_experts: int) -> "Convpass":
+        """New convpass adapters of these widths."""
+        return Convpass(
+            num_experts,
+            self.dim,
+            self.width,
+            self.dropout,
+            self.grid,
+            self.prefix_tokens,
+            self.convolve,
+        )
+
     def middle(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """See `Experts.middle`."""
         hidden = quick_gelu(without_padding(hidden, mask))

@@ -17,12 +17,11 @@ from toolkit.data.manifest import Corpus
 from toolkit.errors import BundleError
 from toolkit.features.cache import default_cache_folder
 from toolkit.features.pipelines import Batch
+from toolkit.files import write_atomically
 from toolkit.model import AudioClassifier
-from toolkit.peft import insertion
+from toolkit.peft.mixture import mixtures
 from toolkit.registry import PIPELINES
 from toolkit.settings import Settings
-
-__all__ = ["MixtureData", "MixtureTool", "mixtures", "run_tool"]
 
 
 class MixtureTool(Settings, ABC):
@@ -123,68 +122,50 @@ class MixtureData:
         return right / len(clips)
 
 
-def mixtures(model: AudioClassifier) -> list[tuple[str, Any]]:
-    """The inserted mixtures of a model with the names of their sites, e.g. `blocks.0.mhsa`."""
-    found = []
-    for path, module in model.backbone.model.named_modules():
-        if isinstance(module, insertion.Wrapper) and hasattr(module.inserted, "experts"):
-            found.append((model.backbone.canonical(path), module.inserted))
-    return found
+@dataclasses.dataclass(frozen=True)
+class ToolReport:
+    """What a tool did to a bundle; each number before and after.
 
-
-def experts_used(model: AudioClassifier, data: MixtureData) -> dict[str, float]:
-    """Experts that a token of the test clips uses, by site; without those that use all."""
-    model.method.record(model.backbone, True)
-    data.accuracy(model, data.test)
-    used = {
-        site: torch.stack([record["active_mean"] for record in mixture.records]).mean().item()
-        for site, mixture in mixtures(model)
-        if any("active_mean" in record for record in getattr(mixture, "records", ()))
-    }
-    model.method.record(model.backbone, False)
-    return used
-
-
-def trained_in(module: nn.Module) -> int:
-    """Trained parameters in a module; of those that a tool has packed (a property in the place of
-    each, its name in `packed`), as many as there were."""
-    plain = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    packed = [(owner, name) for owner in module.modules() for name in getattr(owner, "packed", ())]
-    return plain + sum(getattr(owner, name).numel() for owner, name in packed)
-
-
-def expert_sizes(model: AudioClassifier) -> dict[str, float]:
-    """Parameters of one expert of each mixture; no tool changes how many an expert has."""
-    return {
-        site: trained_in(mixture.experts) / mixture.experts.num_experts
-        for site, mixture in mixtures(model)
-    }
-
-
-def active_parameters(
-    model: AudioClassifier, trained: int, sizes: dict[str, float], used: dict[str, float]
-) -> int:
-    """Trained parameters outside the head without the experts that a token does not use.
-
-    Args:
-        model: with mixtures.
-        trained: parameters outside the head.
-        sizes: see `expert_sizes`.
-        used: see `experts_used`.
+    Attributes:
+        tool: its registered name.
+        settings: of the tool.
+        test_fold, test_clips: what accuracy was measured on.
+        accuracy_before, accuracy_after: on the test fold.
+        bytes_before, bytes_after: of the bundle's weights.
+        active_parameters_before, active_parameters_after: parameters that a token uses, of those
+            trained outside the head.
+        found: what else the tool reports, see `MixtureTool.report`.
     """
-    experts = {site: mixture.experts.num_experts for site, mixture in mixtures(model)}
-    return round(trained - sum((experts[site] - n) * sizes[site] for site, n in used.items()))
+
+    tool: str
+    settings: dict[str, Any]
+    test_fold: int
+    test_clips: int
+    accuracy_before: float
+    accuracy_after: float
+    bytes_before: int
+    bytes_after: int
+    active_parameters_before: int
+    active_parameters_after: int
+    found: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as plain values by name, what the tool found beside the rest."""
+        values = dataclasses.asdict(self)
+        return values | values.pop("found")
 
 
 def run_tool(
     tool: MixtureTool, bundle_folder: Path, corpus: Corpus, data_folder: Path, output: Path
-) -> dict[str, Any]:
+) -> ToolReport:
     """Apply a tool to a bundle, write the changed bundle, and report.
 
-    Returns:
-        accuracy on the test fold, bytes of the weights and parameters that a token uses (of those
-        trained outside the head), each before and after, and what the tool adds; also written to
-        `report.json` in the new bundle's folder.
+    Args:
+        tool: the tool.
+        bundle_folder: the bundle; it stays as it is.
+        corpus: the corpus that it was trained on.
+        data_folder: where its recordings are.
+        output: the folder of the changed bundle and of `report.json`.
     """
     bundle = load_bundle(bundle_folder)
     data = MixtureData.of(bundle, corpus, data_folder)
@@ -208,18 +189,61 @@ def run_tool(
     else:
         used = experts_used(changed.model, data)
     lost = found.get("parameters_before", 0) - found.get("parameters_after", 0)
-    report = {
-        "tool": tool.registered_name,
-        "settings": tool.as_dict(),
-        "test_fold": bundle.info["origin"]["test_fold"],
-        "test_clips": len(data.test),
-        "accuracy_before": before,
-        "accuracy_after": after,
-        "bytes_before": (bundle_folder / WEIGHTS).stat().st_size,
-        "bytes_after": (output / WEIGHTS).stat().st_size,
-        "active_parameters_before": active,
-        "active_parameters_after": active_parameters(changed.model, trained - lost, sizes, used),
-        **found,
-    }
-    (output / "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
+    report = ToolReport(
+        tool=tool.registered_name,
+        settings=tool.as_dict(),
+        test_fold=bundle.info["origin"]["test_fold"],
+        test_clips=len(data.test),
+        accuracy_before=before,
+        accuracy_after=after,
+        bytes_before=(bundle_folder / WEIGHTS).stat().st_size,
+        bytes_after=(output / WEIGHTS).stat().st_size,
+        active_parameters_before=active,
+        active_parameters_after=active_parameters(changed.model, trained - lost, sizes, used),
+        found=found,
+    )
+    write_atomically(output / "report.json", json.dumps(report.as_dict(), indent=2))
     return report
+
+
+def experts_used(model: AudioClassifier, data: MixtureData) -> dict[str, float]:
+    """Experts that a token of the test clips uses, on average, by site."""
+    model.method.record(model.backbone, True)
+    data.accuracy(model, data.test)
+    found = mixtures(model.backbone)
+    used = {site: mixture.experts_per_token() for site, mixture in found.items()}
+    model.method.record(model.backbone, False)
+    return used
+
+
+def trained_in(module: nn.Module) -> int:
+    """Trained parameters in a module, counting each that a tool has packed at its full size.
+
+    A packed parameter is a property of its module, whose name is in the module's `packed`.
+    """
+    plain = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    packed = [(owner, name) for owner in module.modules() for name in getattr(owner, "packed", ())]
+    return plain + sum(getattr(owner, name).numel() for owner, name in packed)
+
+
+def expert_sizes(model: AudioClassifier) -> dict[str, float]:
+    """Parameters of one expert by site; no tool changes how many an expert has."""
+    return {
+        site: trained_in(mixture.experts) / mixture.num_experts
+        for site, mixture in mixtures(model.backbone).items()
+    }
+
+
+def active_parameters(
+    model: AudioClassifier, trained: int, sizes: dict[str, float], used: dict[str, float]
+) -> int:
+    """Trained parameters outside the head without the experts that a token does not use.
+
+    Args:
+        model: with mixtures.
+        trained: parameters outside the head.
+        sizes: parameters of one expert by site.
+        used: experts that a token uses by site.
+    """
+    found = mixtures(model.backbone)
+    return round(trained - sum((m.num_experts - used[s]) * sizes[s] for s, m in found.items()))

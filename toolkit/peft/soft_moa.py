@@ -1,6 +1,8 @@
 """Soft mixture of adapters (Cappellazzo et al., arXiv:2402.00828)."""
 
 import math
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -8,8 +10,8 @@ from torch import Tensor, nn
 from toolkit.backbones.base import Backbone, Site
 from toolkit.errors import ConfigError
 from toolkit.experts.base import Experts
-from toolkit.peft.base import Recorder, quirk, setting
-from toolkit.peft.mixture import MixtureMethod
+from toolkit.peft.base import quirk, setting
+from toolkit.peft.mixture import Mixture, MixtureMethod
 from toolkit.registry import PEFT
 from toolkit.routing import soft
 
@@ -50,7 +52,7 @@ class SoftMoA(MixtureMethod):
         return mixture
 
 
-class SoftMixture(Recorder):
+class SoftMixture(Mixture):
     """Tokens -> slots -> experts -> tokens.
 
     Args:
@@ -60,6 +62,10 @@ class SoftMixture(Recorder):
         noise: standard deviation of the noise on the logits while training.
         over_experts: normalise as `routing.soft.normalised_over_experts` does.
     """
+
+    experts: Experts
+    reads_slots: ClassVar[bool] = True
+    prunable: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -90,8 +96,31 @@ class SoftMixture(Recorder):
             self.records.append(soft.metrics(routing, mask))
         return routing.tokens(self.experts(routing.slots(x)))
 
+    def gates(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Always refused.
+
+        Raises:
+            ConfigError: experts read slots.
+        """
+        raise ConfigError(
+            "a soft mixture has no gates: its experts read slots made of all tokens; use a "
+            "mixture whose tokens choose experts, such as dense_moa or topk_moa"
+        )
+
+    def shares(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The combine weights of each expert, summed over its slots: [B, T, E]."""
+        return self.route(x, mask)[0].combine.sum(dim=-1)
+
+    def keep_routing(self, numbers: Sequence[int]) -> None:
+        """Leave the slots of some experts.
+
+        Only the softmax of the combine weights then runs over fewer; the dispatch weights of a
+        slot are a softmax over tokens and stay as they are.
+        """
+        self.phi = nn.Parameter(self.phi.detach()[:, list(numbers)].clone())
+
     def token_weights(self, x: Tensor) -> dict[str, Tensor]:
-        """See `Recorder.token_weights`."""
+        """The dispatch and the combine weights, each [B, T, E, S]."""
         routing, _ = self.route(x)
         return {"dispatch": routing.dispatch, "combine": routing.combine}
 

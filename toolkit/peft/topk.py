@@ -4,7 +4,7 @@ Apart from the plugins that register them, since several methods and tools build
 """
 
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 from toolkit.backbones.base import Backbone, Site
 from toolkit.errors import ConfigError
 from toolkit.experts.base import Experts, by_expert
-from toolkit.peft.base import Recorder, insertion, setting
+from toolkit.peft.base import insertion, setting
 from toolkit.peft.blocks import REFERENCE_STD
-from toolkit.peft.mixture import MixtureMethod
+from toolkit.peft.mixture import MixtureMethod, RoutedMixture
 from toolkit.routing import topk
 
 
@@ -87,13 +87,17 @@ class TopKMethod(MixtureMethod):
         }
 
 
-class TopKMixture(Recorder):
+class TopKMixture(RoutedMixture):
     """`sum_e g_e E_e(x)` over the experts that the router gives a gate.
 
     Args:
         experts: E experts of width d.
         router: tokens [B, T, d] -> gates [B, T, E], most of them zero.
     """
+
+    experts: Experts
+    router: topk.TopKRouter
+    prunable: ClassVar[bool] = True
 
     def __init__(self, experts: Experts, router: topk.TopKRouter) -> None:
         super().__init__()
@@ -108,10 +112,19 @@ class TopKMixture(Recorder):
         """
         if mask is None:
             mask = self.mask
-        gates = self.router(x) if mask is None else self.router(x, mask)
+        gates = self.router(x, mask)
         if self.recording:
-            self.records.append(topk.metrics(self.router.route(x, mask)))
+            self.records.append(topk.metrics(self.trained_router.routing_of(x, mask)))
         return self.experts.mix_chosen(x, gates)
+
+    @property
+    def trained_router(self) -> topk.TopKRouter:
+        """The router without what tools have put around it."""
+        return cast(topk.TopKRouter, self.router.trained)
+
+    def shares(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The probabilities of all experts, [B, T, E]."""
+        return self.trained_router.route(x, self.mask if mask is None else mask).probabilities
 
 
 def forget(optimizer: Optimizer, parameters: Iterable[nn.Parameter], experts: Tensor) -> None:

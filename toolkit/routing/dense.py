@@ -1,12 +1,16 @@
 """Dense routing: every token goes to every expert, weighted by a softmax."""
 
 import math
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from toolkit.routing.router import Router
 
-class DenseRouter(nn.Module):
+
+class DenseRouter(Router):
     """Gates g = softmax(W x + b) over experts (2402.00828, Dense-MoA).
 
     Args:
@@ -14,13 +18,31 @@ class DenseRouter(nn.Module):
         num_experts: E.
     """
 
+    weighs_experts: ClassVar[bool] = True
+
     def __init__(self, dim: int, num_experts: int) -> None:
         super().__init__()
         self.linear = nn.Linear(dim, num_experts)
+        self.register_buffer("alive", torch.ones(num_experts, dtype=torch.bool), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, d] -> [B, T, E], sums to 1 over experts."""
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, T, d] -> [B, T, E], sums to 1 over experts; for padding too."""
         return self.linear(x).softmax(dim=-1)
+
+    def keep(self, numbers: Sequence[int]) -> None:
+        """Leave only some experts, in this order."""
+        keep_rows(self.linear, numbers)
+        self.alive = self.alive[list(numbers)].clone()
+
+
+@torch.no_grad()
+def keep_rows(linear: nn.Linear, numbers: Sequence[int]) -> None:
+    """Leave only some outputs of a linear layer, in this order."""
+    rows = list(numbers)
+    linear.weight = nn.Parameter(linear.weight[rows].clone())
+    if linear.bias is not None:
+        linear.bias = nn.Parameter(linear.bias[rows].clone())
+    linear.out_features = len(rows)
 
 
 def kept(gates: Tensor, keep: Tensor) -> Tensor:

@@ -8,12 +8,15 @@ Shapes: B clips, T tokens, d width, E experts.
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from toolkit.routing import dense
+from toolkit.routing.router import Router
 
 INIT_SCALE = 0.1
 """The router starts as a truncated normal of variance 0.1 / d (Switch Transformer, section 2.4)."""
@@ -38,7 +41,7 @@ class TopKRouting:
     real: Tensor
 
 
-class TopKRouter(nn.Module):
+class TopKRouter(Router):
     """Gates g_e = p_e for the k largest of p = softmax(W x), else 0.
 
     Decided in float32 whatever the precision around it (Switch's selective precision), since a
@@ -60,6 +63,8 @@ class TopKRouter(nn.Module):
         alive: [E], bool, which experts can be chosen; all, unless a method drops some.
         routing: of the last training pass, until it is taken.
     """
+
+    weighs_experts: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -85,6 +90,16 @@ class TopKRouter(nn.Module):
         if self.training:
             self.routing = routing
         return routing.gates.to(x.dtype)
+
+    def routing_of(self, x: Tensor, mask: Tensor | None = None) -> TopKRouting:
+        """The routing of the pass that `forward` has just made, noise of the training included.
+
+        Args:
+            x, mask: as `forward` was given them.
+        """
+        if self.training and self.routing is not None:
+            return self.routing
+        return self.route(x, mask)
 
     def take_routing(self) -> TopKRouting:
         """The routing of the last training pass, once.
@@ -114,6 +129,11 @@ class TopKRouter(nn.Module):
             if self.training and self.capacity is not None:
                 gates = gates * within(top, chosen, self._room(top))
         return TopKRouting(logits, probabilities, chosen, gates, real)
+
+    def keep(self, numbers: Sequence[int]) -> None:
+        """Leave only some experts, in this order."""
+        dense.keep_rows(self.linear, numbers)
+        self.alive = self.alive[list(numbers)].clone()
 
     def _logits(self, x: Tensor) -> Tensor:
         if self.training and self.jitter:

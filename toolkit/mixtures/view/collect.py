@@ -15,9 +15,7 @@ from torch.nn import functional
 from toolkit.bundle import Bundle
 from toolkit.errors import ConfigError
 from toolkit.mixtures.observe import watched
-from toolkit.model import AudioClassifier
-from toolkit.peft import insertion
-from toolkit.peft.base import Recorder
+from toolkit.peft.mixture import Mixture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +24,7 @@ class LayerView:
 
     Attributes:
         site: where it is, e.g. `blocks.3.mhsa`.
-        weights: [T, E, S] by name; see `Recorder.token_weights`.
+        weights: [T, E, S] by name; as `Mixture.token_weights` gives them.
         special: tokens in front of the patches.
         grid: patches (f, t) behind them, frequency-major.
     """
@@ -91,13 +89,12 @@ def look(bundle: Bundle, window: Tensor) -> tuple[list[LayerView], Tensor]:
     special = backbone.prefix_tokens + backbone.prompt_tokens
     seen: list[LayerView] = []
 
-    def see(site: str, module: Recorder, x: Tensor) -> None:
-        weights = {name: w[0].float().cpu() for name, w in module.token_weights(x).items()}
-        if weights:
-            grid = backbone.grid or (1, x.shape[1] - special)
-            seen.append(LayerView(site, weights, special, grid))
+    def see(site: str, mixture: Mixture, x: Tensor) -> None:
+        weights = {name: w[0].float().cpu() for name, w in mixture.token_weights(x).items()}
+        grid = backbone.grid or (1, x.shape[1] - special)
+        seen.append(LayerView(site, weights, special, grid))
 
-    with watched(bundle.model, see, recorders(bundle.model)):
+    with watched(bundle.model, see):
         logits = bundle.model(backbone.features.normalise(window[None]))
     if not seen:
         raise ConfigError(
@@ -105,15 +102,6 @@ def look(bundle: Bundle, window: Tensor) -> tuple[list[LayerView], Tensor]:
             "name the bundle of one, such as soft_moa"
         )
     return seen, bundle.probabilities(logits)[0]
-
-
-def recorders(model: AudioClassifier) -> list[tuple[str, Recorder]]:
-    """The inserted recorders of a model, mixtures among them, with the names of their sites."""
-    return [
-        (model.backbone.canonical(path), wrapper.inserted)
-        for path, wrapper in model.backbone.model.named_modules()
-        if isinstance(wrapper, insertion.Wrapper) and isinstance(wrapper.inserted, Recorder)
-    ]
 
 
 def training_record(folder: Path, test_fold: int | None) -> list[dict[str, Any]]:
