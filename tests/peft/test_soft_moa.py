@@ -1,6 +1,6 @@
 """Soft MoE as its paper has it (2308.00951): `soft_moa` with normalised routing, slots and noise.
 
-The properties of the plain mixture are in test_routing.py; here they are held with these options,
+The properties of the plain mixture are in tests/routing/test_soft.py; here they are held with these options,
 at the method itself, and the options do what they say.
 """
 
