@@ -1,5 +1,6 @@
-"""How much the loss minds a change at each mixture: the Fisher information of its output."""
+"""How sensitive the loss is to changes at each mixture: the Fisher information of its output."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import pandas as pd
@@ -19,14 +20,14 @@ def measure(
 ) -> dict[str, float]:
     """The sensitivity S of every mixture, in the order in which they run.
 
-    g being the gradient of a clip's cross-entropy by the mixture's output at a token,
-    `fisher_delta` is the mean over tokens of `sum_k g_k^2 (E_1 - E_2)_k^2`, E_1 and E_2 being the
-    token's two strongest experts; `fisher_out` is the mean of `sum_k g_k^2`.
+    Let g be the gradient of a clip's cross-entropy by the mixture's output at a token, and E_1 and
+    E_2 the token's two strongest experts. `fisher_delta` is the mean over tokens of
+    `sum_k g_k^2 (E_1 - E_2)_k^2`; `fisher_out` is the mean of `sum_k g_k^2`.
 
     Args:
-        model: in eval mode.
-        data, clips: what to measure on, with their true classes.
-        kind: see above.
+        model: a model in eval mode.
+        data, clips: the clips to measure on, with their true classes.
+        kind: which of the two.
     """
     totals: dict[str, Tensor] = {}
     tokens = 0
@@ -40,11 +41,11 @@ def measure(
 
 
 def curvature(diagonal: Tensor, change: Tensor | None) -> Tensor:
-    """`sum_k h_k c_k^2` of each token: twice the loss's change at a minimum, to second order.
+    """`sum_k h_k c_k^2` of each token: twice the change of the loss at a minimum, to second order.
 
     Args:
-        diagonal: h [..., d], of the Hessian or what stands for it.
-        change: c [..., d] of the output; None stands for ones.
+        diagonal: h [..., d], the diagonal of the Hessian or an estimate of it.
+        change: c [..., d], the change of the output; None: all ones.
 
     Returns:
         [...].
@@ -57,7 +58,7 @@ def between_strongest(mixture: RoutedMixture, x: Tensor) -> Tensor:
     """E_1(x) - E_2(x) of each token's two strongest experts: a mixture with gates 1 and -1.
 
     Args:
-        mixture: with a router.
+        mixture: a mixture with a router.
         x: tokens [B, T, d].
 
     Returns:
@@ -73,14 +74,14 @@ def between_strongest(mixture: RoutedMixture, x: Tensor) -> Tensor:
 def _gradients(
     model: AudioClassifier, features: Tensor, labels: Tensor
 ) -> dict[str, tuple[RoutedMixture, Tensor, Tensor]]:
-    """Mixture, its tokens and the gradient by its output, by site.
+    """The mixture, its tokens and the gradient by its output, by site.
 
-    Clips do not interact in eval mode, so the gradient of the summed loss is each clip's own.
+    Clips do not interact in eval mode, so the gradient of the summed loss is that of each clip.
     """
     model.eval()
     seen: dict[str, tuple[RoutedMixture, Tensor, Tensor]] = {}
 
-    def hook(site: str) -> object:
+    def hook(site: str) -> Callable[..., Tensor]:
         def note(mixture: RoutedMixture, arguments: tuple[Tensor], output: Tensor) -> Tensor:
             probe = torch.zeros_like(output, requires_grad=True)
             seen[site] = (mixture, arguments[0].detach(), probe)

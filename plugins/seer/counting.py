@@ -1,4 +1,4 @@
-"""Heavy hitters: how much each expert of a mixture is used, and which of them are used most."""
+"""Heavy hitters: count how much each expert of a mixture is used, and choose the most used."""
 
 from typing import Literal
 
@@ -12,7 +12,7 @@ class Count:
     """Counts of one mixture.
 
     Args:
-        kind: `hard`, tokens that have the expert among their k; `soft`, the sum of its shares.
+        kind: `hard` counts tokens that have the expert among their k; `soft` sums its shares.
         topk: k.
 
     Attributes:
@@ -37,18 +37,18 @@ class Count:
 def chosen_most(
     scores: dict[str, Tensor], scope: Literal["layer", "global"], keep_ratio: float, least: int
 ) -> dict[str, list[int]]:
-    """The experts that stay: those with the largest scores.
+    """Choose the experts to keep: those with the largest scores.
 
-    Equal scores are told apart by the order of mixtures and experts.
+    Of equal scores, the first in the order of mixtures and experts wins.
 
     Args:
         scores: of each mixture's experts, [E].
-        scope: within each mixture, or over all of them.
-        keep_ratio: share that stays, of each mixture or of all together, rounded.
+        scope: compare experts within each mixture (`layer`) or over all mixtures (`global`).
+        keep_ratio: share to keep, of each mixture or of all together, rounded.
         least: experts that every mixture keeps (all, if it has no more).
 
     Returns:
-        rising numbers of the experts of each mixture.
+        Numbers of the kept experts of each mixture, in rising order.
     """
     ranked = {
         site: s.sort(descending=True, stable=True).indices.tolist() for site, s in scores.items()

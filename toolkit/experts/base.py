@@ -1,8 +1,8 @@
 """Batched experts: N adapters evaluated as a few large matrix products, never a Python loop.
 
-An expert maps tokens of width d to r channels, transforms these, and maps them back to d. What
-differs between kinds is the middle; a single adapter is one expert. Shapes: B clips, E experts,
-S slots an expert, T tokens.
+An expert maps tokens of width d to r channels, transforms them, and maps them back to d. Kinds of
+experts differ in the middle part; a single adapter is a batch of one expert. Shapes: B clips,
+E experts, S slots per expert, T tokens.
 """
 
 import math
@@ -20,8 +20,8 @@ from toolkit.context import TokenContext
 class Experts(nn.Module, ABC):
     """E adapters `up(middle(down(x)))`.
 
-    Initialised so that every expert returns zero and still learns: `down` is Kaiming-uniform (as
-    nn.Linear), `up` and all biases are zero.
+    They are initialised so that every expert returns zero and still learns: `down` is
+    Kaiming-uniform (as nn.Linear), `up` and all biases are zero.
 
     Args:
         num_experts: E.
@@ -30,7 +30,7 @@ class Experts(nn.Module, ABC):
         widening: channels after `down`, in multiples of r.
 
     Attributes:
-        context: which tokens are real, for kinds whose middle mixes tokens; None: all are.
+        context: which tokens are real, for kinds whose middle mixes tokens; None: all of them.
     """
 
     context: TokenContext | None = None
@@ -63,12 +63,12 @@ class Experts(nn.Module, ABC):
         """Channels after `down` [B, T, E, w] -> channels before `up` [B, T, E, r].
 
         Args:
-            hidden: of tokens, or of slots in their place.
+            hidden: channels of tokens, or of slots in their place.
             mask: [B, T], True where a token is real; None: all are.
         """
 
     def projection(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What `down` reads, and its weight [E, w, d] and bias [E, w]; for kinds with a norm."""
+        """The input of `down`, its weight [E, w, d] and its bias [E, w]; kinds may add a norm."""
         return x, self.down, self.down_bias
 
     def forward(self, slots: Tensor) -> Tensor:
@@ -83,14 +83,14 @@ class Experts(nn.Module, ABC):
         return rearrange(out, "e (b s) d -> b e s d", b=batch)
 
     def mix(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
-        """Every expert on every token, summed with gates: sum_e g_e E_e(x).
+        """Apply every expert to every token and sum with gates: sum_e g_e E_e(x).
 
         Both projections are one product over all experts and the gates act in the bottleneck, so
-        that no tensor of E widths exists.
+        no tensor of E token widths exists.
 
         Args:
             x: tokens [B, T, d].
-            gates: [B, T, E]; None stands for ones.
+            gates: [B, T, E]; None: all ones.
 
         Returns:
             [B, T, d].
@@ -106,7 +106,7 @@ class Experts(nn.Module, ABC):
         return functional.linear(hidden.flatten(2), up) + gates @ self.up_bias
 
     def mix_chosen(self, x: Tensor, gates: Tensor) -> Tensor:
-        """As `mix`, for gates that are mostly zero: a kind may leave out the experts of gate zero.
+        """Like `mix`, for gates that are mostly zero: a kind may skip experts whose gate is zero.
 
         Args:
             x: tokens [B, T, d].
@@ -118,11 +118,11 @@ class Experts(nn.Module, ABC):
         return self.mix(x, gates)
 
     def shared_out(self, x: Tensor, experts: Tensor) -> Tensor:
-        """Equal shares of the clips, one after the other, each through one expert alone.
+        """Split the clips into equal consecutive shares and pass each through a single expert.
 
         Args:
             x: tokens [B, T, d].
-            experts: numbers [G] of the experts of the shares; G divides B.
+            experts: number of the expert of each share [G]; G divides B.
 
         Returns:
             [B, T, d].
@@ -144,11 +144,11 @@ class Experts(nn.Module, ABC):
 
     @torch.no_grad()
     def take(self, source: "Experts", numbers: Sequence[int]) -> None:
-        """Take over experts of another batch of the same kind and widths.
+        """Copy experts of another batch of the same kind and widths.
 
         Args:
-            source: experts.
-            numbers: one of them for each expert here.
+            source: the other batch.
+            numbers: for each expert here, the number of the one to copy.
         """
         theirs = source.state_dict()
         for name, tensor in self.state_dict().items():
@@ -157,18 +157,18 @@ class Experts(nn.Module, ABC):
                 mine.copy_(by_expert(theirs[name], source.num_experts)[list(numbers)])
 
     def of(self, expert: int) -> dict[str, Tensor]:
-        """What belongs to one expert: views by name, whose first axis is the expert's share."""
+        """The tensors of one expert: views by name, whose first axis is the expert's part."""
         tensors = self.state_dict(keep_vars=True)
         return {n: by_expert(t, self.num_experts)[expert] for n, t in tensors.items() if t.ndim}
 
 
 def by_expert(tensor: Tensor, num_experts: int) -> Tensor:
-    """A view of an expert module's tensor by expert: [E k, ...] -> [E, k, ...]."""
-    return tensor.unflatten(0, (num_experts, -1))
+    """View a tensor of an experts module by expert: [E k, ...] -> [E, k, ...]."""
+    return tensor.view(num_experts, -1, *tensor.shape[1:])
 
 
 def without_padding(hidden: Tensor, mask: Tensor | None) -> Tensor:
-    """Channels [B, T, E, w] with zeros where a token is not real, as behind the end of a clip.
+    """Set the channels [B, T, E, w] of padding to zero, like those beyond the end of a clip.
 
     Args:
         hidden: channels.

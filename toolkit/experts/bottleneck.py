@@ -1,4 +1,4 @@
-"""Bottleneck experts, the adapters of Houlsby et al.; many of them are evaluated sparsely."""
+"""Bottleneck experts, the adapters of Houlsby et al., with a sparse path for many of them."""
 
 import torch
 from einops import rearrange
@@ -22,12 +22,15 @@ class Bottleneck(Experts):
         return Bottleneck(num_experts, self.dim, self.width)
 
     def middle(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
-        """See `Experts.middle`."""
+        """GELU, channel by channel."""
         return functional.gelu(hidden)
 
     def mix_chosen(self, x: Tensor, gates: Tensor) -> Tensor:
-        """See `Experts.mix_chosen`; from `SPARSE_FROM` experts on, its time depends on how many
-        gates are not zero, and hardly on E."""
+        """`mix` for gates that are mostly zero.
+
+        From `SPARSE_FROM` experts on, the time depends on the number of gates that are not zero and
+        hardly on E.
+        """
         if self.num_experts < SPARSE_FROM:
             return self.mix(x, gates)
         tokens, flat = x.flatten(0, 1), gates.flatten(0, 1)
@@ -37,7 +40,7 @@ class Bottleneck(Experts):
             tensor.index_select(0, blocks.owners)
             for tensor in (self.down, self.down_bias, self.up, self.up_bias)
         )
-        inputs = tokens.index_select(0, blocks.fill(rows).flatten()).unflatten(0, (-1, blocks.size))
+        inputs = tokens.index_select(0, blocks.fill(rows).flatten()).view(-1, blocks.size, self.dim)
         hidden = self.middle(torch.baddbmm(down_bias[:, None], inputs, down.mT))
         gate = blocks.fill(flat[rows, chosen])[..., None].to(hidden.dtype)
         up = torch.cat([up, up_bias[..., None]], dim=-1)  # so that the gate scales the bias too
@@ -45,7 +48,7 @@ class Bottleneck(Experts):
         return torch.zeros_like(tokens).index_add(0, rows, out.to(tokens.dtype)).view_as(x)
 
     def shared_out(self, x: Tensor, experts: Tensor) -> Tensor:
-        """See `Experts.shared_out`; its time does not depend on E."""
+        """Pass each share of the clips through its expert alone; the time does not depend on E."""
         shares = rearrange(x, "(g b) t d -> g (b t) d", g=len(experts))
         down, down_bias, up, up_bias = (
             tensor[experts] for tensor in (self.down, self.down_bias, self.up, self.up_bias)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from toolkit import backbones
 from toolkit.bundle import WEIGHTS, Bundle, load_bundle, save_bundle
@@ -36,9 +36,9 @@ class MixtureTool(Settings, ABC):
             data: clips to calibrate on (training folds) and to measure on (the test fold).
 
         Returns:
-            the plan: plain values from which `restructure` gives a fresh model the same shape.
+            The plan: plain values from which `restructure` gives a fresh model the same shape.
             A tool may also turn the model into one of another method: it then sets `model.method`,
-            and the bundle is an ordinary one of that method, for which no tool is needed.
+            and the bundle is an ordinary one of that method, which needs no tool to load.
 
         Raises:
             ConfigError: this tool cannot work on this mixture; the message says why.
@@ -49,7 +49,12 @@ class MixtureTool(Settings, ABC):
         """Give a freshly built model the modules that `apply` left; weights are loaded later."""
 
     def report(self, model: AudioClassifier, plan: dict[str, Any]) -> dict[str, Any]:
-        """What else the report shall say, such as active experts."""
+        """Further entries of the report, such as active experts.
+
+        Args:
+            model: as loaded from the changed bundle, after it was measured on the test fold.
+            plan: what `apply` returned.
+        """
         return {}
 
 
@@ -61,7 +66,6 @@ class MixtureData:
         calibration: clips of the training folds.
         test: clips of the test fold.
         classes: class names in the order of the labels.
-        batches: makes batches of some of the clips, on the CPU.
     """
 
     calibration: pd.DataFrame
@@ -72,7 +76,12 @@ class MixtureData:
 
     @classmethod
     def of(cls, bundle: Bundle, corpus: Corpus, folder: Path) -> "MixtureData":
-        """Read a corpus for a bundle.
+        """Read the corpus on which a bundle was trained.
+
+        Args:
+            bundle: a loaded bundle.
+            corpus: the corpus.
+            folder: where its recordings are.
 
         Raises:
             BundleError: the bundle was trained on other classes or does not say its fold.
@@ -81,12 +90,12 @@ class MixtureData:
         if manifest.classes != bundle.classes:
             raise BundleError(
                 f"the bundle knows {bundle.classes}, the corpus has {manifest.classes}: name the "
-                "corpus that it was trained on"
+                "corpus on which it was trained"
             )
         if manifest.multi_label:
             raise BundleError(
                 f"tools measure accuracy, and clips of {manifest.corpus} may have several classes: "
-                "name a bundle of a corpus with one class a clip"
+                "use a bundle of a corpus with one class per clip"
             )
         fold = bundle.info["origin"].get("test_fold")
         splits = {split.test: split for split in manifest.splits}
@@ -105,7 +114,7 @@ class MixtureData:
         )
 
     def batches(self, clips: pd.DataFrame, batch_size: int = 16) -> Iterator[Batch]:
-        """Batches of raw features in the clips' order."""
+        """Yield batches of raw features on the CPU, in the order of the clips."""
         dataset = self._dataset(clips)
         for begin in range(0, len(dataset), batch_size):
             end = min(begin + batch_size, len(dataset))
@@ -113,7 +122,7 @@ class MixtureData:
 
     @torch.no_grad()
     def accuracy(self, model: AudioClassifier, clips: pd.DataFrame) -> float:
-        """Share of clips that a model classifies right."""
+        """Share of clips that a model classifies correctly."""
         model.eval()
         right = 0
         for batch in self.batches(clips):
@@ -152,7 +161,8 @@ class ToolReport:
     def as_dict(self) -> dict[str, Any]:
         """All of it as plain values by name, what the tool found beside the rest."""
         values = dataclasses.asdict(self)
-        return values | values.pop("found")
+        found: dict[str, Any] = values.pop("found")
+        return values | found
 
 
 def run_tool(
@@ -221,9 +231,10 @@ def trained_in(module: nn.Module) -> int:
 
     A packed parameter is a property of its module, whose name is in the module's `packed`.
     """
-    plain = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    packed = [(owner, name) for owner in module.modules() for name in getattr(owner, "packed", ())]
-    return plain + sum(getattr(owner, name).numel() for owner, name in packed)
+    tensors: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
+    for owner in module.modules():
+        tensors += [getattr(owner, name) for name in getattr(owner, "packed", ())]
+    return sum(tensor.numel() for tensor in tensors)
 
 
 def expert_sizes(model: AudioClassifier) -> dict[str, float]:

@@ -17,7 +17,7 @@ class DenseMoA(MixtureMethod):
     """Dense mixture of adapters: every token goes through every expert, weighted by a softmax."""
 
     def mixture(self, backbone: Backbone, site: Site) -> "DenseMixture":
-        """See `MixtureMethod.mixture`."""
+        """The experts and the softmax router of one site."""
         mixture = DenseMixture(self.experts(backbone, self.num_experts, site.out_dim))
         if self.is_on("reference_init"):
             nn.init.trunc_normal_(mixture.router.linear.weight, std=REFERENCE_STD)

@@ -178,6 +178,12 @@ def mixtures(backbone: Backbone) -> dict[str, Mixture]:
     }
 
 
+def routed_mixtures(backbone: Backbone) -> dict[str, RoutedMixture]:
+    """The inserted mixtures that have a router, by site."""
+    found = mixtures(backbone)
+    return {site: m for site, m in found.items() if isinstance(m, RoutedMixture)}
+
+
 class MixtureMethod(BlockMethod):
     """Base of Dense-MoA, Soft-MoA and the top-k methods: a mixture beside each chosen sublayer."""
 

@@ -20,7 +20,7 @@ from toolkit.routing import soft
 class SoftMoA(MixtureMethod):
     """Soft mixture of adapters: experts read slots, which are weighted means of tokens."""
 
-    slots: int = setting(1, "slots an adapter, S", minimum=1)
+    slots: int = setting(1, "slots per adapter, S", minimum=1)
     normalize: bool = setting(False, "unit-length tokens and slot embeddings in the router")
     noise: float = setting(0.0, "standard deviation of the router's noise in training", minimum=0)
     normalize_over_experts: bool | None = quirk(
@@ -29,7 +29,7 @@ class SoftMoA(MixtureMethod):
     )
 
     def check(self) -> None:
-        """Slots lie on no grid."""
+        """Refuse convolutions over a grid, on which slots do not lie."""
         if self.block == "convpass" and self.convolution == "2d":
             raise ConfigError(
                 "Soft-MoA's experts read slots, which lie on no grid of patches: use "
@@ -37,7 +37,7 @@ class SoftMoA(MixtureMethod):
             )
 
     def mixture(self, backbone: Backbone, site: Site) -> "SoftMixture":
-        """See `MixtureMethod.mixture`."""
+        """The experts and the slot embeddings of one site."""
         site.require_whole_clips("Soft-MoA")
         mixture = SoftMixture(
             self.experts(backbone, self.num_experts, site.out_dim),
@@ -58,7 +58,7 @@ class SoftMixture(Mixture):
     Args:
         experts: E experts of width d.
         slots: S.
-        normalize: see `routing.soft.route`.
+        normalize: give `routing.soft.route` a trained scale, with unit-length tokens and slots.
         noise: standard deviation of the noise on the logits while training.
         over_experts: normalise as `routing.soft.normalised_over_experts` does.
     """
@@ -125,8 +125,9 @@ class SoftMixture(Mixture):
         return {"dispatch": routing.dispatch, "combine": routing.combine}
 
     def route(self, x: Tensor, mask: Tensor | None = None) -> tuple[soft.SoftRouting, Tensor]:
-        """The routing of tokens [B, T, d], and the tokens that make the slots."""
-        phi, scale = self.phi, self.scale
+        """Route tokens [B, T, d]; returns the routing and the tokens of which slots are made."""
+        phi: Tensor = self.phi
+        scale = self.scale
         if scale is not None and self.over_experts:
             x, phi = soft.normalised_over_experts(x, phi, scale)
             scale = None

@@ -27,7 +27,8 @@ class DenseRouter(Router):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """[B, T, d] -> [B, T, E], sums to 1 over experts; for padding too."""
-        return self.linear(x).softmax(dim=-1)
+        gates: Tensor = self.linear(x).softmax(dim=-1)
+        return gates
 
     def keep(self, numbers: Sequence[int]) -> None:
         """Leave only some experts, in this order."""
@@ -46,11 +47,11 @@ def keep_rows(linear: nn.Linear, numbers: Sequence[int]) -> None:
 
 
 def kept(gates: Tensor, keep: Tensor) -> Tensor:
-    """Only some of a token's experts, their gates enlarged in proportion to the same sum.
+    """Keep some of a token's experts and scale their gates up to the same sum.
 
     Args:
         gates: [..., E], not negative.
-        keep: [..., E], True for an expert of each token that has any.
+        keep: [..., E], True for the experts to keep; at least one per token that has any.
     """
     some = gates * keep
     total = some.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(gates.dtype).tiny)
@@ -58,17 +59,17 @@ def kept(gates: Tensor, keep: Tensor) -> Tensor:
 
 
 def entropy(probabilities: Tensor) -> Tensor:
-    """-sum p log p in nats, [..., E] -> [...]; its gradient, unlike `entr`'s, is finite at 0."""
+    """-sum p log p in nats, [..., E] -> [...]; unlike `entr`, with a finite gradient at 0."""
     tiny = torch.finfo(probabilities.dtype).tiny
     return -(probabilities * probabilities.clamp(min=tiny).log()).sum(dim=-1)
 
 
 def metrics(gates: Tensor) -> dict[str, Tensor]:
-    """What a gate does, averaged over clips and tokens; detached.
+    """Statistics of a gate, averaged over clips and tokens; detached.
 
     Returns:
         load: [E], mean gate of each expert; sums to 1.
-        gate_entropy: of a token's gates, divided by its maximum: 1 is uniform, 0 is one expert.
+        gate_entropy: entropy of a token's gates over its maximum: 1 is uniform, 0 is one expert.
     """
     gates = gates.detach()
     experts = gates.shape[-1]

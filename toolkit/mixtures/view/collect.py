@@ -1,6 +1,6 @@
-"""What a trained mixture does with one file, and what its training recorded; nothing is drawn here.
+"""Collect what a trained mixture does with one file and what its training recorded.
 
-Shapes: T tokens, E experts, S slots an expert.
+Shapes: T tokens, E experts, S slots per expert.
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
 
@@ -25,7 +26,7 @@ class LayerView:
     Attributes:
         site: where it is, e.g. `blocks.3.mhsa`.
         weights: [T, E, S] by name; as `Mixture.token_weights` gives them.
-        special: tokens in front of the patches.
+        special: number of tokens in front of the patches.
         grid: patches (f, t) behind them, frequency-major.
     """
 
@@ -36,16 +37,16 @@ class LayerView:
 
     @property
     def main(self) -> str:
-        """The weights that say which experts make a token's output."""
+        """Name of the weights with which experts make up a token's output."""
         return "combine" if "combine" in self.weights else "gate"
 
     def load(self) -> Tensor:
-        """[E], share of the output of all tokens that each expert makes; sums to 1."""
+        """[E], each expert's share of the output of all tokens; sums to 1."""
         total = self.weights[self.main].sum(dim=(0, 2))
         return total / total.sum().clamp(min=torch.finfo(total.dtype).tiny)
 
     def busiest(self, most: int) -> list[int]:
-        """At most `most` experts, in their own order: those with the largest load that have any."""
+        """At most `most` experts with the largest load above 0, in the order of their numbers."""
         load = self.load()
         best = load.topk(min(most, len(load)))
         return sorted(best.indices[best.values > 0].tolist())
@@ -53,18 +54,19 @@ class LayerView:
     def maps(self, name: str) -> Tensor:
         """[E, f, t], the weights of each expert over the patches, summed over its slots."""
         patches = self.weights[name][self.special :].sum(dim=2)
-        return patches.T.unflatten(1, self.grid)
+        f, t = self.grid
+        return rearrange(patches, "(f t) e -> e f t", f=f, t=t)
 
     def on_special(self, name: str) -> float:
-        """Share of all weights that lies on the special tokens."""
+        """The special tokens' share of all weights."""
         weights = self.weights[name]
         return (weights[: self.special].sum() / weights.sum()).item()
 
     def similarity(self, experts: list[int]) -> Tensor:
-        """Cosines between the weights over tokens of these experts' slots, [n S, n S].
+        """Cosines between the slots of these experts, as weights over tokens: [n S, n S].
 
-        Of the dispatch weights if there are any, else of the gates; 0 for an expert that no token
-        uses.
+        Dispatch weights are compared if there are any, else gates; an expert that no token uses
+        has cosine 0.
         """
         weights = self.weights["dispatch" if "dispatch" in self.weights else self.main]
         columns = functional.normalize(weights[:, experts].flatten(1), dim=0)
@@ -73,14 +75,14 @@ class LayerView:
 
 @torch.inference_mode()
 def look(bundle: Bundle, window: Tensor) -> tuple[list[LayerView], Tensor]:
-    """Run one window through a bundle's model and see every mixture of it.
+    """Run one window through a bundle's model and view every mixture in it.
 
     Args:
-        bundle: its model is in eval mode and stays as it is.
+        bundle: the bundle, whose model is in eval mode; it is not changed.
         window: raw log-mel frames [T, F] of the length that the backbone reads.
 
     Returns:
-        the mixtures in the order of the blocks, and the class probabilities [C].
+        The mixtures in the order of the blocks, and the class probabilities [C].
 
     Raises:
         ConfigError: there is no mixture in the model.
@@ -105,13 +107,14 @@ def look(bundle: Bundle, window: Tensor) -> tuple[list[LayerView], Tensor]:
 
 
 def training_record(folder: Path, test_fold: int | None) -> list[dict[str, Any]]:
-    """The epochs that made a bundle, as its fold's `fold.json` has them; none if it is not there.
+    """The epochs of the training that made a bundle, from `fold.json`; empty without that file.
 
     Args:
         folder: the bundle, in the folder of a run or of one of its folds.
-        test_fold: of the fold that the bundle comes from.
+        test_fold: number of the fold from which the bundle comes.
     """
     for file in (folder.parent / "fold.json", folder.parent / f"fold-{test_fold}" / "fold.json"):
         if file.is_file():
-            return json.loads(file.read_text(encoding="utf-8"))["history"]
+            history: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["history"]
+            return history
     return []

@@ -1,4 +1,4 @@
-"""The pictures of the viewer, one function each; matplotlib without a display."""
+"""The pictures of a mixture, one function each, drawn without a display."""
 
 from typing import Any
 
@@ -20,14 +20,14 @@ MEANING = {
 
 
 def draw_layer(view: LayerView, frames: Tensor, most: int) -> Figure:
-    """The spectrogram, and over it the weights of the busiest experts: a row for each kind.
+    """Draw the weights of the busiest experts over the spectrogram, one row per kind of weights.
 
-    Every patch is drawn as an equal part of the picture (AST's overlap a little).
+    Every patch takes an equal part of the picture, although AST's patches overlap a little.
 
     Args:
         view: the mixture.
-        frames: raw log-mel frames [T, F]; padding is not a number.
-        most: experts to draw.
+        frames: raw log-mel frames [T, F]; NaN where the window is padded.
+        most: how many experts to draw at most.
     """
     experts = view.busiest(most)
     load = view.load()
@@ -55,7 +55,7 @@ def draw_layer(view: LayerView, frames: Tensor, most: int) -> Figure:
 
 
 def draw_similarity(views: list[LayerView], most: int) -> Figure:
-    """Cosines between the slots of the busiest experts, a panel a layer."""
+    """Draw the cosines between the slots of the busiest experts, one panel per layer."""
     columns = min(len(views), 6)
     rows = -(-len(views) // columns)
     figure = Figure(figsize=(1.9 * columns + 1, 2 * rows + 0.3), dpi=80, layout="constrained")
@@ -75,10 +75,10 @@ def draw_similarity(views: list[LayerView], most: int) -> Figure:
 
 
 def draw_training(history: list[dict[str, Any]]) -> Figure | None:
-    """Expert load, entropies and slot similarity in the validation of each epoch.
+    """Draw expert load, entropies and slot similarity in the validation of each epoch.
 
     Args:
-        history: records of epochs, see `training_record`.
+        history: the records of `training_record`.
 
     Returns:
         None if no such statistics were recorded.
@@ -113,7 +113,7 @@ def draw_training(history: list[dict[str, Any]]) -> Figure | None:
 
 
 def _spectrogram(axis: Axes, frames: Tensor) -> tuple[float, float, float, float]:
-    """Draw log-mel frames [T, F] over seconds and mel bands; returns their extent."""
+    """Draw log-mel frames [T, F] over seconds and mel bands and return their extent."""
     extent = (0.0, len(frames) * SHIFT_SECONDS, 0.0, float(frames.shape[1]))
     axis.set_facecolor("lightgrey")
     axis.imshow(frames.T.numpy(), origin="lower", aspect="auto", extent=extent, cmap="gray")
