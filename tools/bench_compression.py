@@ -27,7 +27,8 @@ from toolkit import plugins
 from toolkit.bundle import WEIGHTS, load_bundle
 from toolkit.data.manifest import Corpus
 from toolkit.files import write_atomically
-from toolkit.mixtures.tool import MixtureData, mixtures, run_tool
+from toolkit.mixtures.tool import MixtureData, run_tool
+from toolkit.peft.mixture import mixtures
 from toolkit.registry import CORPORA, TOOLS
 from toolkit.study.plan import Cell
 from toolkit.study.records import read_record
@@ -133,7 +134,7 @@ def without_experts(folder: Path, corpus: Corpus, place: Path) -> dict[str, Any]
     data = MixtureData.of(bundle, corpus, place)
     before = data.score(bundle.model, data.test)
     with torch.no_grad():
-        for _, mixture in mixtures(bundle.model):
+        for mixture in mixtures(bundle.model.backbone).values():
             mixture.experts.up.zero_()
             mixture.experts.up_bias.zero_()
     after = data.score(bundle.model, data.test)

@@ -12,7 +12,8 @@ from torch import Tensor
 from toolkit import plugins
 from toolkit.bundle import load_bundle, save_bundle
 from toolkit.errors import ConfigError
-from toolkit.experts.base import Bottleneck, by_expert
+from toolkit.experts.base import by_expert
+from toolkit.experts.bottleneck import Bottleneck
 from toolkit.model import AudioClassifier
 from toolkit.peft.adapter import Adapter, SingleAdapter
 from toolkit.peft.topk import topk_mixtures

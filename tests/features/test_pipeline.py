@@ -188,7 +188,7 @@ def test_a_plugin_s_pipeline_trains_predicts_and_is_remembered(
 
 def test_a_bundle_without_a_record_means_the_default(tmp_path: Path) -> None:
     """Bundles written before pipelines were recorded."""
-    from toolkit.testing.bundles import tiny_bundle
+    from bundles import tiny_bundle
 
     bundle = tiny_bundle(tmp_path, "bitfit")
     file = bundle / "bundle.json"

@@ -88,7 +88,7 @@ def change_mixture(verb: str, options: argparse.Namespace) -> None:
         folder, name = default_cache_folder() / "synthetic", "synthetic"
     corpus = CORPORA.create(parse_spec(name))
     report = run_tool(tool, options.bundle, corpus, folder, options.output)
-    _print_report(options.output, report)
+    _print_report(options.output, report.as_dict())
 
 
 def draw_experts(options: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
 """Soft MoE as its paper has it (2308.00951): `soft_moa` with normalised routing, slots and noise.
 
-The properties of the plain mixture are in test_routing.py; here they are held with these options,
-at the method itself, and the options do what they say.
+tests/routing/test_soft.py checks the properties of the plain mixture; here they are checked with
+these options, at the method itself, and the options do what they say.
 """
 
 import math

@@ -2,14 +2,20 @@
 
 import math
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from toolkit.routing import multilinear
-from toolkit.routing.multilinear import (
+from toolkit import plugins
+from toolkit.testing import LargestTensor
+
+plugins.load([Path(__file__).parent])
+
+from toolkit_plugins.mumoe import multilinear  # noqa: E402
+from toolkit_plugins.mumoe.multilinear import (  # noqa: E402
     CPLayer,
     MultilinearBlock,
     MultilinearGates,
@@ -17,7 +23,6 @@ from toolkit.routing.multilinear import (
     TensorRingLayer,
     matched_rank,
 )
-from toolkit.testing import LargestTensor
 
 KINDS = [CPLayer, TensorRingLayer]
 MODES = [(5,), (3, 4)]
