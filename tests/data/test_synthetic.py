@@ -1,4 +1,4 @@
-"""The embedded corpus: reproducible by seed, in ESC-50's layout, created completely or not at all."""
+"""The embedded corpus: reproducible by seed, in ESC-50's layout, made completely or not at all."""
 
 import csv
 import json
