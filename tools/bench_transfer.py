@@ -218,7 +218,7 @@ def verdict(rows: pd.DataFrame) -> list[str]:
         shares = part.groupby("method")["share"].first()
         small = stats.loc[shares.index[shares.between(0.0001, 0.1, inclusive="left")]]
         if "full" in stats.index and len(small):
-            full, best = stats.loc["full"], small["mean"].idxmax()
+            full, best = stats.loc["full"], str(small["mean"].idxmax())
             gap = small.loc[best, "mean"] - full["mean"]
             near = gap >= -np.nan_to_num(full["std"])
             sentences.append(
