@@ -105,7 +105,7 @@ def main() -> None:
         backbone = options.backbone or folder
         if not options.backbone:
             ASTModel(ASTConfig()).save_pretrained(folder)
-            ASTFeatureExtractor().save_pretrained(folder)
+            ASTFeatureExtractor().save_pretrained(folder)  # type: ignore[no-untyped-call]
         for number in range(options.rounds):
             for spec in (FLOOR, *specs):
                 print(f"round {number + 1}/{options.rounds}: {spec}", file=sys.stderr)
