@@ -93,7 +93,7 @@ def first_computation(clips: pd.DataFrame, root: Path, rounds: int) -> tuple[flo
 
 
 def cached_epochs(clips: pd.DataFrame, root: Path, rounds: int) -> float:
-    """Median clips a second through the training loader."""
+    """Median clips per second read from the cache by the training loader."""
     batches = loader(clips, root, build=True)
 
     def epoch() -> None:
@@ -119,7 +119,7 @@ def memory(folder: Path, count: int) -> None:
 
 
 def resident() -> float:
-    """Resident memory of this process now, MiB."""
+    """Current resident memory of this process in MiB."""
     return psutil.Process().memory_info().rss / 2**20
 
 

@@ -101,7 +101,7 @@ TASKS = [
 def result_of(
     task: Task, method: str, backbone: str, seed: int, options: argparse.Namespace
 ) -> RunResult:
-    """Run a method through the recipe, or read what it found before."""
+    """Run a method through the recipe, or read the result of an earlier run."""
     data, corpus = options.data / task.folder, parse_spec(task.corpus)
     command = [f"hparams/{method}.yaml", "--noprogressbar", "true", "--seed", str(seed)]
     command += ["--data_folder", str(data), "--corpus", str(corpus)]
