@@ -1,4 +1,4 @@
-"""Bundles: what comes back is what was saved, or an error that says why not."""
+"""Bundles: loading gives what was saved, or an error that says why not."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from toolkit.backbones.ast import ASTTiny
 from toolkit.bundle import load_bundle, save_bundle
 from toolkit.errors import BundleError
-from toolkit.inference.predict import split_windows
+from toolkit.inference.windows import split_windows
 from toolkit.model import AudioClassifier
 from toolkit.registry import PEFT
 from toolkit.task import ONE_CLASS, SEVERAL_CLASSES, Task
@@ -24,7 +24,7 @@ def _saved(folder: Path, method: str = "soft_moa") -> AudioClassifier:
     with torch.no_grad():
         for parameter in model.trainable().values():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    save_bundle(folder, model, source, NAMES, ONE_CLASS, {"corpus": "none"})
+    save_bundle(folder, model, NAMES, ONE_CLASS, origin={"corpus": "none"})
     return model
 
 

@@ -1,4 +1,4 @@
-"""One class or many: losses, metrics and weights against loops, and through a recipe."""
+"""One class or several: losses, metrics and weights against loops, and in a recipe."""
 
 import subprocess
 import sys
@@ -15,8 +15,8 @@ from torch.distributions import Bernoulli, Categorical, kl_divergence
 
 from toolkit.bundle import load_bundle
 from toolkit.data.corpora.miniature import write_tones
+from toolkit.data.few_shot import few_shot
 from toolkit.data.sampling import TrainingBatches
-from toolkit.data.selection import few_shot
 from toolkit.features.audio import read_audio
 from toolkit.features.cache import Segment, segments_of
 from toolkit.metrics import average_precision, average_recall
@@ -167,7 +167,7 @@ def test_segments_are_read_as_parts_of_the_file(tmp_path: Path) -> None:
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory of its own."""
+    """A new working directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -7,7 +7,7 @@ of the library knows neither softmax nor sigmoid, and calls the official metric 
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,9 @@ from toolkit.metrics import (
 
 PRESENT = 0.5
 """The probability from which a class counts as predicted where a clip may have several."""
+
+TaskName = Literal["one_class", "several_classes"]
+"""The names that bundles keep."""
 
 Label = int | tuple[int, ...]
 """What a table of predictions holds: a class number, or those of all classes of a clip."""
@@ -51,7 +54,7 @@ class Evaluation:
 class Task(ABC):
     """How labels become targets, logits become probabilities, and predictions become a score."""
 
-    name: ClassVar[str]
+    name: ClassVar[TaskName]
     """The name that a bundle keeps."""
 
     metric: ClassVar[str]

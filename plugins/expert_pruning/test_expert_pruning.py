@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from bundles import change_bundle, check_prediction, tiny_bundle
 from torch import Tensor
 
 from toolkit import plugins
-from toolkit.backbones.ast import ASTTiny
 from toolkit.bundle import load_bundle, save_bundle
 from toolkit.errors import ConfigError
-from toolkit.experts.base import Bottleneck, by_expert
+from toolkit.experts.base import by_expert
+from toolkit.experts.bottleneck import Bottleneck
 from toolkit.model import AudioClassifier
 from toolkit.peft.adapter import Adapter, SingleAdapter
 from toolkit.peft.topk import topk_mixtures
@@ -27,7 +28,6 @@ from toolkit.testing import (
     tiny_mixture,
     tiny_objective,
 )
-from toolkit.testing.bundles import change_bundle, check_prediction, tiny_bundle
 
 FOLDER = Path(__file__).parent
 plugins.load([FOLDER, FOLDER.parent / "topk_moa"])
@@ -290,7 +290,7 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number, mixture in enumerate(topk_mixtures(bundle.model.backbone)):
         mixture.router.alive.copy_(torch.arange(8) == number)
     origin = bundle.info["origin"]
-    save_bundle(folder, bundle.model, ASTTiny(), bundle.classes, bundle.task, origin)
+    save_bundle(folder, bundle.model, bundle.classes, bundle.task, origin=origin)
     one = change_bundle("prune", folder, "single_expert", "one")
     report = json.loads((one / "report.json").read_text())
     assert report["score_before"] == report["score_after"]

@@ -57,14 +57,14 @@ def wrapped(family: str, model: nn.Module) -> Backbone:
 
 
 def whole_clips(backbone: Backbone, clips: int = 2) -> Tensor:
-    """Normalised features of random clips as long as the backbone reads."""
+    """Normalised features of random clips of the backbone's full input length."""
     generator = torch.Generator().manual_seed(3)
     spec = backbone.features
     return spec.normalise(torch.randn(clips, spec.rows, spec.width, generator=generator))
 
 
 def stock_input(family: str, features: Tensor) -> Tensor:
-    """The backbone's features [B, T, F] as the stock class wants them."""
+    """The backbone's features [B, T, F] in the layout that the stock class expects."""
     if family in SPEECH:
         return features.squeeze(-1)
     if family == "wav2vec2_bert":  # its extractor stacks pairs of frames
@@ -75,7 +75,7 @@ def stock_input(family: str, features: Tensor) -> Tensor:
 
 
 def block_outputs(backbone: Backbone, features: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """The backbone's tokens, and what leaves each block."""
+    """The tokens of the backbone, and the output of each block."""
     seen: list[Tensor] = []
     handles = [
         site.module.register_forward_hook(
@@ -208,7 +208,7 @@ def clips() -> list[np.ndarray]:
 
 
 def as_batch(clips: list[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """Samples [B, S], zeros behind each clip, and the lengths [B]."""
+    """Samples [B, S], padded with zeros, and the lengths [B]."""
     rows = nn.utils.rnn.pad_sequence([torch.from_numpy(clip) for clip in clips], batch_first=True)
     return rows, torch.tensor([len(clip) for clip in clips])
 
@@ -255,7 +255,7 @@ def test_wav2vec2_bert_features_are_those_of_the_extractor(clips: list[np.ndarra
 
 
 def loaded(folder: Path, family: str) -> Backbone:
-    """A checkpoint's folder, through the registry, by the model type in its configuration."""
+    """Load a checkpoint's folder through the registry, by the model type in its configuration."""
     source = backbones.create({"name": str(folder)})
     assert source.registered_name == family
     return source.load(BACKBONES.get(family).tiny_length)
@@ -272,6 +272,48 @@ def test_a_checkpoint_of_the_stock_class_loads_whole(family: str, tmp_path: Path
     assert found.fingerprint == expected.fingerprint and found.features == expected.features
     with torch.no_grad():
         torch.testing.assert_close(found(features), expected(features), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_are_read_once_and_not_for_the_spec(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family_source = BACKBONES.get(family)
+    stock_model(family).save_pretrained(tmp_path)
+    family_source.extractor_class(**family_source.tiny_extractor).save_pretrained(tmp_path)
+    stock, read = family_source.model_class, []
+    from_pretrained = stock.from_pretrained.__func__
+    monkeypatch.setattr(
+        stock,
+        "from_pretrained",
+        classmethod(lambda cls, *a, **o: read.append(cls) or from_pretrained(cls, *a, **o)),
+    )
+    length = family_source.tiny_length
+    spec = backbones.create({"name": str(tmp_path)}).spec(length)
+    assert read == []
+    first, second = (backbones.create({"name": str(tmp_path)}).load(length) for _ in range(2))
+    assert len(read) == 1
+    assert spec == first.features == second.features
+    rows, lengths = testing.tiny_rows(second, clips=3)
+    inputs = spec.normalise(rows, lengths)
+    with torch.no_grad():
+        expected = second(inputs, lengths)
+        for parameter in first.parameters():
+            parameter.zero_()
+        torch.testing.assert_close(second(inputs, lengths), expected, rtol=0, atol=0)
+        third = backbones.create({"name": str(tmp_path)}).load(length)
+        torch.testing.assert_close(third(inputs, lengths), expected, rtol=0, atol=0)
+    assert len(read) == 1 and third.fingerprint == second.fingerprint
+
+
+def test_a_checkpoint_that_changes_is_read_again(tmp_path: Path) -> None:
+    model = stock_model("hubert")
+    model.save_pretrained(tmp_path)
+    before = loaded(tmp_path, "hubert").fingerprint
+    with torch.no_grad():
+        model.encoder.layers[0].attention.q_proj.weight.add_(1)
+    model.save_pretrained(tmp_path)
+    assert loaded(tmp_path, "hubert").fingerprint != before
 
 
 @pytest.mark.parametrize("family", ["clap", "whisper"])
@@ -300,7 +342,7 @@ def test_the_encoder_of_a_whole_model_loads(family: str, tmp_path: Path) -> None
 
 
 def test_a_classifier_of_wav2vec2_with_the_names_of_version_4_loads(tmp_path: Path) -> None:
-    """transformers 4 wrote `wav2vec2.` before and weight norm as `weight_g` and `weight_v`."""
+    """transformers 4 used the prefix `wav2vec2.`, and `weight_g` and `weight_v` for weight norm."""
     model = stock_model("wav2vec2")
     model.save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
@@ -413,7 +455,7 @@ def test_first_and_last_blocks(family: str, layers: str, block: str) -> None:
 
 
 def impossible() -> Iterator[tuple[str, str, str]]:
-    """What cannot exist with default settings: method, family, and part of the reason."""
+    """Combinations that default settings do not allow: method, family, and part of the reason."""
     for name in ("prompt_shallow", "prompt_deep"):
         yield name, "clap", "takes no further tokens"
     yield "prefix", "clap", "takes no further keys"
@@ -448,10 +490,8 @@ def test_the_table_shows_every_cell_and_every_reason() -> None:
         matrix.Cell("prefix", "ast", "broken", "it does not"),
         matrix.Cell("prefix", "clap", "impossible", "no keys"),
     ]
-    lines = matrix.table(cells).split("\n")
-    assert lines[0].split() == ["ast", "clap"]
-    assert lines[1].split() == ["lora", "m", "+"] and lines[2].split() == ["prefix", "!", "-"]
-    assert lines[-2:] == ["prefix on ast: it does not", "prefix on clap: no keys"]
+    assert matrix.rows(cells) == [["lora", "m", "+"], ["prefix", "!", "-"]]
+    assert matrix.notes(cells)[1:] == ["prefix on ast: it does not", "prefix on clap: no keys"]
 
 
 def test_a_checkpoint_of_clap_names_its_family(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def reference(tensors: dict[str, Tensor], x: Tensor) -> Tensor:
 
 
 def write(tensors: dict[str, Tensor], folder: Path) -> str:
-    """A file as the authors write it."""
+    """Write a file in the format of the authors."""
     torch.save(tensors, folder / "ssast.pth")
     return str(folder / "ssast.pth")
 
@@ -88,6 +88,7 @@ def test_tokens_are_those_of_the_original(tmp_path: Path) -> None:
     with torch.no_grad():
         torch.testing.assert_close(backbone(x), reference(tensors, x), rtol=0, atol=1e-5)
     assert (backbone.depth, backbone.dim, backbone.grid) == (DEPTH, WIDTH, (2, 4))
+    assert source.spec(FRAMES) == backbone.features
     assert source.architecture(FRAMES).stock == backbone.stock
 
 

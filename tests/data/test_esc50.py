@@ -1,4 +1,4 @@
-"""ESC-50: what is wrong with a folder is said at once and together; the archive arrives whole."""
+"""ESC-50: all problems of a folder are reported together; the archive is downloaded completely."""
 
 import errno
 import io
@@ -56,7 +56,7 @@ def rewrite(folder: Path, change: Callable[[pd.DataFrame], pd.DataFrame | None])
 
 
 def refused(folder: Path, **settings: bool) -> str:
-    """The message with which a folder is refused."""
+    """The error message for a folder."""
     with pytest.raises(DataError) as caught:
         ESC50(**settings).manifest(folder)
     return str(caught.value)
@@ -174,7 +174,7 @@ def test_a_target_has_one_category(folder: Path) -> None:
 def test_a_clip_stands_once(folder: Path) -> None:
     rewrite(folder, lambda table: pd.concat([table, table[3:4]]))
     name = pd.read_csv(folder / "meta" / "esc50.csv")["filename"][3]
-    assert f"the id {name} stands twice" in refused(folder)
+    assert f"the id {name} occurs twice" in refused(folder)
 
 
 def test_twenty_missing_files_are_listed_and_a_count(folder: Path) -> None:
@@ -205,7 +205,7 @@ def test_all_kinds_of_problems_come_together(folder: Path) -> None:
     assert f"{missing} is missing" in message
     assert f"{text} cannot be read: Format not recognised" in message
     assert f"{empty} cannot be read" in message
-    assert f"{silent} holds no samples" in message
+    assert f"{silent} contains no samples" in message
     assert "has the fold 9" in message and "more than one category" in message
 
 
@@ -239,7 +239,7 @@ def test_a_manifest_refuses_labels_without_a_class() -> None:
 
 
 class Response(io.BytesIO):
-    """What urlopen returns."""
+    """Stands in for the response that urlopen returns."""
 
     def __init__(self, content: bytes, error: BaseException | None = None) -> None:
         super().__init__(content)
@@ -247,7 +247,7 @@ class Response(io.BytesIO):
         self.error = error
 
     def read(self, size: int = -1) -> bytes:
-        """The content, then the error if there is one."""
+        """Return the content, then raise the error if there is one."""
         block = super().read(size)
         if not block and self.error is not None:
             raise self.error
@@ -274,7 +274,7 @@ def archive(root: str = "ESC-50-master", without: str = "nothing") -> bytes:
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[[object], list[str]]:
-    """Lets urlopen return an archive or raise an error; gives the list of what was asked for."""
+    """Make urlopen return an archive or raise an error; return the list of requested addresses."""
 
     def serve(answer: bytes | BaseException | Response) -> list[str]:
         asked: list[str] = []
@@ -293,7 +293,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[[object], list[str]]:
 
 
 def failed(folder: Path) -> str:
-    """The message of a download that fails; nothing of it may be left."""
+    """The error message of a failing download, which must not leave any files."""
     with pytest.raises(DataError) as caught:
         ESC50().download(folder)
     assert not folder.exists() or list(folder.iterdir()) == []
@@ -355,13 +355,13 @@ def test_an_archive_that_is_none(
 ) -> None:
     serve(content)
     message = failed(tmp_path / "esc50")
-    assert "came damaged" in message and "try again" in message
+    assert "was damaged in transfer" in message and "try again" in message
 
 
 def test_damage_anywhere_in_the_archive(
     serve: Callable[[object], list[str]], tmp_path: Path
 ) -> None:
-    """Damage gives an error that a user can read, unless it is where nothing depends on it."""
+    """Damage gives a readable error, unless nothing depends on the damaged bytes."""
     whole = archive()
     refusals = 0
     for place in range(7, len(whole), 61):

@@ -101,7 +101,7 @@ def record(results: Results, method: str) -> Record:
 
 
 def test_broken_plugins_fail_with_their_reasons(results: Results) -> None:
-    """And stop nobody."""
+    """They do not stop the other runs."""
     assert {r.cell.method for r in results.done} == {"linear", "lora"}
     assert record(results, "raises").reason == "ZeroDivisionError: this plugin is broken"
     assert record(results, "gives_nan").reason.startswith("the loss became nan in epoch 1")
@@ -126,7 +126,7 @@ def test_what_a_run_leaves_is_what_its_record_says(results: Results) -> None:
 
 
 def test_it_has_a_report(results: Results, tmp_path: Path) -> None:
-    """With both methods, and both failures."""
+    """It has both methods and both failures."""
     list(write_report(results, tmp_path))
     assert set(pd.read_csv(tmp_path / "report.csv")["method"]) == {"linear", "lora"}
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
@@ -155,7 +155,7 @@ def test_what_the_quiet_phase_measures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", PEFT.names())
 def test_the_operations_of_every_method_can_be_counted(name: str) -> None:
-    """And its parameters learn afterwards."""
+    """Its parameters can still be trained afterwards."""
     model = tiny_classifier(PEFT.create(name)).eval()
     features, _ = tiny_batch(model.backbone)
     trainable = model.trainable().keys()

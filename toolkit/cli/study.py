@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from toolkit.cli.parser import Commands, Parser
+
 if TYPE_CHECKING:
     from toolkit.study.planner import Planner
 
@@ -34,15 +36,13 @@ Write tables and pictures of a study's results: HTML, Markdown, CSV, PNG and SVG
   toolkit study report tools/studies/esc10.yaml
 """
 
-SubParsers = argparse._SubParsersAction  # the public name of this class is missing in argparse
 
-
-def add(commands: "SubParsers[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
+def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     """Add `study run`, `study time` and `study report` to the command line."""
     study = commands.add_parser("study", help="compare methods: run, time and report a study")
     verbs = study.add_subparsers(required=True, metavar="COMMAND")
 
-    planned = argparse.ArgumentParser(add_help=False)
+    planned = Parser(add_help=False)
     planned.add_argument("study", type=Path, help="its YAML file, or the folder of its results")
     planned.add_argument(
         "--data", type=Path, default=Path("data"), metavar="DIR",
@@ -81,7 +81,7 @@ def add(commands: "SubParsers[argparse.ArgumentParser]", common: argparse.Argume
 
 
 def _verb(
-    verbs: "SubParsers[argparse.ArgumentParser]",
+    verbs: Commands,
     name: str,
     description: str,
     parents: list[argparse.ArgumentParser],

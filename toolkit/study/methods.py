@@ -9,11 +9,11 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from toolkit import plugins
+from toolkit import places, plugins
 from toolkit.errors import ConfigError, did_you_mean
 from toolkit.registry import PEFT
 from toolkit.study.plan import Method
-from toolkit.study.spec import ROOT, MethodSpec, Study, check_name, resolve
+from toolkit.study.spec import MethodSpec, Study, check_name, resolve
 
 BASE = "hparams/base.yaml"
 NOT_METHODS = ("base", "embedded")
@@ -60,14 +60,14 @@ def methods_of(study: Study, plugin_folders: Iterable[str] = ()) -> list[Configu
 
     Args:
         study: the study.
-        plugin_folders: see `plugins.load`.
+        plugin_folders: see `plugins.candidates`.
 
     Raises:
         ConfigError: a glob or a name matches nothing.
     """
     recipes = [resolve(spec.recipe) / "hparams" for spec in study.corpora.values()]
-    others = sorted((ROOT / "recipes").glob("*/hparams"))  # a method's file works with any recipe
-    files = configurations([*recipes, *others, *plugins.places(plugin_folders)])
+    others = sorted(places.recipes().glob("*/hparams"))  # a method's file works with any recipe
+    files = configurations([*recipes, *others, *plugins.nearest(plugin_folders)])
     found: dict[str, ConfiguredMethod] = {}
     for spec in study.methods:
         for method in _expand(spec, files):
@@ -108,7 +108,7 @@ def differences_of(file: Path) -> dict[str, Any]:
     tree = _read(file)
     parent = tree.pop("extends", None)
     if parent is not None and Path(parent).stem != Path(BASE).stem:
-        found = differences_of(file.parent / parent)
+        found = differences_of(places.extended(file, parent))
     for key, value in tree.items():
         if isinstance(value, Mapping) and "name" not in value:
             found.update({f"{key}.{inner}": item for inner, item in value.items()})
@@ -134,7 +134,7 @@ def _method_of(file: Path) -> str | None:
     peft = tree.get("peft") if isinstance(tree, Mapping) else None
     if not isinstance(peft, Mapping) or "name" in peft:
         return peft.get("name") if isinstance(peft, Mapping) else peft
-    parent = file.parent / str(tree.get("extends"))
+    parent = places.extended(file, str(tree.get("extends")))
     return _method_of(parent) if parent.is_file() else None
 
 

@@ -20,11 +20,11 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from toolkit import places
 from toolkit.errors import ConfigError, did_you_mean
 from toolkit.settings import Settings, setting
 
 NAME = re.compile(r"[\w.+,=-]+")  # a name that can be a folder's
-ROOT = Path(__file__).resolve().parents[2]
 COPY = "study.yaml"
 
 ELSEWHERE = {
@@ -91,7 +91,7 @@ class MethodSpec(Settings):
         return super().from_plain({"glob": value} if isinstance(value, str) else value, where)
 
     def check(self) -> None:
-        """Require exactly one of `glob` and `hparams`, and a name only for a single configuration."""
+        """Require exactly one of `glob` and `hparams`, and a name only with `hparams`."""
         if (self.glob is None) == (self.hparams is None):
             raise ConfigError("give either 'glob' or 'hparams'")
         if self.name is not None and self.glob is not None:
@@ -209,9 +209,9 @@ def check_name(where: str, name: str) -> None:
 
 
 def resolve(path: str) -> Path:
-    """A path of a study: in the working directory, or else in this checkout."""
+    """A path of a study: in the working directory, or else where the recipes are."""
     here = Path(path)
-    return (here if here.exists() else ROOT / path).resolve()
+    return (here if here.exists() else places.home() / path).resolve()
 
 
 def _check_overrides(where: str, values: Mapping[str, Any]) -> None:

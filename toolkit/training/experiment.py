@@ -15,14 +15,15 @@ import torch
 from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from torch import Tensor
 
-from toolkit import backbones, config, plugins
-from toolkit.backbones.base import Backbone, BackboneSource, FeatureSpec
+from toolkit import backbones, config, places, plugins
+from toolkit.backbones.base import BackboneSource
 from toolkit.config import CommandLine, Configuration
 from toolkit.data.augment import SpecAugment
 from toolkit.data.manifest import Corpus, Manifest, copied, refuse
 from toolkit.errors import ConfigError, ToolkitError, did_you_mean
 from toolkit.features.cache import FeatureCache, content_hashes, default_cache_folder
-from toolkit.features.pipelines import Pipeline
+from toolkit.features.pipeline import Pipeline, pipeline_for
+from toolkit.features.spec import FeatureSpec
 from toolkit.model import AudioClassifier, Pooling
 from toolkit.peft.base import PeftMethod
 from toolkit.registry import CORPORA, PEFT, PIPELINES
@@ -46,7 +47,7 @@ class Experiment:
         configuration: as loaded; its keys are described in the recipe's `hparams/base.yaml`.
         options: the keys that are plain values, checked.
         command: the recipe's train.py and its hparams file as typed, for messages.
-        method, source, corpus, pipeline: the registered things that it composes.
+        method, source, corpus: the registered things that it composes.
     """
 
     configuration: Configuration
@@ -55,7 +56,6 @@ class Experiment:
     method: PeftMethod
     source: BackboneSource
     corpus: Corpus
-    pipeline: Pipeline
 
     @classmethod
     def from_command_line(cls, recipe_file: str, arguments: Sequence[str]) -> "Experiment":
@@ -74,19 +74,21 @@ class Experiment:
     def of(cls, recipe_file: str, command: CommandLine) -> "Experiment":
         """As `from_command_line`, with the command line parsed."""
         recipe = Path(recipe_file).resolve().parent
-        broken = plugins.report(plugins.load(command.plugins))
-        if broken and if_main_process():
-            print(broken, file=sys.stderr)
+        if if_main_process():
+            plugins.discover_and_report(command.plugins)
+        else:
+            plugins.discover(command.plugins)
         loaded, options = configured(command, recipe)
         values = loaded.values
+        if values["pipeline"] is not None:
+            PIPELINES.create(values["pipeline"])  # refuses a wrong one before the backbone is read
         experiment = cls(
             configuration=loaded,
             options=options,
-            command=f"{os.path.relpath(recipe_file)} {command.hparams}",
+            command=_command(Path(recipe_file), command),
             method=PEFT.create(values["peft"]),
             source=backbones.create(values["backbone"]),
             corpus=CORPORA.create(values["corpus"]),
-            pipeline=PIPELINES.create(values["pipeline"]),
         )
         _join_processes(experiment.device)
         return experiment
@@ -122,9 +124,9 @@ class Experiment:
         Raises:
             BackboneError, ConfigError: it cannot be had, or the method cannot work on it.
         """
+        _ = self.pipeline  # refuses one that makes other rows than the backbone reads
+        self._require_spectral()
         backbone = self.source.load(self.options.max_length)
-        self.pipeline.require(backbone.features)
-        _require_spectral(self.configuration.values["augment"], backbone)
         return AudioClassifier(backbone, self.method, num_classes, self.options.pooling)
 
     def introduce(self) -> None:
@@ -145,7 +147,7 @@ class Experiment:
             say(
                 "This is the embedded demonstration (hparams/embedded.yaml): sounds that the "
                 "program makes itself, a small backbone, few epochs.\n"
-                f"The real one: python {self.command} --data_folder PATH_TO_{self.options.recipe}"
+                f"The real one: {self.command} --data_folder PATH_TO_{self.options.recipe}"
             )
 
     def manifest(self) -> Manifest:
@@ -177,7 +179,25 @@ class Experiment:
     @functools.cached_property
     def spec(self) -> FeatureSpec:
         """The features that the backbone reads."""
-        return self.source.load(self.options.max_length).features
+        return self.source.spec(self.options.max_length)
+
+    @functools.cached_property
+    def pipeline(self) -> Pipeline:
+        """What makes the rows: the configured pipeline, or the one that the backbone asks for.
+
+        Raises:
+            ConfigError: it makes another kind of rows than the backbone reads.
+        """
+        return pipeline_for(self.spec, self.configuration.values["pipeline"])
+
+    def _require_spectral(self) -> None:
+        """Refuse SpecAugment on samples."""
+        augment = self.configuration.values["augment"]
+        if not self.spec.spectral and any(isinstance(a, SpecAugment) for a in augment):
+            raise ConfigError(
+                "SpecAugment masks spectrograms, and the backbone "
+                f"'{self.source.registered_name}' reads samples: leave it out with `--augment []`"
+            )
 
     def features(self, clips: pd.DataFrame) -> FeatureCache:
         """Features of the clips, computed by rank 0 where they are not on disk."""
@@ -304,13 +324,12 @@ def configured(command: CommandLine, recipe: Path) -> tuple[Configuration, Optio
     return loaded, options
 
 
-def _require_spectral(augment: Sequence[object], backbone: Backbone) -> None:
-    """Refuse SpecAugment on samples."""
-    if not backbone.features.spectral and any(isinstance(a, SpecAugment) for a in augment):
-        raise ConfigError(
-            f"SpecAugment masks spectrograms, and the backbone '{backbone.name}' reads samples: "
-            "leave it out with `--augment []`"
-        )
+def _command(recipe_file: Path, command: CommandLine) -> str:
+    """What starts a recipe with a configuration, for a user to read."""
+    recipe = recipe_file.resolve().parent
+    if recipe.parent == places.SHIPPED / "recipes":
+        return f"toolkit train {recipe.name} {Path(command.hparams).stem}"
+    return f"python {os.path.relpath(recipe_file)} {command.hparams}"
 
 
 def say(text: str) -> None:

@@ -9,10 +9,13 @@ from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from torch.utils.data import Sampler
 
 from toolkit.bundle import save_bundle
+from toolkit.data.few_shot import few_shot
 from toolkit.data.manifest import Manifest
 from toolkit.data.sampling import TrainingBatches, derive_seed, evaluation_batches
-from toolkit.data.selection import Split, chosen_folds, few_shot, selected
+from toolkit.data.splits import Split, chosen_folds, selected
+from toolkit.features.batch import collate
 from toolkit.features.cache import FeatureCache
+from toolkit.features.dataset import clip_dataset
 from toolkit.results import FoldResult, RunResult, read_run, write_fold
 from toolkit.task import Task, balanced_class_weights, balanced_clip_weights, task_of
 from toolkit.training.brain import ClassificationBrain, TrainingPlan
@@ -211,11 +214,11 @@ class Fold:
         return self.evaluation_loader(clips, brain.rank, brain.world_size)
 
     def _loader(self, clips: pd.DataFrame, batches: Sampler | list) -> SaveableDataLoader:
-        pipeline, workers = self.experiment.pipeline, self.options.num_workers
+        workers = self.options.num_workers
         return SaveableDataLoader(
-            pipeline.dataset(clips, self.job.rows, self.job.cache),
+            clip_dataset(clips, self.job.rows, self.job.cache),
             batch_sampler=batches,
-            collate_fn=pipeline.collate(self.experiment.spec),
+            collate_fn=collate(self.experiment.spec),
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory="cuda" in self.experiment.device,
@@ -260,9 +263,15 @@ class Fold:
             "valid_score": result.valid_score,
             "best_epoch": result.best_epoch,
         }
-        source = self.experiment.source
         write_table(self.folder / "predictions.csv", predictions, classes)
-        save_bundle(self.folder / "bundle", brain.model, source, classes, self.task, origin)
+        save_bundle(
+            self.folder / "bundle",
+            brain.model,
+            classes,
+            self.task,
+            pipeline=self.experiment.pipeline,
+            origin=origin,
+        )
         write_fold(self.folder, result)
         self.job.progress.line(
             f"fold {self.split.test}: {result.metric} {100 * result.score:.1f} % on the test fold, "

@@ -7,6 +7,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
 from toolkit.study.report.load import ALL_SHOTS, Results, grouped, metric_name
+from toolkit.study.report.plots import set_log_scale
 from toolkit.study.report.statistics import t_interval
 
 MOST_LINES = 10
@@ -66,7 +67,7 @@ def draw_scaling(folds: pd.DataFrame) -> Figure:
             swept settings except the first, as text.
     """
     figure, axes = _new("parameters trained outside the head", _score(folds))
-    axes.set_xscale("log")
+    set_log_scale(axes)
     _lines(axes, folds.assign(x=folds["trained"]), ["series", "others"], beside=0)
     return figure
 

@@ -13,6 +13,7 @@ from adjustText import adjust_text
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 
 from toolkit.study.report.load import metric_name
 from toolkit.study.report.tables import Ranking
@@ -106,12 +107,18 @@ def draw_pareto(table: pd.DataFrame, x: str, label: str) -> Figure:
     front = pareto_front(table, x)
     axes.plot(front[x], front["score"], color=MARKED, marker="o", ms=4, lw=1, zorder=2)
     if (table[x] > 0).all() and table[x].max() > 20 * table[x].min():
-        axes.set_xscale("log")
+        set_log_scale(axes)
     axes.set_xlabel(label)
     axes.set_ylabel(f"test {metric_name(table['metric'])} %")
     axes.grid(alpha=0.3)
     _name_points(figure, axes, table, x, set(front["method"]))
     return figure
+
+
+def set_log_scale(axes: Axes) -> None:
+    """Make the x axis logarithmic, with plain numbers such as 10,000 at its decades."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
 
 
 def _name_points(

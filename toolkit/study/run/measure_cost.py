@@ -20,7 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from toolkit.data.manifest import Manifest
 from toolkit.data.sampling import TrainingBatches
 from toolkit.errors import ConfigError
-from toolkit.features.pipelines import Batch
+from toolkit.features.batch import Batch, collate
+from toolkit.features.dataset import clip_dataset
 from toolkit.study.records import Measurement
 from toolkit.task import task_of
 from toolkit.training.brain import ClassificationBrain
@@ -82,9 +83,8 @@ def some_clips(
     """A batch of the first `count` clips, repeated from the first one if there are fewer."""
     cache = experiment.features(manifest.clips)
     rows = pd.Series(range(len(manifest.clips)), index=manifest.clips["id"])
-    dataset = experiment.pipeline.dataset(clips, rows, cache)
-    collate = experiment.pipeline.collate(experiment.spec)
-    return collate([dataset[i % len(clips)] for i in range(count)])
+    dataset = clip_dataset(clips, rows, cache)
+    return collate(experiment.spec)([dataset[i % len(clips)] for i in range(count)])
 
 
 def trainer(

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from toolkit import system
 from toolkit.study.plan import Run
 from toolkit.study.records import Machine, Measurement, Timing, read_timing
 from toolkit.study.run.process import failure_reason, machine
@@ -40,7 +41,8 @@ def take_timings(folder: Path, runs: Sequence[Run], rounds: int) -> Iterator[str
     with machine(shared=False):
         here = describe_machine()
         if here.load_before > BUSY * here.cores:
-            yield f"this machine is busy (load {here.load_before:.1f}): the timings will be less accurate"
+            load = f"{here.load_before:.1f}"
+            yield f"this machine is busy (load {load}): the timings will be less accurate"
         for number in range(1, rounds + 1):
             for run in runs:
                 timing = read_timing(folder, run.step) or Timing(here, [])
@@ -73,17 +75,8 @@ def describe_machine() -> Machine:
     """This machine, with its load at the moment."""
     return Machine(
         host=platform.node(),
-        processor=_processor(),
-        cores=len(os.sched_getaffinity(0)),
+        processor=system.processor(),
+        cores=system.cores(),
         load_before=os.getloadavg()[0],
         date=datetime.now(UTC).date().isoformat(),
     )
-
-
-def _processor() -> str:
-    names = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        if line.startswith("model name")
-    ]
-    return names[0] if names else platform.machine()

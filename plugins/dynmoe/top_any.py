@@ -1,0 +1,179 @@
+"""Top-any gating: every expert decides for itself whether it takes a token.
+
+Guo et al., Dynamic Mixture of Experts (arXiv:2405.14297). An expert's slot is alive or dead; dead
+slots never fire, so experts can be added and removed in training.
+
+Shapes: B clips, T tokens, d width, E slots (alive or dead).
+"""
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from toolkit.routing import dense
+from toolkit.routing.router import Router
+
+MAX_TAU = 100.0
+"""Largest learned factor of the cosines (as in the paper's code)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TopAnyRouting:
+    """Who takes which token.
+
+    Attributes:
+        scores: [B, T, E], sigmoid(tau cos(x, w_e)).
+        fired: [B, T, E], 1 where an expert takes a token, else 0; where it is 1 its gradient is
+            that of `scores - sigmoid(tau G_e)`, elsewhere it has none.
+        uncovered: [B, T], True where no expert fired (before any fallback); never for padding.
+        real: [B, T], bool, tokens that are not padding.
+    """
+
+    scores: Tensor
+    fired: Tensor
+    uncovered: Tensor
+    real: Tensor
+
+    @property
+    def gates(self) -> Tensor:
+        """[B, T, E], `fired` divided by the number of experts that fired (by 1 if none did)."""
+        return self.fired / self.fired.detach().sum(dim=-1, keepdim=True).clamp(min=1)
+
+
+class TopAnyGate(Router):
+    """Expert e fires on x if sigmoid(tau cos(x, w_e)) > sigmoid(tau G_e), i.e. cos > G_e.
+
+    It decides in float32 whatever the precision around it, since a decision is not continuous.
+
+    Args:
+        dim: token width d.
+        slots: E.
+        alive: how many slots are alive at the start: the first ones.
+        tau: factor of the cosines.
+        learn_tau: train it, up to `MAX_TAU`.
+        fallback: in evaluation, a token on which no expert fires goes to its best expert.
+
+    Attributes:
+        keys: w [E, d], orthogonal at the start.
+        thresholds: G [E], 0 at the start.
+        alive: [E], which slots can fire.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        slots: int,
+        alive: int,
+        tau: float = 1.0,
+        learn_tau: bool = False,
+        fallback: bool = True,
+    ) -> None:
+        super().__init__()
+        self.keys = nn.Parameter(torch.empty(slots, dim))
+        self.thresholds = nn.Parameter(torch.zeros(slots))
+        log_tau = math.log(tau)
+        self.log_tau = nn.Parameter(torch.tensor(log_tau)) if learn_tau else log_tau
+        self.register_buffer("alive", torch.arange(slots) < alive)
+        self.fallback = fallback
+        nn.init.orthogonal_(self.keys)
+
+    @property
+    def tau(self) -> Tensor | float:
+        """Factor of the cosines."""
+        if isinstance(self.log_tau, nn.Parameter):
+            return self.log_tau.clamp(max=math.log(MAX_TAU)).exp()
+        return math.exp(self.log_tau)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Tokens [B, T, d] and an optional mask [B, T] of real ones -> gates [B, T, E]."""
+        return self.route(x, mask).gates
+
+    def route(self, x: Tensor, mask: Tensor | None = None) -> TopAnyRouting:
+        """Decide who takes which token; nothing fires on padding.
+
+        Args:
+            x: tokens [B, T, d].
+            mask: [B, T], True where a token is real; None: all are.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            unit = functional.normalize(x.to(self.keys.dtype), dim=-1)
+            cosine = functional.linear(unit, functional.normalize(self.keys, dim=-1))
+            tau = self.tau
+            scores = torch.sigmoid(tau * cosine)
+            margin = scores - torch.sigmoid(tau * self.thresholds)
+            # Compared as cosines: both sigmoids round to 1 where tau is large.
+            real = torch.ones_like(x[..., 0], dtype=torch.bool) if mask is None else mask
+            fires = (cosine > self.thresholds) & self.alive & real[..., None]
+            hard = fires.to(scores.dtype)
+            fired = hard + hard * (margin - margin.detach())  # straight through the sign alone
+            uncovered = real & ~fires.any(dim=-1)
+            if self.fallback and not self.training:
+                best = scores.masked_fill(~self.alive, -1).argmax(dim=-1)
+                one = functional.one_hot(best, len(self.keys)).to(fired.dtype)
+                fired = torch.where(uncovered[..., None], one, fired)
+        return TopAnyRouting(scores, fired, uncovered, real)
+
+
+def diversity(keys: Tensor, alive: Tensor) -> Tensor:
+    """|M * (W W^T - I)|_F of unit-length keys, where M masks all pairs but those that are alive.
+
+    Args:
+        keys: [E, d].
+        alive: [E].
+    """
+    unit = functional.normalize(keys, dim=-1)
+    excess = unit @ unit.T - torch.eye(len(keys), device=keys.device, dtype=keys.dtype)
+    return torch.linalg.matrix_norm(excess * (alive[:, None] & alive))
+
+
+def simplicity(keys: Tensor) -> Tensor:
+    """Mean length of all keys [E, d], dead ones included."""
+    return torch.linalg.vector_norm(keys, dim=-1).mean()
+
+
+def balance(routing: TopAnyRouting, alive: Tensor) -> Tensor:
+    """Alive experts times sum_e (mean gate of e) (share of e), over the tokens that are covered.
+
+    It is 1 if every token goes to one expert and all experts get equally many; the form in which
+    the paper's later code writes the loss of GShard (arXiv:2006.16668).
+    """
+    covered = (routing.real & ~routing.uncovered).sum().clamp(min=1)
+    gates = routing.gates.flatten(0, -2).sum(dim=0) / covered
+    shares = routing.fired.detach().flatten(0, -2).sum(dim=0) / covered
+    return alive.sum() * (gates * shares).sum()
+
+
+def efficiency(routing: TopAnyRouting) -> Tensor:
+    """Mean share of the slots that fire on a token, which the paper's later code penalises."""
+    return routing.fired[routing.real].mean()
+
+
+def metrics(routing: TopAnyRouting, alive: Tensor) -> dict[str, Tensor]:
+    """Statistics of a gate, averaged over clips and tokens; detached.
+
+    Returns:
+        load, gate_entropy: those of `dense.metrics`, of the averaged gates.
+        usage: [E], share of the tokens on which each expert fires.
+        active_mean: mean number of experts that fire on a token.
+        active_hist: [E + 1], share of the tokens on which 0, 1, ... E experts fire.
+        uncovered: share of the tokens on which none fires, before the fallback.
+        alive: number of alive slots.
+        unused: share of these that fire on no token.
+    """
+    fired = (routing.fired.detach()[routing.real] > 0).float()
+    active = fired.sum(dim=-1)
+    counts = torch.arange(len(alive) + 1, device=active.device)
+    usage = fired.flatten(0, -2).mean(dim=0)
+    number = alive.sum().float()
+    return {
+        **dense.metrics(routing.gates[routing.real]),
+        "usage": usage,
+        "active_mean": active.mean(),
+        "active_hist": (active.flatten()[:, None] == counts).float().mean(dim=0),
+        "uncovered": routing.uncovered[routing.real].float().mean(),
+        "alive": number,
+        "unused": ((usage == 0) & alive).sum() / number,
+    }

@@ -1,0 +1,66 @@
+"""Bundles of random mixtures, and the commands that change and use them."""
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from toolkit.backbones.ast import ASTTiny
+from toolkit.bundle import load_bundle, save_bundle
+from toolkit.cli import main
+from toolkit.inference.predict import predict
+from toolkit.model import AudioClassifier
+from toolkit.registry import CORPORA, PEFT
+from toolkit.task import ONE_CLASS
+
+TINY_CORPUS = {"name": "synthetic", "clips_per_class": 5}
+
+
+def tiny_bundle(folder: Path, name: str, **settings: Any) -> Path:
+    """The bundle of a method on the embedded backbone, whose trained tensors are all random.
+
+    Args:
+        folder: gets `bundle` and, in `corpus`, the embedded corpus with five clips per class.
+        name: of the method.
+        settings: of it.
+    """
+    manifest = CORPORA.create(TINY_CORPUS).manifest(folder / "corpus")
+    source, method = ASTTiny(), PEFT.create({"name": name, **settings})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AudioClassifier(source.load(64), method, len(manifest.classes), "all").eval()
+        with torch.no_grad():
+            for parameter in model.trainable().values():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    origin = {"test_fold": 2}
+    return save_bundle(folder / "bundle", model, manifest.classes, ONE_CLASS, origin=origin)
+
+
+def change_bundle(verb: str, bundle: Path, tool: str, output: str, *options: str) -> Path:
+    """`toolkit compress` or `toolkit prune` on a `tiny_bundle`.
+
+    Args:
+        verb: compress or prune.
+        bundle: where it is.
+        tool: the method.
+        output: the name of the new bundle, which will lie beside the old one.
+        options: settings of the tool as on the command line.
+    """
+    new, corpus = bundle.with_name(output), bundle.with_name("corpus")
+    where = ["--corpus", "synthetic:clips_per_class=5", "--data_folder", str(corpus)]
+    main([verb, str(bundle), "--method", tool, "-o", str(new), *where, *options])
+    return new
+
+
+def check_prediction(bundle: Path) -> None:
+    """`toolkit predict` on a clip of the corpus beside a `tiny_bundle` or what was made of it."""
+    clip, printed = next(bundle.with_name("corpus").rglob("*.wav")), io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        main(["predict", str(bundle), str(clip), "--json"])
+    loaded, found = load_bundle(bundle), json.loads(printed.getvalue())["probabilities"]
+    expected = next(predict(loaded, [clip])).probabilities
+    torch.testing.assert_close(torch.tensor([found[name] for name in loaded.classes]), expected)
+    assert abs(sum(found.values()) - 1) < 1e-5

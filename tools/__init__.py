@@ -1,0 +1,1 @@
+"""Programs for developing the toolkit itself, run from the root of a checkout."""
