@@ -427,7 +427,7 @@ def test_results_open_without_the_plugin_that_made_them(tmp_path: Path) -> None:
     assert set(table["method"]) == {"odd,lr=1", "odd,lr=2", "lora"}
     assert set(tables.factors(results)["factor"]) == {"lr"}
     (folder / "plan.json").unlink()
-    with pytest.raises(ConfigError, match="'odd' is no configuration of a method"):
+    with pytest.raises(ConfigError, match="'odd' is not the configuration of a method"):
         Results.read(folder)
 
 
