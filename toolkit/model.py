@@ -103,7 +103,7 @@ class AudioClassifier(nn.Module):
     Args:
         backbone: frozen, as loaded; the method is applied to it here.
         method: how it is adapted.
-        num_classes: C.
+        num_classes: C; 0: no head, the model returns pooled tokens [B, d].
         pooling: `mean` (over the patches; `patches` says the same), `cls` (mean of the special
             tokens, e.g. CLS and DIST), `first` (CLS alone), `all` (mean over every token, as the
             papers' code does), with prompts `prompts` or `prompts+patches`, and `weighted` (mean
@@ -131,7 +131,7 @@ class AudioClassifier(nn.Module):
             )
         self.backbone = backbone
         self.layers = WeightedLayers(backbone) if pooling == "weighted" else None
-        self.head = nn.Linear(backbone.dim, num_classes)
+        self.head = nn.Linear(backbone.dim, num_classes) if num_classes else nn.Identity()
 
     def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Normalised features -> logits [B, C].

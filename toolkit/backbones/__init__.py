@@ -5,11 +5,33 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from toolkit.backbones.base import Backbone, BackboneSource
 from toolkit.errors import BackboneError
 from toolkit.registry import BACKBONES
 
 
-def create(config: Mapping[str, Any]) -> Any:
+def load_backbone(name: str, max_length: int = 1000, **settings: Any) -> Backbone:
+    """A pretrained backbone with its weights, in eval mode.
+
+    Args:
+        name: a registered name (`toolkit.list_registered("backbone")`), a folder written by
+            `save_pretrained`, or a hub id (`owner/model`).
+        max_length: the longest clip that it reads, in frames of 10 ms.
+        settings: settings of the backbone's family; `toolkit.describe("backbone", name)` lists
+            them.
+
+    Raises:
+        UnknownName: no such backbone.
+        ConfigError: an unknown or impossible setting.
+        BackboneError: the weights cannot be found, or do not fit.
+    """
+    source = create({"name": name, **settings})
+    backbone = source.load(max_length)
+    backbone.source = source
+    return backbone
+
+
+def create(config: Mapping[str, Any]) -> BackboneSource:
     """The backbone source that a configuration names.
 
     Args:

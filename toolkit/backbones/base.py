@@ -137,7 +137,7 @@ class Backbone(nn.Module, ABC):
         self._sites: list[dict[str, Site]] = []
         for number, path in enumerate(blocks):
             block = _find(model, path)
-            width = _find(block, roles["norm.mhsa"]).normalized_shape[-1]
+            width = _width(block, roles, dim)
             self._names[path] = f"blocks.{number}"
             places = {"block": _site(model, path, width, number, "block")}
             for role, part in roles.items():
@@ -312,6 +312,15 @@ def _site(root: nn.Module, path: str, dim: int, block: int, role: str) -> Site:
     parent = _find(root, head) if head else root
     in_dim, out_dim = (getattr(module, f"{end}_features", dim) for end in ("in", "out"))
     return Site(block, role, parent, attribute, in_dim, out_dim)
+
+
+def _width(block: nn.Module, roles: Mapping[str, str], dim: int) -> int:
+    """Width of a block's tokens: that of its layer norm, or the backbone's if it has none."""
+    for role in ("norm.mhsa", "norm.ffn"):
+        norm = _find(block, roles[role]) if role in roles else None
+        if isinstance(norm, nn.LayerNorm):
+            return norm.normalized_shape[-1]
+    return dim
 
 
 def _find(model: nn.Module, path: str) -> nn.Module:

@@ -1,76 +1,72 @@
-"""Prediction with a bundle: files -> labels and probabilities, long files in windows."""
+"""Prediction with a bundle: clips -> labels and probabilities, long clips in windows."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from toolkit.bundle import Bundle
-from toolkit.features.cache import Segment
-from toolkit.features.pipelines import padded
-from toolkit.model import AudioClassifier
-from toolkit.registry import PIPELINES
+from toolkit.inference.clips import Clip, name_of, rows_of
+from toolkit.inference.windows import in_windows
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What a file is.
+    """What a clip is.
 
     Attributes:
-        path: the file.
+        path: the file; `clip 3` for the third clip if it was an array.
+        classes: C names, in the order of the probabilities.
         probabilities: [C], the mean over its windows.
-        windows: [W, C], one row a window.
+        windows: [W, C], one row per window.
     """
 
     path: str
+    classes: list[str]
     probabilities: Tensor
     windows: Tensor
 
-    def top(
-        self, classes: list[str], count: int, probabilities: Tensor | None = None
-    ) -> list[tuple[str, float]]:
-        """The most probable classes, of the file or of one window's `probabilities`."""
+    @property
+    def label(self) -> str:
+        """The most probable class."""
+        return self.classes[int(self.probabilities.argmax())]
+
+    def top(self, count: int, probabilities: Tensor | None = None) -> list[tuple[str, float]]:
+        """The most probable classes with their probabilities, the most probable first.
+
+        Args:
+            count: how many.
+            probabilities: [C], of one of the windows; None: of the whole clip.
+        """
         chosen = self.probabilities if probabilities is None else probabilities
-        values, indices = chosen.topk(min(count, len(classes)))
-        return [(classes[i], p) for i, p in zip(indices.tolist(), values.tolist(), strict=True)]
+        values, indices = chosen.topk(min(count, len(self.classes)))
+        return [(self.classes[i], p) for i, p in zip(indices.tolist(), values.tolist(), strict=True)]
 
 
 @torch.inference_mode()
 def predict(
-    bundle: Bundle, paths: Iterable[str | Path], device: str = "cpu", batch_size: int = 16
+    bundle: Bundle, clips: Iterable[Clip], device: str = "cpu", batch_size: int = 16
 ) -> Iterator[Prediction]:
-    """Classify files; one longer than the backbone reads is cut into windows, the last one padded.
+    """Classify clips; one that is longer than the backbone reads is cut into windows.
+
+    Args:
+        bundle: from `load_bundle`.
+        clips: files, or pairs of samples ([S] or [channels, S], in [-1, 1]) and rate in Hz.
+        device: where to compute.
+        batch_size: windows computed at once.
+
+    Yields:
+        a prediction per clip, in the order of the clips.
 
     Raises:
-        DataError: a file cannot be read.
+        DataError: a file that cannot be read, or an array that is not sound.
     """
-    model, spec = bundle.model.to(device), bundle.features
-    pipeline = PIPELINES.create(spec.kind)
-    for path in paths:
-        rows = pipeline.rows(Segment(str(path)), spec)
-        windows = split_windows(rows, spec.rows)
-        chunks = [windows[i : i + batch_size] for i in range(0, len(windows), batch_size)]
-        logits = torch.cat([_logits(model, chunk, device) for chunk in chunks])
+    model = bundle.model.to(device)
+    for number, clip in enumerate(clips, start=1):
+        rows = rows_of(clip, bundle.pipeline, bundle.features)
+        logits = in_windows(rows, bundle.features, model.logits, device, batch_size)
         probabilities = bundle.probabilities(logits)
-        yield Prediction(str(path), probabilities.mean(dim=0), probabilities)
-
-
-def _logits(model: AudioClassifier, windows: list[Tensor], device: str) -> Tensor:
-    """[W, C]."""
-    rows, lengths = padded([window.numpy() for window in windows], model.backbone.features)
-    lengths = None if lengths is None else lengths.to(device)
-    return model.logits(rows.to(device), lengths).cpu()
-
-
-def split_windows(rows: Tensor, length: int) -> list[Tensor]:
-    """Rows [T, F] -> windows [length, F], and a last shorter one if it is not a sliver.
-
-    A rest shorter than a tenth of a window is left out (unless it is all there is): it would weigh
-    as much as a full one and is mostly padding.
-    """
-    windows = list(rows.split(length))
-    if len(windows) > 1 and len(windows[-1]) < length / 10:
-        windows.pop()
-    return windows
+        yield Prediction(
+            name_of(clip, number), bundle.classes, probabilities.mean(dim=0), probabilities
+        )

@@ -1,0 +1,116 @@
+"""What is registered, and the settings of one such thing, as data and as text."""
+
+import dataclasses
+import typing
+
+from toolkit.errors import UnknownName, did_you_mean
+from toolkit.registry import REGISTRIES, Registry
+from toolkit.settings import Settings, type_name
+
+
+@dataclasses.dataclass(frozen=True)
+class SettingDescription:
+    """One setting.
+
+    Attributes:
+        name: as in a configuration.
+        type: as a user reads it, e.g. `"int or none"`.
+        default: its value where nothing is said.
+        doc: what it does.
+    """
+
+    name: str
+    type: str
+    default: object
+    doc: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """One registered thing.
+
+    Attributes:
+        name: as in a configuration.
+        summary: the first line of its docstring.
+        source: paper, or `"not given"`.
+        origin: `file:line` of its definition.
+        settings: in the order of its definition.
+    """
+
+    name: str
+    summary: str
+    source: str
+    origin: str
+    settings: tuple[SettingDescription, ...]
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.name}: {self.summary}",
+            f"source: {self.source}; defined at {self.origin}",
+            "settings:" if self.settings else "settings: none",
+        ]
+        for setting in self.settings:
+            lines.append(f"  {setting.name} = {setting.default!r}  ({setting.type})")
+            if setting.doc:
+                lines.append(f"      {setting.doc}")
+        return "\n".join(lines)
+
+
+def list_registered(kind: str, pattern: str = "*") -> list[str]:
+    """Names of what is registered, sorted; imports neither torch nor the things themselves.
+
+    Args:
+        kind: `peft`, `backbone`, `corpus`, `pipeline`, `tool` or `search`.
+        pattern: shell-style, such as `"*lora*"`.
+
+    Raises:
+        UnknownName: there is no such registry.
+    """
+    return registry_of(kind).names(pattern)
+
+
+def describe(kind: str, name: str) -> Description:
+    """The settings, defaults and source of one registered thing; `print` shows them as text.
+
+    Args:
+        kind: see `list_registered`.
+        name: registered name.
+
+    Raises:
+        UnknownName: there is no such registry or name; the nearest ones are suggested.
+    """
+    entry = registry_of(kind).entry(name)
+    assert entry.target is not None
+    return Description(
+        name=entry.name,
+        summary=entry.description,
+        source=str(entry.metadata.get("paper", "not given")),
+        origin=entry.origin,
+        settings=tuple(_settings(entry.target)),
+    )
+
+
+def registry_of(kind: str) -> Registry[typing.Any]:
+    """The registry of a kind, which may be in the plural.
+
+    Raises:
+        UnknownName: there is no such registry.
+    """
+    singular = {"backbones": "backbone", "corpora": "corpus", "pipelines": "pipeline"}
+    kind = singular.get(kind, kind)
+    if kind not in REGISTRIES:
+        raise UnknownName(
+            f"there is no registry '{kind}'{did_you_mean(kind, REGISTRIES)} "
+            f"(known: {', '.join(REGISTRIES)})"
+        )
+    return REGISTRIES[kind]
+
+
+def _settings(target: type[Settings]) -> typing.Iterator[SettingDescription]:
+    hints = typing.get_type_hints(target)
+    for field in dataclasses.fields(target):  # type: ignore[arg-type]
+        factory = field.default_factory
+        default = field.default if factory is dataclasses.MISSING else factory()
+        yield SettingDescription(
+            field.name, type_name(hints[field.name]), default, field.metadata.get("doc", "")
+        )

@@ -1,0 +1,77 @@
+"""Clips as people have them (files, arrays with a rate) -> rows that a backbone reads."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from toolkit.backbones.base import Backbone
+from toolkit.errors import DataError
+from toolkit.features.audio import resampled
+from toolkit.features.batch import padded
+from toolkit.features.cache import Segment
+from toolkit.features.pipeline import Pipeline, pipeline_for
+from toolkit.features.spec import FeatureSpec
+
+Clip = str | Path | tuple[np.ndarray | Tensor, int]
+"""A file, or samples [S] or [channels, S] in [-1, 1] and their rate in Hz."""
+
+
+def rows_of(clip: Clip, pipeline: Pipeline, spec: FeatureSpec) -> Tensor:
+    """Rows [T, F] of a whole clip, neither normalised nor cut.
+
+    Raises:
+        DataError: a file that cannot be read, or an array that is not sound.
+    """
+    if isinstance(clip, str | Path):
+        return pipeline.read(Segment(str(clip)), spec)
+    samples, rate = clip
+    return pipeline.rows(_mono(samples, rate, spec.sample_rate), spec)
+
+
+def read_clips(
+    clips: Iterable[Clip], backbone: Backbone, pipeline: Pipeline | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """A batch of clips as a backbone reads them, for `AudioClassifier.logits`.
+
+    Args:
+        clips: B files, or pairs of samples ([S] or [channels, S], in [-1, 1]) and rate in Hz.
+        backbone: reads them; a clip that is longer than it reads is cut at its end.
+        pipeline: makes rows of samples; None: the backbone's own.
+
+    Returns:
+        rows [B, T, F], not normalised, and the real rows of each clip [B]; None instead of these
+        where the backbone takes padding for sound.
+
+    Raises:
+        DataError: a file that cannot be read, or an array that is not sound.
+    """
+    spec = backbone.features
+    made = pipeline_for(spec) if pipeline is None else pipeline
+    return padded([rows_of(clip, made, spec).numpy() for clip in clips], spec)
+
+
+def name_of(clip: Clip, number: int) -> str:
+    """What a clip is called: its path, or `clip 3` for the third array."""
+    return str(clip) if isinstance(clip, str | Path) else f"clip {number}"
+
+
+def _mono(samples: np.ndarray | Tensor, rate: int, wanted: int) -> Tensor:
+    array = np.asarray(samples, dtype=np.float32)
+    if array.ndim == 1:
+        array = array[None]
+    if array.ndim != 2 or array.size == 0:
+        raise DataError(
+            f"an array of shape {tuple(np.shape(samples))} is not a clip: give samples [S] or "
+            "[channels, S] with their rate"
+        )
+    if array.shape[0] > array.shape[1]:
+        raise DataError(
+            f"an array of shape {tuple(array.shape)} has more channels than samples: give it as "
+            "[channels, S]"
+        )
+    if rate < 1:
+        raise DataError(f"a rate of {rate} Hz is not one: give the samples' rate in Hz")
+    return torch.from_numpy(resampled(array.mean(axis=0), rate, wanted, "the array"))
