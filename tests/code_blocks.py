@@ -51,7 +51,7 @@ def blocks(page: Path) -> Iterator[Block]:
             above = line if line.strip() else above
             continue
         closing = f"{opened['indent']}```"
-        code = itertools.takewhile(lambda text: text != closing, (text for _, text in lines))
+        code = list(itertools.takewhile(closing.__ne__, (text for _, text in lines)))
         title, reason = TITLE.search(opened["options"]), NOT_RUN.fullmatch(above)
         yield Block(
             place=f"{page}:{number}",
