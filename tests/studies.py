@@ -13,7 +13,16 @@ import pandas as pd
 from recipe import ROOT
 
 from toolkit.study.plan import Planner, Run
-from toolkit.study.records import DONE, FAILED, Record, Timing
+from toolkit.study.records import (
+    DONE,
+    FAILED,
+    Curves,
+    FoldOutcome,
+    Outcome,
+    OutcomeParameters,
+    Record,
+    Timing,
+)
 from toolkit.study.run.queue import Benchmark
 from toolkit.study.spec import Cell, Study
 
@@ -55,10 +64,12 @@ for truth, answer in zip(truths, answers):
     counts[truth][answer] += 1
 accuracy = (counts[0][0] + counts[1][1]) / len(truths)
 history = [
-    {"train_loss": 1 / n, "valid_loss": 1 / n, "valid_accuracy": n / 4, "train_seconds": 0.5,
+    {"epoch": n, "lr": 0.1, "train_loss": 1 / n, "valid_loss": 1 / n, "valid_score": n / 4,
+     "metric": "accuracy", "train_seconds": 0.5, "valid_seconds": 0.1, "auxiliary": {},
      "statistics": {}}
     for n in (1, 2, 3)
 ]
+parameters = {"method": 10, "head": 2, "total": 102}
 (output / "bundle").mkdir(parents=True, exist_ok=True)
 (output / f"fold-{fold}").mkdir(exist_ok=True)
 header = {"blocks.0.ffn.weight": {"dtype": "F32", "shape": [3, 4], "data_offsets": [0, 48]}}
@@ -70,15 +81,22 @@ head += b" " * (-len(head) % 8)
 rows = [f"{i}.wav,{fold},{names[t]},{names[a]}" for i, (t, a) in enumerate(zip(truths, answers))]
 (output / "predictions.csv").write_text("\\n".join(["id,fold,truth,prediction", *rows]) + "\\n")
 (output / f"fold-{fold}" / "fold.json").write_text(json.dumps({
-    "test_fold": fold, "test_accuracy": accuracy, "confusion": counts, "valid_accuracy": 0.75,
-    "best_epoch": 3, "training_clips": 30, "history": history, "metrics": {"uar": accuracy},
+    "test_fold": fold, "valid_fold": 0, "train_folds": [], "metric": "accuracy",
+    "score": accuracy, "valid_score": 0.75, "best_epoch": 3, "per_class": [None, None],
+    "metrics": {"accuracy": accuracy, "uar": accuracy}, "confusion": counts,
+    "parameters": parameters, "peak_memory_bytes": 2**20, "training_clips": 30,
+    "history": history,
 }))
 (output / "result.json").write_text(json.dumps({
-    "recipe": "Quick", "method": method, "corpus": "two classes", "classes": names,
-    "device": "cpu", "seconds_per_epoch": 0.5, "peak_memory_bytes": 2**20, "peft": {},
-    "backbone": {}, "configuration": {}, "toolkit": "0", "commit": "0", "python": "3",
-    "packages": {}, "accuracy": {"folds": {str(fold): accuracy}},
-    "parameters": {"method": 10, "head": 2, "total": 102},
+    "recipe": "Quick", "hparams": method, "method": method, "corpus": "two classes",
+    "embedded": False, "classes": names, "folds_of_corpus": [fold], "metric": "accuracy",
+    "metrics": {"accuracy": {"mean": accuracy, "std": None}},
+    "score": {"folds": {str(fold): accuracy}, "mean": accuracy, "std": None,
+              "per_class": [None, None]},
+    "valid_score": {str(fold): 0.75}, "best_epoch": {str(fold): 3}, "confusion": counts,
+    "parameters": parameters, "seconds_per_epoch": 0.5, "peak_memory_bytes": 2**20, "seed": 0,
+    "device": "cpu", "peft": {}, "backbone": {}, "configuration": {}, "configuration_hash": "",
+    "toolkit": "0", "commit": "0", "python": "3", "packages": {},
 }))
 '''
 
@@ -178,7 +196,7 @@ def made_up(
     return study
 
 
-def _outcome(place: Path, cell: Cell, skill: float, number: int) -> dict[str, object]:
+def _outcome(place: Path, cell: Cell, skill: float, number: int) -> Outcome:
     rng = np.random.default_rng(number)
     truth = np.repeat(np.arange(len(CLASSES)), CLIPS)
     wrong = (truth + rng.integers(1, len(CLASSES), truth.size)) % len(CLASSES)
@@ -197,30 +215,29 @@ def _outcome(place: Path, cell: Cell, skill: float, number: int) -> dict[str, ob
     table.to_csv(place / "train" / "predictions.csv", index=False)
     accuracy = float(np.mean(truth == answer))
     curve = np.linspace(0.3, accuracy, 4).tolist()
-    fold = {
-        "fold": cell.fold, "accuracy": accuracy, "uar": accuracy, "valid_accuracy": accuracy,
-        "entropy": 0.9, "busiest": 0.25,
-        "best_epoch": 4, "epoch_to_95": 3, "training_clips": 72, "confusion": counts.tolist(),
-        "curves": {
-            "train_loss": [2.0, 1.0, 0.5, 0.4], "valid_loss": [2.1, 1.2, 0.8, 0.7],
-            "valid_accuracy": curve, "train_seconds": [1.0, 1.0, 1.0, 1.0],
-        },
-    }  # fmt: skip
-    return {
-        "recipe": "Made", "method": cell.method, "corpus": cell.corpus, "classes": CLASSES,
-        "device": "cpu", "seconds_per_epoch": 1.0, "peak_memory_bytes": 64 * 2**20,
-        "peft": {"name": cell.method}, "backbone": {"name": cell.backbone},
-        "configuration": {"lr": 0.01, "seed": cell.seed}, "toolkit": "0.1", "commit": "abc",
-        "python": "3.11", "packages": {"torch": "2"}, "folds": [fold],
-        "parameters": {
-            "method": round(10_000 * skill), "head": 100, "total": 1_000_100, "stored": 10_100,
-            "active": 5_000,
-        },
-        "bundle_bytes": 40_960,
-    }  # fmt: skip
+    curves = Curves(
+        train_loss=[2.0, 1.0, 0.5, 0.4], valid_loss=[2.1, 1.2, 0.8, 0.7], valid_score=curve,
+        train_seconds=[1.0, 1.0, 1.0, 1.0],
+    )  # fmt: skip
+    fold = FoldOutcome(
+        fold=cell.fold, score=accuracy, uar=accuracy, valid_score=accuracy, best_epoch=4,
+        epoch_to_95=3, training_clips=72, confusion=counts.tolist(), curves=curves, entropy=0.9,
+        busiest=0.25,
+    )  # fmt: skip
+    parameters = OutcomeParameters(
+        method=round(10_000 * skill), head=100, total=1_000_100, stored=10_100, active=5_000
+    )
+    return Outcome(
+        recipe="Made", method=cell.method, corpus=cell.corpus, metric="accuracy", classes=CLASSES,
+        device="cpu", seconds_per_epoch=1.0, peak_memory_bytes=64 * 2**20,
+        peft={"name": cell.method}, backbone={"name": cell.backbone},
+        configuration={"lr": 0.01, "seed": cell.seed}, toolkit="0.1", commit="abc",
+        python="3.11", packages={"torch": "2"}, folds=[fold], parameters=parameters,
+        bundle_bytes=40_960,
+    )  # fmt: skip
 
 
-def _record(cell: Cell, outcome: dict[str, object] | None) -> Record:
+def _record(cell: Cell, outcome: Outcome | None) -> Record:
     return Record(
         cell=cell, digest="d", step=f"step-{cell.method}",
         status=FAILED if outcome is None else DONE,

@@ -12,6 +12,7 @@ from toolkit.errors import BundleError
 from toolkit.inference.predict import split_windows
 from toolkit.model import AudioClassifier
 from toolkit.registry import PEFT
+from toolkit.task import ONE_CLASS, SEVERAL_CLASSES, Task
 
 NAMES = ["dog", "rain", "siren"]
 
@@ -23,7 +24,7 @@ def _saved(folder: Path, method: str = "soft_moa") -> AudioClassifier:
     with torch.no_grad():
         for parameter in model.trainable().values():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    save_bundle(folder, model, source, NAMES, {"corpus": "none"})
+    save_bundle(folder, model, NAMES, ONE_CLASS, origin={"corpus": "none"})
     return model
 
 
@@ -34,7 +35,7 @@ def test_round_trip(method: str, tmp_path: Path) -> None:
     features = torch.randn(2, 64, 128)
     with torch.no_grad():
         assert torch.equal(loaded.model(features), model(features))
-    assert loaded.classes == NAMES
+    assert loaded.classes == NAMES and loaded.task is ONE_CLASS
     assert {f.name for f in (tmp_path / "bundle").iterdir()} == {
         "bundle.json",
         "weights.safetensors",
@@ -51,6 +52,34 @@ def test_saving_again_replaces_the_old_one(tmp_path: Path) -> None:
 def _edit(folder: Path, **changes: object) -> None:
     info = json.loads((folder / "bundle.json").read_text())
     (folder / "bundle.json").write_text(json.dumps({**info, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("origin", "task"),
+    [
+        ({"multi_label": True}, SEVERAL_CLASSES),
+        ({"multi_label": False}, ONE_CLASS),
+        ({"corpus": "none"}, ONE_CLASS),
+    ],
+)
+def test_a_bundle_from_before_tasks_had_names(
+    origin: dict[str, object], task: Task, tmp_path: Path
+) -> None:
+    _saved(tmp_path / "bundle", "lora")
+    file = tmp_path / "bundle" / "bundle.json"
+    info = json.loads(file.read_text())
+    del info["task"]
+    file.write_text(json.dumps({**info, "origin": origin}))
+    bundle, logits = load_bundle(tmp_path / "bundle"), torch.randn(2, 3)
+    assert bundle.task is task
+    torch.testing.assert_close(bundle.probabilities(logits), task.probabilities(logits))
+
+
+def test_an_unknown_task_is_refused(tmp_path: Path) -> None:
+    _saved(tmp_path / "bundle", "lora")
+    _edit(tmp_path / "bundle", task="counting")
+    with pytest.raises(BundleError, match=r"task 'counting'.*known: one_class, several_classes"):
+        load_bundle(tmp_path / "bundle")
 
 
 def test_damage_is_named(tmp_path: Path) -> None:

@@ -11,15 +11,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from recipe import ROOT
+from torch.distributions import Bernoulli, Categorical, kl_divergence
 
 from toolkit.bundle import load_bundle
 from toolkit.data.corpora.miniature import write_tones
+from toolkit.data.few_shot import few_shot
 from toolkit.data.sampling import TrainingBatches
-from toolkit.data.selection import few_shot
 from toolkit.features.audio import read_audio
 from toolkit.features.cache import Segment, segments_of
 from toolkit.metrics import average_precision, average_recall
-from toolkit.task import ManyClasses, OneClass, balanced_class_weights, balanced_clip_weights
+from toolkit.results import RunResult, read_fold, read_run
+from toolkit.task import (
+    ONE_CLASS,
+    SEVERAL_CLASSES,
+    TASKS,
+    Task,
+    balanced_class_weights,
+    balanced_clip_weights,
+)
 from toolkit.training.experiment import Experiment
 from toolkit.training.folds import cross_validate
 
@@ -52,8 +61,8 @@ def test_mean_average_precision_leaves_out_absent_classes() -> None:
     probabilities = [[0.9, 0.2, 0.5], [0.8, 0.6, 0.1], [0.1, 0.9, 0.2]]
     table = pd.DataFrame({"truth": [(0,), (), (0, 1)], "probabilities": probabilities})
     # Class 0: ranks 1 and 3 -> (1 + 2/3) / 2; class 1: rank 1 -> 1; class 2 has no clips.
-    assert ManyClasses().score(table) == pytest.approx(((1 + 2 / 3) / 2 + 1) / 2)
-    assert ManyClasses().details(table, 3)["per_class"][2] is None
+    assert SEVERAL_CLASSES.score(table) == pytest.approx(((1 + 2 / 3) / 2 + 1) / 2)
+    assert SEVERAL_CLASSES.evaluate(table, 3).per_class[2] is None
     assert average_recall(np.array([[3, 1], [0, 2]])) == pytest.approx((0.75 + 1) / 2)
     assert average_recall(np.array([[3, 1], [0, 0]])) == pytest.approx(0.75)
     assert average_recall(np.array([[3, 1, 0], [0, 0, 0], [2, 0, 2]])) == pytest.approx(0.625)
@@ -64,7 +73,7 @@ def test_many_classes_loss_against_a_loop() -> None:
     logits = torch.randn(4, 3, generator=generator)
     labels = torch.tensor([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]])
     weights = torch.tensor([0.5, 2.0, 1.0])
-    task = ManyClasses()
+    task = SEVERAL_CLASSES
     total = 0.0
     for row in range(4):
         for column in range(3):
@@ -86,7 +95,30 @@ def test_one_class_loss_with_weights_and_mixed_targets() -> None:
     targets = torch.tensor([[1.0, 0, 0, 0], [0.3, 0.7, 0, 0], [0, 0, 0, 1]])
     weights = torch.tensor([1.0, 3.0, 0.5, 2.0])
     expected = -(weights * targets * logits.log_softmax(-1)).sum(-1).mean()
-    torch.testing.assert_close(OneClass().training_loss(logits, targets, 0.0, weights), expected)
+    torch.testing.assert_close(ONE_CLASS.training_loss(logits, targets, 0.0, weights), expected)
+
+
+def test_divergence_is_the_symmetric_kl() -> None:
+    torch.manual_seed(0)
+    a, b = torch.randn(2, 9, 5).unbind()
+    for task, kind in ((ONE_CLASS, Categorical), (SEVERAL_CLASSES, Bernoulli)):
+        p, q = kind(logits=a), kind(logits=b)
+        expected = 0.5 * (kl_divergence(p, q) + kl_divergence(q, p)).mean()
+        torch.testing.assert_close(task.divergence(a, b), expected)
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))
+def test_divergence_is_symmetric_not_negative_and_zero_for_equals(task: Task) -> None:
+    torch.manual_seed(0)
+    for scale in (1e-3, 1.0, 100.0):
+        a, b = (scale * torch.randn(2, 50, 5)).unbind()
+        assert task.divergence(a, b).item() >= 0
+        torch.testing.assert_close(task.divergence(a, b), task.divergence(b, a))
+        assert task.divergence(a, a).item() == 0
+    logits = torch.randn(2, 4, 5, requires_grad=True)
+    task.divergence(*logits.unbind()).backward()
+    assert (logits.grad.flatten(1).abs().sum(dim=1) > 0).all()  # both predictions
+    assert task.divergence(*torch.randn(2, 3, 5).bfloat16().unbind()).dtype == torch.float32
 
 
 def test_balanced_weights() -> None:
@@ -140,7 +172,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(recipe: str, *arguments: object) -> dict:
+def run(recipe: str, *arguments: object) -> RunResult:
     """The result of a recipe on its miniature, in debug mode, in the working directory."""
     words = [*map(str, arguments), "--debug", "--output_folder", "out", "--noprogressbar", "true"]
     train = ROOT / "recipes" / recipe / "train.py"
@@ -162,10 +194,10 @@ def test_every_recipe_runs_on_its_miniature(
     recipe: str, arguments: list, tested: list[int], elsewhere: Path
 ) -> None:
     result = run(recipe, *arguments)
-    assert result["recipe"] == recipe and result["embedded"]
-    assert result["folds_of_corpus"] == tested and result["metric"] == "accuracy"
-    assert result["metrics"]["accuracy"]["mean"] == result["accuracy"]["mean"]
-    assert 0 <= result["metrics"]["uar"]["mean"] <= 1
+    assert result.recipe == recipe and result.embedded
+    assert result.folds_of_corpus == tested and result.metric == "accuracy"
+    assert result.metrics["accuracy"].mean == result.score.mean
+    assert 0 <= result.metrics["uar"].mean <= 1
 
 
 def test_many_labels_through_a_recipe(elsewhere: Path) -> None:
@@ -176,15 +208,26 @@ def test_many_labels_through_a_recipe(elsewhere: Path) -> None:
         "true", "--label_smoothing", "0.1", "--augment", mixup,
     )  # fmt: skip
     predictions = pd.read_csv(elsewhere / "out-debug" / "predictions.csv", keep_default_na=False)
-    assert result["metric"] == "mAP" and result["confusion"] is None
+    assert result.metric == "mAP" and result.confusion is None
+    assert result == read_run(elsewhere / "out-debug")
     names = [set(text.split(";")) for text in predictions["truth"]]
-    truth = np.array([[name in own for name in result["classes"]] for own in names])
-    scores = predictions[[f"p_{name}" for name in result["classes"]]].to_numpy()
+    truth = np.array([[name in own for name in result.classes] for own in names])
+    scores = predictions[[f"p_{name}" for name in result.classes]].to_numpy()
     expected = [precision_by_thresholds(t, s)
                 for t, s in zip(truth.T, scores.T, strict=True) if t.any()]  # fmt: skip
-    assert result["accuracy"]["mean"] == pytest.approx(np.mean(expected))
+    assert result.score.mean == pytest.approx(np.mean(expected))
     bundle = load_bundle(elsewhere / "out-debug" / "bundle")
+    assert bundle.task is SEVERAL_CLASSES
     assert bundle.probabilities(torch.zeros(2, 5)).tolist() == [[0.5] * 5] * 2
+
+
+def test_thor_on_a_corpus_with_several_classes_per_clip(elsewhere: Path) -> None:
+    """Its consistency loss follows the task of the corpus; nothing has to be configured."""
+    result = run("FSD50K", ROOT / "plugins" / "thor" / "thor.yaml", "--peft.num_experts", "2")
+    assert result.method == "thor" and result.metric == "mAP"
+    [record] = read_fold(elsewhere / "out-debug" / "fold-3").history
+    assert 0 < record.auxiliary["consistency"] < 1
+    assert record.statistics["consistency"] > 0
 
 
 def test_the_command_without_arguments_says_how() -> None:

@@ -1,4 +1,4 @@
-"""Adapt frozen audio transformers with a few thousand parameters, and compare every way of doing so.
+"""Adapt frozen audio transformers with a few thousand parameters, and compare ways of doing so.
 
     import toolkit
 

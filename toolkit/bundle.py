@@ -1,26 +1,32 @@
 """Bundles: what was learned, small and reusable.
 
-A bundle is a folder with `bundle.json` (settings, labels, the backbone's name and fingerprint)
-and `weights.safetensors` (what training changed, by lasting names). Nothing in it is executed.
+A bundle is a folder with `bundle.json` (settings, task, class names, the backbone's name and
+fingerprint) and `weights.safetensors` (what training changed, by lasting names). Nothing in it is
+executed.
 """
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from toolkit import __version__, backbones
-from toolkit.backbones.base import BackboneSource, FeatureSpec
-from toolkit.errors import BundleError
+from toolkit.backbones.base import Backbone
+from toolkit.backbones.own import OwnBackbone, RoleMap
+from toolkit.errors import BundleError, ConfigError, UnknownName
+from toolkit.features.pipeline import Pipeline, pipeline_for
+from toolkit.features.spec import FeatureSpec
 from toolkit.files import new_folder
 from toolkit.model import AudioClassifier
 from toolkit.registry import PEFT, TOOLS
+from toolkit.settings import Settings
+from toolkit.task import ONE_CLASS, SEVERAL_CLASSES, TASKS, Task, TaskName
 
 FORMAT = 1
 DESCRIPTION, WEIGHTS = "bundle.json", "weights.safetensors"
@@ -32,12 +38,17 @@ class Bundle:
 
     Attributes:
         model: the classifier, in eval mode.
+        pipeline: makes the rows that the model was trained on; None for a module of your own,
+            whose input is not made from audio files.
         classes: class names in the order of the logits.
+        task: whether a clip has exactly one of them or any number.
         info: everything in `bundle.json`.
     """
 
     model: AudioClassifier
+    pipeline: Pipeline | None
     classes: list[str]
+    task: Task
     info: dict[str, Any]
 
     @property
@@ -45,18 +56,33 @@ class Bundle:
         """What the model reads."""
         return self.model.backbone.features
 
+    @property
+    def reader(self) -> Pipeline:
+        """The pipeline, for those who need rows of audio files.
+
+        Raises:
+            BundleError: a module of your own, whose input is not made from audio files.
+        """
+        if self.pipeline is None:
+            raise BundleError(
+                "this bundle is of a module of your own, which does not say how audio becomes its "
+                "input: make the input yourself and call `bundle.model` with it"
+            )
+        return self.pipeline
+
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Logits [B, C] -> [B, C]: they sum to 1, unless a clip may have several classes."""
-        many = self.info["origin"].get("multi_label", False)
-        return logits.sigmoid() if many else logits.softmax(dim=-1)
+        """Logits [B, C] -> [B, C]; they sum to 1 unless a clip may have several classes."""
+        return self.task.probabilities(logits)
 
 
 def save_bundle(
-    folder: Path,
+    folder: str | Path,
     model: AudioClassifier,
-    source: BackboneSource,
-    classes: list[str],
-    origin: dict[str, Any],
+    classes: Sequence[str],
+    task: Task | TaskName,
+    *,
+    pipeline: Pipeline | None = None,
+    origin: Mapping[str, Any] | None = None,
     tools: Sequence[dict[str, Any]] = (),
 ) -> Path:
     """Write a bundle; one that is there is replaced when the new one is whole.
@@ -64,23 +90,41 @@ def save_bundle(
     Args:
         folder: where.
         model: what was trained.
-        source: the settings that its backbone was loaded with.
         classes: class names in the order of the logits.
-        origin: where it comes from (corpus, fold, seed, ...), for the reader.
-        tools: what tools changed in the trained mixture, in order, each `{"tool": {"name": ...,
+        task: `"one_class"`, or `"several_classes"` if a clip may have any number of them.
+        pipeline: what made the rows that it was trained on; None: the backbone's own.
+        origin: where it comes from (corpus, fold, seed, ...), for whoever reads the file.
+        tools: what tools changed in the trained mixture, in order; each is `{"tool": {"name": ...,
             setting: value}, "plan": ...}`.
+
+    Returns:
+        the folder.
+
+    Raises:
+        ConfigError: not one name per logit.
     """
+    folder, backbone, outputs = Path(folder), model.backbone, model.num_classes
+    if len(classes) != outputs:
+        raise ConfigError(
+            f"the model has {outputs} classes and {len(classes)} names were given: give one name "
+            "per class, in the order of the logits"
+        )
+    source = backbone.source
+    if pipeline is None and source is not None:
+        pipeline = pipeline_for(backbone.features)
     weights = save({name: t.cpu().contiguous() for name, t in model.state().items()})
     info = {
         "format": FORMAT,
         "toolkit": __version__,
-        "peft": {"name": model.method.registered_name, **model.method.as_dict()},
-        "backbone": {"name": source.registered_name, **source.as_dict()},
-        "fingerprint": model.backbone.fingerprint,
-        "features": dataclasses.asdict(model.backbone.features),
+        "peft": _named(model.method),
+        "backbone": None if source is None else _named(source),
+        "fingerprint": backbone.fingerprint,
+        "features": dataclasses.asdict(backbone.features),
+        "pipeline": None if pipeline is None else _named(pipeline),
         "pooling": model.pooling,
-        "classes": classes,
-        "origin": origin,
+        "task": task if isinstance(task, str) else task.name,
+        "classes": list(classes),
+        "origin": dict(origin or {}),
         "tools": list(tools),
         "weights_hash": _hash(weights),
     }
@@ -90,34 +134,89 @@ def save_bundle(
     return folder
 
 
-def load_bundle(folder: str | Path, backbone: str | None = None) -> Bundle:
+def load_bundle(
+    folder: str | Path,
+    backbone: str | nn.Module | None = None,
+    *,
+    roles: RoleMap | None = None,
+) -> Bundle:
     """Rebuild the classifier of a bundle.
 
     Args:
         folder: the bundle.
-        backbone: where its backbone is to be had now, if not where it was: a registered name, a
-            folder or a hub id.
+        backbone: where to find its backbone if it is no longer where it was: a registered name,
+            a folder or a hub id. For a bundle of a module of your own, that module, not adapted.
+        roles: where the parts of a module of your own are.
 
     Raises:
         BundleError: no bundle, a damaged one, or another backbone than it was trained on.
-        BackboneError: the backbone cannot be had.
+        BackboneError: the backbone cannot be loaded.
     """
     folder = Path(folder)
     info, weights = _read(folder)
-    source = backbones.create({"name": backbone} if backbone else info["backbone"])
-    frozen = source.load(info["features"]["max_length"])
+    frozen = _frozen(folder, info, backbone, roles)
     if frozen.fingerprint != info["fingerprint"]:
+        trained_on = (info["backbone"] or {"name": "a module of your own"})["name"]
         raise BundleError(
-            f"{folder} was trained on another backbone: {info['backbone']['name']} with the "
-            f"fingerprint {info['fingerprint']}, not {source.registered_name} with "
-            f"{frozen.fingerprint}; name the right one with `--backbone`"
+            f"{folder} was trained on another backbone: {trained_on} with the fingerprint "
+            f"{info['fingerprint']}, not {frozen.name} with {frozen.fingerprint}; name the right "
+            "one with `--backbone`"
         )
+    pipeline = None if info["backbone"] is None else _pipeline_of(folder, info, frozen.features)
     method = PEFT.create(info["peft"])
     model = AudioClassifier(frozen, method, len(info["classes"]), info["pooling"])
     for change in info["tools"]:
         TOOLS.create(change["tool"]).restructure(model, change["plan"])
     model.load_state(weights)
-    return Bundle(model.eval(), info["classes"], info)
+    return Bundle(model.eval(), pipeline, info["classes"], _task(folder, info), info)
+
+
+def _frozen(
+    folder: Path, info: dict[str, Any], backbone: str | nn.Module | None, roles: RoleMap | None
+) -> Backbone:
+    """The backbone of a bundle, as it was before training."""
+    if isinstance(backbone, nn.Module):
+        if isinstance(backbone, Backbone):
+            return backbone
+        if roles is None:
+            raise BundleError(
+                f"{type(backbone).__name__} is not a backbone of this toolkit: give the RoleMap "
+                "that it was adapted with as `roles`"
+            )
+        return OwnBackbone(backbone, roles)
+    if backbone is None and info["backbone"] is None:
+        raise BundleError(
+            f"{folder} was trained on a module of your own: give it to `load_bundle` as "
+            "`backbone`, with its `roles`"
+        )
+    source = backbones.create({"name": backbone} if backbone else info["backbone"])
+    return source.load(info["features"]["max_length"])
+
+
+def _named(thing: Settings) -> dict[str, Any]:
+    return {"name": thing.registered_name, **thing.as_dict()}
+
+
+def _task(folder: Path, info: dict[str, Any]) -> Task:
+    if "task" not in info:  # of before bundles named it
+        return SEVERAL_CLASSES if info["origin"].get("multi_label") else ONE_CLASS
+    if info["task"] not in TASKS:
+        raise BundleError(
+            f"{folder} was trained for the task {info['task']!r}, which this toolkit does not know "
+            f"(known: {', '.join(TASKS)}); use the version that wrote it ({info['toolkit']})"
+        )
+    return TASKS[info["task"]]
+
+
+def _pipeline_of(folder: Path, info: dict[str, Any], spec: FeatureSpec) -> Pipeline:
+    """The recorded pipeline; a bundle older than the record was trained with the default one."""
+    try:
+        return pipeline_for(spec, info.get("pipeline"))
+    except UnknownName:
+        raise BundleError(
+            f"{folder} was trained with the data pipeline '{info['pipeline']['name']}', which is "
+            "not registered here: name the folder of its plugin with `--plugins DIR`"
+        ) from None
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

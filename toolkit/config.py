@@ -293,6 +293,8 @@ def _override(tree: CommentedMap, key: str, value: Any) -> None:
     """Set a dotted key; every step but the last must lead to a mapping or a list."""
     *path, last = key.split(".")
     node: Any = tree
+    if path and path[0] in REGISTRIES and tree.get(path[0], "") is None:
+        tree[path[0]] = CommentedMap()  # `--pipeline.name x` where there was none
     for step in path:
         node = _child(node, step, key)
     if isinstance(node, CommentedSeq):
@@ -328,6 +330,8 @@ def _check(tree: CommentedMap, schema: CommentedMap, trusted: bool) -> None:
     for key, value in tree.items():
         if key not in schema:
             raise ConfigError(f"unknown key '{key}'{did_you_mean(key, schema)}")
+        if value is None and schema[key] is None:
+            continue
         if key in REGISTRIES and (not isinstance(value, CommentedMap) or _tag(value)):
             raise ConfigError(f"'{key}' must be a name, or a mapping with a name, not {value!r}")
         # The settings of registered things are checked when these are made from them.

@@ -1,6 +1,7 @@
 """The classifier: backbone + method + pooling + head, and the one rule for what is saved."""
 
 import dataclasses
+import functools
 from typing import Any, Literal
 
 import torch
@@ -10,6 +11,7 @@ from toolkit.backbones.base import Backbone
 from toolkit.errors import BundleError, ConfigError
 from toolkit.peft import insertion
 from toolkit.peft.base import PeftMethod
+from toolkit.task import TASKS, BatchObjective, TaskName
 
 Pooling = Literal[
     "mean", "patches", "cls", "first", "all", "prompts", "prompts+patches", "weighted"
@@ -117,7 +119,7 @@ class AudioClassifier(nn.Module):
         self, backbone: Backbone, method: PeftMethod, num_classes: int, pooling: Pooling
     ) -> None:
         super().__init__()
-        self.method, self.pooling = method, pooling
+        self.method, self.pooling, self.num_classes = method, pooling, num_classes
         method.apply(backbone)
         if pooling.startswith("prompts") and not backbone.prompt_tokens:
             raise ConfigError(
@@ -145,6 +147,31 @@ class AudioClassifier(nn.Module):
     def logits(self, rows: Tensor, lengths: Tensor | None = None) -> Tensor:
         """As `forward`, from rows [B, T, F] that are not normalised."""
         return self(self.backbone.features.normalise(rows, lengths), lengths)
+
+    def loss(
+        self,
+        rows: Tensor,
+        labels: Tensor,
+        lengths: Tensor | None = None,
+        task: TaskName = "one_class",
+    ) -> Tensor:
+        """The loss of a training batch, with the method's own losses (balance of experts, ...).
+
+        Args:
+            rows: [B, T, F], not normalised; see `toolkit.read_clips`.
+            labels: [B] class numbers; for several classes per clip [B, C] of 0 and 1.
+            lengths: real rows of each clip [B]; None: no clip is padded.
+            task: whether a clip has exactly one class or any number of them.
+
+        Returns:
+            a scalar.
+        """
+        features = self.backbone.features.normalise(rows, lengths)
+        asked = TASKS[task]
+        objective = BatchObjective(asked, asked.targets(labels, self.num_classes))
+        forward = functools.partial(self.__call__, lengths=lengths)
+        losses = self.method.training_losses(self.backbone, forward, features, objective)
+        return torch.stack(list(losses.values())).sum()
 
     def pool(self, tokens: Tensor) -> Tensor:
         """Tokens [B, M, d] of the batch that went through last -> [B, d]; padding has no part."""

@@ -29,7 +29,7 @@ from toolkit.settings import Settings
 if TYPE_CHECKING:  # for the type checker alone: at run time the registry knows none of them
     from toolkit.backbones.base import BackboneSource
     from toolkit.data.manifest import Corpus
-    from toolkit.features.pipelines import Pipeline
+    from toolkit.features.pipeline import Pipeline
     from toolkit.mixtures.tool import MixtureTool
     from toolkit.peft.base import PeftMethod
     from toolkit.training.search import Search

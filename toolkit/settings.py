@@ -29,7 +29,7 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-@dataclass_transform(kw_only_default=True, field_specifiers=(setting,))
+@dataclass_transform(kw_only_default=True)
 class Settings:
     """Base of settings classes: subclasses are dataclasses, checked when they are made.
 

@@ -87,8 +87,8 @@ def points(study: Study, folder: Path, data: Path, folds: list[int]) -> pd.DataF
                             "mixture": method,
                             "setting": setting,
                             "fold": fold,
-                            "before": 100 * report["accuracy_before"],
-                            "accuracy": 100 * report["accuracy_after"],
+                            "before": 100 * report["score_before"],
+                            "accuracy": 100 * report["score_after"],
                             "bytes": report["bytes_after"] / report["bytes_before"],
                             "active": active(report, method),
                         }
@@ -129,13 +129,13 @@ def without_experts(folder: Path, corpus: Corpus, place: Path) -> dict[str, Any]
     """As the report of a tool that silences all experts: norms and the head stay as trained."""
     bundle = load_bundle(folder)
     data = MixtureData.of(bundle, corpus, place)
-    before = data.accuracy(bundle.model, data.test)
+    before = data.score(bundle.model, data.test)
     with torch.no_grad():
         for _, mixture in mixtures(bundle.model):
             mixture.experts.up.zero_()
             mixture.experts.up_bias.zero_()
-    after = data.accuracy(bundle.model, data.test)
-    found = {"accuracy_before": before, "accuracy_after": after, "active_mean": 0.0}
+    after = data.score(bundle.model, data.test)
+    found = {"score_before": before, "score_after": after, "active_mean": 0.0}
     return found | {"bytes_before": 1, "bytes_after": 1}
 
 

@@ -19,13 +19,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional
 
 from toolkit import backbones, plugins
 from toolkit.errors import did_you_mean
 from toolkit.model import AudioClassifier
 from toolkit.registry import PEFT
+from toolkit.task import ONE_CLASS, BatchObjective
 
 EXPERTS = (4, 16, 64)
 FRAMES, CLASSES, DEPTH, WIDTH, REDUCTION = 248, 10, 6, 8, 24
@@ -63,13 +62,12 @@ def measure(config: dict[str, Any], batch: int, steps: int) -> float:
     features = torch.randn(batch, FRAMES, backbone.features.mel_bins)
     labels = torch.arange(batch) % CLASSES
 
-    def task_loss(logits: Tensor) -> Tensor:
-        return functional.cross_entropy(logits, labels)
+    objective = BatchObjective(ONE_CLASS, ONE_CLASS.targets(labels, CLASSES))
 
     seconds = []
     for step in range(steps + 1):
         start = time.perf_counter()
-        losses = method.training_losses(backbone, model, features, task_loss)
+        losses = method.training_losses(backbone, model, features, objective)
         torch.stack(list(losses.values())).sum().backward()
         optimizer.step()
         method.on_step(backbone, optimizer, step + 1, steps + 1)

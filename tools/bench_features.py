@@ -29,7 +29,9 @@ from transformers import ASTFeatureExtractor
 
 from toolkit.backbones.ast import ASTTiny
 from toolkit.data.sampling import TrainingBatches
-from toolkit.features.pipelines import Fbank
+from toolkit.features.batch import collate
+from toolkit.features.dataset import clip_dataset
+from toolkit.features.fbank import Fbank
 
 MAX_LENGTH = 500
 
@@ -48,16 +50,14 @@ def write_clips(folder: Path, count: int, rate: int) -> pd.DataFrame:
     return pd.DataFrame({"id": paths, "path": paths, "label": labels, "fold": 1})
 
 
-def loader(clips: pd.DataFrame, root: Path, build: bool) -> tuple[SaveableDataLoader, Fbank]:
+def loader(clips: pd.DataFrame, root: Path, build: bool) -> SaveableDataLoader:
     """The loader that training uses."""
-    spec, pipeline = ASTTiny().architecture(MAX_LENGTH).features, Fbank()
-    cache = pipeline.cache(clips, spec, root, build=build)
+    spec = ASTTiny().spec(MAX_LENGTH)
+    cache = Fbank().cache(clips, spec, root, build=build)
     rows = pd.Series(range(len(clips)), index=clips["id"])
-    dataset = pipeline.dataset(clips, rows, cache)
+    dataset = clip_dataset(clips, rows, cache)
     batches = TrainingBatches(len(clips), 32, seed=0)
-    return SaveableDataLoader(
-        dataset, batch_sampler=batches, collate_fn=pipeline.collate(spec)
-    ), pipeline
+    return SaveableDataLoader(dataset, batch_sampler=batches, collate_fn=collate(spec))
 
 
 def timed(function: object) -> float:
@@ -90,7 +90,7 @@ def first_computation(clips: pd.DataFrame, root: Path, rounds: int) -> tuple[flo
 
 def cached_epochs(clips: pd.DataFrame, root: Path, rounds: int) -> float:
     """Median clips a second through the training loader."""
-    batches, _ = loader(clips, root, build=True)
+    batches = loader(clips, root, build=True)
 
     def epoch() -> None:
         for batch in batches:
@@ -105,7 +105,7 @@ def memory(folder: Path, count: int) -> None:
     torch.set_num_threads(1)
     clips = write_clips(folder / "audio", count, 16000)
     before = resident()
-    batches, _ = loader(clips, folder / "cache", build=True)
+    batches = loader(clips, folder / "cache", build=True)
     built = resident()
     peak = 0
     for batch in batches:

@@ -28,11 +28,12 @@ from transformers import ASTConfig, ASTModel
 from toolkit import config
 from toolkit.backbones.ast import TINY
 from toolkit.data.manifest import Corpus, Manifest
-from toolkit.data.selection import cross_validation, selected
+from toolkit.data.splits import cross_validation, selected
 from toolkit.errors import DataError
 from toolkit.features.audio import read_audio
 from toolkit.features.log_mel import log_mel
 from toolkit.registry import CORPORA, parse_spec
+from toolkit.results import RunResult
 from toolkit.training.experiment import EMBEDDED, Experiment, main
 from toolkit.training.folds import cross_validate
 
@@ -96,7 +97,7 @@ TASKS = [
 
 def result_of(
     task: Task, method: str, backbone: str, seed: int, options: argparse.Namespace
-) -> dict[str, Any]:
+) -> RunResult:
     """Run a method through the recipe, or read what it found before."""
     data, corpus = options.data / task.folder, parse_spec(task.corpus)
     command = [f"hparams/{method}.yaml", "--noprogressbar", "true", "--seed", str(seed)]
@@ -244,11 +245,11 @@ def run(arguments: list[str]) -> None:
             for method in options.methods:
                 for backbone in options.backbones:
                     result = result_of(task, method, backbone, seed, options)
-                    count = result["parameters"]
-                    share = count["method"] / (count["total"] - count["head"])
+                    count = result.parameters
+                    share = count.method / (count.total - count.head)
                     records += [
-                        (task.name, method, backbone, accuracy, count["method"], share)
-                        for accuracy in result["accuracy"]["folds"].values()
+                        (task.name, method, backbone, score, count.method, share)
+                        for score in result.score.folds.values()
                     ]
     columns = ["task", "method", "backbone", "accuracy", "trained", "share"]
     rows = pd.DataFrame(records, columns=columns)

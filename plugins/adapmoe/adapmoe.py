@@ -63,7 +63,7 @@ class AdapMoE(MixtureTool):
         _refuse(model)
         clips = some_of(data.calibration, self.calibration_clips)
         self._insert_routers(model)
-        at_top_k = data.accuracy(model, data.test)
+        at_top_k = data.score(model, data.test)
         sensitivities = measure(model, data, clips, self.sensitivity)
         trace = Trace(model, list(sensitivities), self.base_topk)
         visit(model, data, clips, trace.see)
@@ -73,7 +73,7 @@ class AdapMoE(MixtureTool):
         plan = {
             "slots": None if self.cache_slots is None else self._slots(usages),
             "calibration": {
-                "accuracy_at_top_k": at_top_k,
+                "score_at_top_k": at_top_k,
                 "active_at_top_k": trace.active_at_top_k(),
                 "T": budget,
                 "sensitivities": sensitivities,

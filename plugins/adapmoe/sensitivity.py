@@ -10,6 +10,7 @@ from torch.nn import functional
 from toolkit.mixtures.observe import trained
 from toolkit.mixtures.tool import MixtureData, mixtures
 from toolkit.model import AudioClassifier
+from toolkit.peft.base import Objective
 
 Sensitivity = Literal["fisher_delta", "fisher_out"]
 
@@ -19,7 +20,7 @@ def measure(
 ) -> dict[str, float]:
     """The sensitivity S of every mixture, in the order in which they run.
 
-    g being the gradient of a clip's cross-entropy by the mixture's output at a token,
+    g being the gradient of a clip's loss by the mixture's output at a token,
     `fisher_delta` is the mean over tokens of `sum_k g_k^2 (E_1 - E_2)_k^2`, E_1 and E_2 being the
     token's two strongest experts; `fisher_out` is the mean of `sum_k g_k^2`.
 
@@ -32,7 +33,9 @@ def measure(
     tokens = 0
     for batch in data.batches(clips, batch_size=1):  # so that none is padded to another's length
         features = model.backbone.features.normalise(batch.features, batch.lengths)
-        for site, (mixture, x, gradient) in _gradients(model, features, batch.labels).items():
+        for site, (mixture, x, gradient) in _gradients(
+            model, features, data.objective(batch.labels)
+        ).items():
             change = None if kind == "fisher_out" else between_strongest(mixture, x)
             totals[site] = totals.get(site, 0.0) + curvature(gradient.square(), change).sum()
         tokens += gradient.shape[0] * gradient.shape[1]
@@ -71,12 +74,9 @@ def between_strongest(mixture: nn.Module, x: Tensor) -> Tensor:
 
 
 def _gradients(
-    model: AudioClassifier, features: Tensor, labels: Tensor
+    model: AudioClassifier, features: Tensor, objective: Objective
 ) -> dict[str, tuple[nn.Module, Tensor, Tensor]]:
-    """Mixture, its tokens and the gradient by its output, by site.
-
-    Clips do not interact in eval mode, so the gradient of the summed loss is each clip's own.
-    """
+    """Mixture, its tokens and the gradient of the loss by its output, by site; for one clip."""
     model.eval()
     seen: dict[str, tuple[nn.Module, Tensor, Tensor]] = {}
 
@@ -91,7 +91,7 @@ def _gradients(
     handles = [m.register_forward_hook(hook(site)) for site, m in mixtures(model)]
     try:
         with torch.enable_grad():
-            loss = functional.cross_entropy(model(features), labels, reduction="sum")
+            loss = objective.loss(model(features))
             gradients = torch.autograd.grad(loss, [probe for *_, probe in seen.values()])
     finally:
         for handle in handles:

@@ -580,7 +580,7 @@ def test_target_is_met_on_the_calibration_clips() -> None:
         model = tiny_mixture("dense_moa", num_experts=6, layers=[1])
         data = tiny_data(model.backbone)
         tool(target_active=target).apply(model, data)
-        data.accuracy(model, data.calibration)
+        data.score(model, data.calibration)
         active = mixtures(model)[0][1].router.active.double()
         mean = (active * torch.arange(len(active))).sum() / active.sum()
         assert target - 0.02 < mean.item() <= target + 1e-9

@@ -14,7 +14,7 @@ from torch import Tensor
 from toolkit.backbones.base import Backbone, Site
 from toolkit.errors import ConfigError
 from toolkit.model import AudioClassifier
-from toolkit.peft.base import NORM_OF, PeftMethod, chosen_blocks, insertion, setting
+from toolkit.peft.base import NORM_OF, Objective, PeftMethod, chosen_blocks, insertion, setting
 from toolkit.registry import PEFT
 from toolkit.routing import topk
 
@@ -111,20 +111,20 @@ class AutoMoE(PeftMethod):
         backbone: Backbone,
         forward: Callable[[Tensor], Tensor],
         features: Tensor,
-        task_loss: Callable[[Tensor], Tensor],
+        objective: Objective,
     ) -> dict[str, Tensor]:
         """See `PeftMethod.training_losses`; a supernet trains an architecture drawn uniformly.
 
         The draw depends on torch's random state alone, and is the first process's in all of a job.
         """
         if self.genome is not None:
-            return super().training_losses(backbone, forward, features, task_loss)
+            return super().training_losses(backbone, forward, features, objective)
         seed = torch.randint(2**31, (1,), device="cpu").to(features.device)
         if torch.distributed.is_initialized():
             torch.distributed.broadcast(seed, src=0)
         drawn = self.space(backbone).random(Random(int(seed)))
         with self.subnet(backbone, drawn):
-            return super().training_losses(backbone, forward, features, task_loss)
+            return super().training_losses(backbone, forward, features, objective)
 
     def auxiliary_losses(self, backbone: Backbone) -> dict[str, Tensor]:
         """The weighted balance loss, summed over the mixtures that there were."""

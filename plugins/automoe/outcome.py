@@ -196,10 +196,18 @@ class Outcome:
             "corpus": self.fold.job.manifest.corpus,
             "seed": experiment.options.seed,
             "test_fold": self.fold.split.test,
-            "valid_accuracy": self.state.found[winner]["valid_accuracy"],
+            "metric": self.fold.task.metric,
+            "valid_score": self.state.found[winner]["valid_score"],
             "search": "automoe, inherited weights",
         }
-        save_bundle(folder / "bundle", model, experiment.source, classes, origin)
+        save_bundle(
+            folder / "bundle",
+            model,
+            classes,
+            self.fold.task,
+            pipeline=experiment.pipeline,
+            origin=origin,
+        )
 
 
 def pareto_front(state: State, costs: Sequence[str]) -> list[Genome]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch.nn import functional
 
 from toolkit.config import CommandLine
 from toolkit.data.sampling import derive_seed
@@ -17,6 +16,7 @@ from toolkit.mixtures.observe import some_of
 from toolkit.model import AudioClassifier
 from toolkit.registry import SEARCHES
 from toolkit.settings import setting
+from toolkit.task import Label
 from toolkit.training.experiment import Experiment, say
 from toolkit.training.folds import Fold, Job
 from toolkit.training.output import VOLATILE, OutputFolder
@@ -29,6 +29,8 @@ from .genome import Genome, Space
 from .outcome import Outcome
 
 STATE = "search.json"
+FORMAT = 2
+"""Of that file: since 2, architectures have a `valid_score`."""
 
 
 @SEARCHES.register("automoe", paper="arXiv:2210.07535")
@@ -108,7 +110,7 @@ class AutoMoESearch(Search):
         configuration = experiment.configuration.digest(ignore=VOLATILE)
         return {
             **settings, "budget": dict(budget), "configuration": configuration,
-            "device": experiment.device, "debug": experiment.options.debug,
+            "device": experiment.device, "debug": experiment.options.debug, "format": FORMAT,
         }  # fmt: skip
 
     def _latency(
@@ -144,7 +146,7 @@ class AutoMoESearch(Search):
             say(
                 f"generation {len(state.generations) - 1}/{plan.iterations}: "
                 f"{len(state.found)} architectures evaluated, best validation loss "
-                f"{best['valid_loss']:.4f} ({100 * best['valid_accuracy']:.1f} %)"
+                f"{best['valid_loss']:.4f} ({100 * best['valid_score']:.1f} %)"
             )
 
         def evaluate(genome: Genome) -> dict[str, Any]:
@@ -182,7 +184,7 @@ class Fitness:
     """
 
     def __init__(self, model: AudioClassifier, fold: Fold, clips: int | None) -> None:
-        self.model = model
+        self.model, self.task = model, fold.task
         chosen = fold.valid if clips is None else some_of(fold.valid, clips)
         device = fold.experiment.device
         self.batches = [batch.to(device) for batch in fold.evaluation_loader(chosen)]
@@ -190,15 +192,21 @@ class Fitness:
 
     @torch.inference_mode()
     def __call__(self, genome: Genome) -> dict[str, float]:
-        """`valid_loss`, the mean cross-entropy, and `valid_accuracy`."""
-        model = self.model
-        loss, right = 0.0, 0
+        """`valid_loss`, the mean over the clips, and `valid_score`, both of the corpus's task."""
+        model, task = self.model, self.task
+        loss = 0.0
+        truths: list[Label] = []
+        probabilities: list[list[float]] = []
         with model.method.subnet(model.backbone, genome):
             for batch in self.batches:
                 logits = model.logits(batch.features, batch.lengths).float()
-                loss += functional.cross_entropy(logits, batch.labels, reduction="sum").item()
-                right += int((logits.argmax(dim=-1) == batch.labels).sum())
-        return {"valid_loss": loss / self.count, "valid_accuracy": right / self.count}
+                loss += (
+                    task.losses(logits, task.targets(batch.labels, logits.shape[1])).sum().item()
+                )
+                truths += task.truths(batch.labels)
+                probabilities += task.probabilities(logits).tolist()
+        score = task.score(task.table(truths, probabilities))
+        return {"valid_loss": loss / self.count, "valid_score": score}
 
 
 @dataclasses.dataclass

@@ -32,7 +32,14 @@ from toolkit.experts.base import Bottleneck
 from toolkit.model import AudioClassifier
 from toolkit.peft import insertion
 from toolkit.registry import PEFT, SEARCHES
-from toolkit.testing import CLASSES, check_method, tiny_backbone, tiny_batch, tiny_mixture
+from toolkit.testing import (
+    CLASSES,
+    check_method,
+    tiny_backbone,
+    tiny_batch,
+    tiny_mixture,
+    tiny_objective,
+)
 
 plugins.load([Path(__file__).parent])
 
@@ -90,7 +97,7 @@ def losses(model: AudioClassifier) -> dict[str, Tensor]:
     """Of a training batch, by the method's own training step."""
     features, labels = tiny_batch(model.backbone)
     return model.train().method.training_losses(
-        model.backbone, model, features, lambda logits: functional.cross_entropy(logits, labels)
+        model.backbone, model, features, tiny_objective(labels)
     )
 
 
@@ -605,7 +612,7 @@ def test_the_winners_bundle_has_its_genome(search: Path) -> None:
     bundle = load_bundle(search / "bundle")
     assert to_config(from_config(bundle.model.method.genome)) == report["winner"]
     assert bundle.info["origin"]["test_fold"] == 2
-    assert bundle.info["origin"]["valid_accuracy"] == report["valid_accuracy"]
+    assert bundle.info["origin"]["valid_score"] == report["valid_score"]
 
 
 @pytest.mark.parametrize(

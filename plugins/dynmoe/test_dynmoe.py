@@ -17,7 +17,7 @@ from toolkit.peft import insertion
 from toolkit.peft.adapter import SingleAdapter
 from toolkit.registry import PEFT
 from toolkit.routing import top_any
-from toolkit.testing import CLASSES, check_method, tiny_backbone, tiny_batch
+from toolkit.testing import CLASSES, check_method, tiny_backbone, tiny_batch, tiny_objective
 
 plugins.load([Path(__file__).parent])
 from toolkit_plugins.dynmoe.dynmoe import DynamicMixture  # noqa: E402 (there once it is loaded)
@@ -197,9 +197,8 @@ def train(model: AudioClassifier, optimizer: torch.optim.Optimizer, steps: range
     for step in steps:
         features, labels = tiny_batch(model.backbone, seed=step)
         losses = model.method.training_losses(
-            model.backbone, model, features,
-            lambda logits, labels=labels: functional.cross_entropy(logits, labels),
-        )  # fmt: skip
+            model.backbone, model, features, tiny_objective(labels)
+        )
         optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         optimizer.step()

@@ -10,14 +10,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from toolkit.errors import ConfigError
-from toolkit.features.pipelines import Batch
+from toolkit.features.batch import Batch
 from toolkit.mixtures.observe import some_of, visit, watched
 from toolkit.mixtures.tool import MixtureData, MixtureTool, mixtures
 from toolkit.model import AudioClassifier
-from toolkit.peft.base import setting
+from toolkit.peft.base import Objective, setting
 from toolkit.registry import TOOLS
 from toolkit.routing import dense
 from toolkit.routing.topk import TopKRouter
@@ -76,7 +75,7 @@ class Seer(MixtureTool):
         kept = chosen_most(scores, self.scope, self.keep_ratio, self.min_per_layer)
         steps = self.epochs * math.ceil(len(data.calibration) / self.batch_size)
         self._cut(model, kept)
-        pruned = data.accuracy(model, data.test)
+        pruned = data.score(model, data.test)
         entropies = self._finetune(model, data)
         k = self.k_at(max(steps - 1, 0))
         self._set_k(model, k)
@@ -84,7 +83,7 @@ class Seer(MixtureTool):
             "scores": {site: score.tolist() for site, score in scores.items()},
             "experts_before": sum(len(score) for score in scores.values()),
             "parameters_before": before,
-            "accuracy_pruned": pruned,
+            "score_pruned": pruned,
             "entropy_by_epoch": entropies,
         }
         return {"kept": kept, "k": k, "found": outcome}
@@ -95,7 +94,7 @@ class Seer(MixtureTool):
         self._set_k(model, plan["k"])
 
     def report(self, model: AudioClassifier, plan: dict[str, Any]) -> dict[str, Any]:
-        """Experts, parameters and k before and after; the accuracy between the two stages."""
+        """Experts, parameters and k before and after; the score between the two stages."""
         kept = plan["kept"]
         return {
             "kept": {site: len(numbers) for site, numbers in kept.items()},
@@ -146,14 +145,19 @@ class Seer(MixtureTool):
                 entropies = []
                 for batch in data.batches(clips, self.batch_size):
                     self._set_k(model, self.k_at(step))
-                    entropies.append(self._step(model, optimizer, batch))
+                    objective = data.objective(batch.labels)
+                    entropies.append(self._step(model, optimizer, batch, objective))
                     step += 1
                 history.append(sum(entropies) / len(entropies))
         model.eval()
         return history
 
     def _step(
-        self, model: AudioClassifier, optimizer: torch.optim.Optimizer, batch: Batch
+        self,
+        model: AudioClassifier,
+        optimizer: torch.optim.Optimizer,
+        batch: Batch,
+        objective: Objective,
     ) -> float:
         """One step on L + lambda sum of the mixtures' mean entropies H; returns mean H."""
         entropies: list[Tensor] = []
@@ -161,13 +165,10 @@ class Seer(MixtureTool):
         def see(site: str, mixture: nn.Module, x: Tensor) -> None:
             entropies.append(dense.entropy(mixture.real(preferences(mixture, x))).mean())
 
-        def task_loss(logits: Tensor) -> Tensor:
-            return functional.cross_entropy(logits, batch.labels)
-
         features = model.backbone.features.normalise(batch.features, batch.lengths)
         forward = functools.partial(model, lengths=batch.lengths)
         with watched(model, see):
-            losses = model.method.training_losses(model.backbone, forward, features, task_loss)
+            losses = model.method.training_losses(model.backbone, forward, features, objective)
         entropy = torch.stack(entropies)
         total = torch.stack([*losses.values(), self.lambda_ent * entropy.sum()]).sum()
         optimizer.zero_grad()

@@ -304,7 +304,7 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = change_bundle("prune", large, "seer", "small", *options, "--calibration-clips", "10")
     report = json.loads((small / "report.json").read_text())
     assert (report["experts_before"], report["experts_after"], report["k"]) == (48, 24, 1)
-    assert {"accuracy_before", "accuracy_pruned", "accuracy_after"} <= report.keys()
+    assert {"score_before", "score_pruned", "score_after"} <= report.keys()
     d, r = 192, 4
     removed = 24 * (2 * d * r + r + d + d)
     assert report["parameters_before"] - report["parameters_after"] == removed

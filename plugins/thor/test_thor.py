@@ -19,7 +19,8 @@ from toolkit.peft import insertion
 from toolkit.peft.adapter import SingleAdapter
 from toolkit.registry import PEFT
 from toolkit.routing import stochastic
-from toolkit.testing import CLASSES, check_method, tiny_backbone, tiny_batch
+from toolkit.task import ONE_CLASS, TASKS, Task
+from toolkit.testing import CLASSES, check_method, tiny_backbone, tiny_batch, tiny_objective
 
 plugins.load([Path(__file__).parent])
 from toolkit_plugins.thor.thor import Ledger, StochasticMixture  # noqa: E402 (once it is loaded)
@@ -75,15 +76,26 @@ def mixtures(model: AudioClassifier) -> list[StochasticMixture]:
     return [m for m in insertion.inserted(model.backbone) if isinstance(m, StochasticMixture)]
 
 
-def losses_of(model: AudioClassifier, forward: Callable[[Tensor], Tensor] | None = None):
+def losses_of(
+    model: AudioClassifier,
+    forward: Callable[[Tensor], Tensor] | None = None,
+    task: Task = ONE_CLASS,
+) -> dict[str, Tensor]:
     """The named losses of one training batch."""
     features, labels = tiny_batch(model.backbone)
     return model.method.training_losses(
         model.backbone,
         forward or model.train(),
         features,
-        lambda logits: functional.cross_entropy(logits, labels),
+        tiny_objective(labels if task is ONE_CLASS else several_labels(labels), task),
     )
+
+
+def several_labels(labels: Tensor) -> Tensor:
+    """Class numbers [B] -> labels [B, C] of clips that have this class, and some the first one."""
+    found = functional.one_hot(labels, CLASSES)
+    found[::2, 0] = 1
+    return found
 
 
 def fix_draws(monkeypatch: pytest.MonkeyPatch, *draws: int) -> None:
@@ -94,25 +106,30 @@ def fix_draws(monkeypatch: pytest.MonkeyPatch, *draws: int) -> None:
 # Losses
 
 
-@pytest.mark.parametrize("multi_label", [False, True])
-def test_losses_of_two_passes_by_hand(multi_label: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))
+def test_losses_of_two_passes_by_hand(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal to two passes, each through one expert everywhere; the model is called once."""
-    model = adapted(alpha=5.0, multi_label=multi_label)
+    model = adapted(alpha=5.0)
     features, labels = tiny_batch(model.backbone)
     calls = []
     fix_draws(monkeypatch, 2, 0)
-    losses = losses_of(model, lambda x: calls.append(x.shape) or model.train()(x))
+    losses = losses_of(model, lambda x: calls.append(x.shape) or model.train()(x), task)
     assert calls == [(2 * len(features), *features.shape[1:])]
     passes = []
     for expert in (2, 0):
         fix_draws(monkeypatch, expert, expert)
         passes.append(model(features))
-    task = sum(functional.cross_entropy(logits, labels) for logits in passes)
-    torch.testing.assert_close(losses["task"], task)
-    kind = Bernoulli if multi_label else Categorical
+    if task is ONE_CLASS:
+        expected = [functional.cross_entropy(logits, labels) for logits in passes]
+    else:
+        several = several_labels(labels).float()
+        expected = [
+            functional.binary_cross_entropy_with_logits(logits, several) for logits in passes
+        ]
+    torch.testing.assert_close(losses["task"], sum(expected))
+    kind = Categorical if task is ONE_CLASS else Bernoulli
     p, q = (kind(logits=logits) for logits in passes)
     divergence = kl_divergence(p, q) + kl_divergence(q, p)
-    divergence = divergence.sum(dim=-1) if multi_label else divergence
     torch.testing.assert_close(losses["consistency"], 5 * 0.5 * divergence.mean())
     probabilities = torch.stack([p.probs, q.probs])
     statistics = model.method.statistics(model.backbone)
@@ -160,7 +177,7 @@ def test_only_drawn_experts_get_gradients_and_from_both_passes(
         fix_draws(monkeypatch, expert, expert)
         passes.append(model(features))
     loss = sum(functional.cross_entropy(logits, labels) for logits in passes)
-    (loss + stochastic.symmetric_kl(*passes)).backward()
+    (loss + ONE_CLASS.divergence(*passes)).backward()
     for name, parameter in model.trainable().items():
         torch.testing.assert_close(together[name], parameter.grad, rtol=1e-3, atol=1e-5)
 
@@ -299,7 +316,13 @@ def test_identical_experts_evaluate_alike(kind: str) -> None:
 def test_contract() -> None:
     check_method("thor")
     check_method("thor", {"placement": "both", "num_experts": 4, "every": 2, "draw": "token"})
-    check_method("thor", {"draw": "sample", "infer": "sample", "multi_label": True})
+    check_method("thor", {"draw": "sample", "infer": "sample"})
+
+
+def test_an_old_setting_is_read_and_left_out() -> None:
+    """Bundles from before the task of the corpus decided it name `multi_label`."""
+    method = PEFT.create({"name": "thor", "num_experts": 4, "multi_label": True})
+    assert method.num_experts == 4 and "multi_label" not in method.as_dict()
 
 
 @pytest.mark.parametrize("block", ["conformer", "convpass"])

@@ -4,8 +4,8 @@ Zuo et al., Taming Sparsely Activated Transformer with Stochastic Experts (arXiv
 adapters as experts.
 """
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Self
 
 import torch
 from einops import rearrange
@@ -16,7 +16,7 @@ from torch.nn import functional
 from toolkit.backbones.base import Backbone, Placement
 from toolkit.experts.base import Experts, by_expert
 from toolkit.peft.adapter import SingleAdapter
-from toolkit.peft.base import Recorder, insertion, setting
+from toolkit.peft.base import Objective, Recorder, insertion, setting
 from toolkit.peft.blocks import BlockMethod
 from toolkit.registry import PEFT
 from toolkit.routing import dense, stochastic
@@ -37,7 +37,6 @@ class THOR(BlockMethod):
         1, "experts at every n-th of the sites, one adapter at the others (paper: 2)", minimum=1
     )
     alpha: float = setting(1.0, "weight of the consistency of the two passes", minimum=0)
-    multi_label: bool = setting(False, "classes are independent: consistency of sigmoids")
     draw: Draw = setting("batch", "what has a draw of its own in training: batch, sample or token")
     infer: Infer = setting(
         "token",
@@ -45,6 +44,11 @@ class THOR(BlockMethod):
         "or one expert of averaged weights (merge)",
     )
     seed: int = setting(0, "of the draws in evaluation", minimum=0, maximum=2**31)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], where: str) -> Self:
+        """Leave out `multi_label`, which bundles have from before the corpus decided it."""
+        return super().from_mapping({k: v for k, v in values.items() if k != "multi_label"}, where)
 
     def insert(self, backbone: Backbone) -> None:
         """Experts or an adapter parallel to each sublayer, and the ledger before the embedding."""
@@ -68,7 +72,7 @@ class THOR(BlockMethod):
         backbone: Backbone,
         forward: Callable[[Tensor], Tensor],
         features: Tensor,
-        task_loss: Callable[[Tensor], Tensor],
+        objective: Objective,
     ) -> dict[str, Tensor]:
         """The task's losses of two passes, and how far their predictions differ.
 
@@ -78,20 +82,12 @@ class THOR(BlockMethod):
             first = second = forward(features)  # nothing is random: the passes would be the same
         else:
             first, second = forward(torch.cat([features] * PASSES)).chunk(PASSES)
-        difference = (
-            stochastic.symmetric_bernoulli_kl if self.multi_label else stochastic.symmetric_kl
-        )
-        consistency = difference(first, second)
-        _ledger(backbone).note(consistency, self._variance(first, second))
-        task = task_loss(first) + task_loss(second)
+        consistency = objective.divergence(first, second)
+        with torch.no_grad():
+            both = torch.stack([objective.probabilities(x.float()) for x in (first, second)])
+        _ledger(backbone).note(consistency, both.var(dim=0).mean())
+        task = objective.loss(first) + objective.loss(second)
         return {"task": task, "consistency": self.alpha * consistency}
-
-    @torch.no_grad()
-    def _variance(self, first: Tensor, second: Tensor) -> Tensor:
-        """Variance of the predicted probabilities over the two passes, mean."""
-        both = torch.stack([first, second]).float()
-        predictions = both.sigmoid() if self.multi_label else both.softmax(dim=-1)
-        return predictions.var(dim=0).mean()
 
     def statistics(self, backbone: Backbone) -> dict[str, float | list[float]]:
         """Recorded: the load in evaluation. From training: how often each expert was drawn so far,

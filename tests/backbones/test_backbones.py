@@ -274,6 +274,48 @@ def test_a_checkpoint_of_the_stock_class_loads_whole(family: str, tmp_path: Path
         torch.testing.assert_close(found(features), expected(features), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_are_read_once_and_not_for_the_spec(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family_source = BACKBONES.get(family)
+    stock_model(family).save_pretrained(tmp_path)
+    family_source.extractor_class(**family_source.tiny_extractor).save_pretrained(tmp_path)
+    stock, read = family_source.model_class, []
+    from_pretrained = stock.from_pretrained.__func__
+    monkeypatch.setattr(
+        stock,
+        "from_pretrained",
+        classmethod(lambda cls, *a, **o: read.append(cls) or from_pretrained(cls, *a, **o)),
+    )
+    length = family_source.tiny_length
+    spec = backbones.create({"name": str(tmp_path)}).spec(length)
+    assert read == []
+    first, second = (backbones.create({"name": str(tmp_path)}).load(length) for _ in range(2))
+    assert len(read) == 1
+    assert spec == first.features == second.features
+    rows, lengths = testing.tiny_rows(second, clips=3)
+    inputs = spec.normalise(rows, lengths)
+    with torch.no_grad():
+        expected = second(inputs, lengths)
+        for parameter in first.parameters():
+            parameter.zero_()
+        torch.testing.assert_close(second(inputs, lengths), expected, rtol=0, atol=0)
+        third = backbones.create({"name": str(tmp_path)}).load(length)
+        torch.testing.assert_close(third(inputs, lengths), expected, rtol=0, atol=0)
+    assert len(read) == 1 and third.fingerprint == second.fingerprint
+
+
+def test_a_checkpoint_that_changes_is_read_again(tmp_path: Path) -> None:
+    model = stock_model("hubert")
+    model.save_pretrained(tmp_path)
+    before = loaded(tmp_path, "hubert").fingerprint
+    with torch.no_grad():
+        model.encoder.layers[0].attention.q_proj.weight.add_(1)
+    model.save_pretrained(tmp_path)
+    assert loaded(tmp_path, "hubert").fingerprint != before
+
+
 @pytest.mark.parametrize("family", ["clap", "whisper"])
 def test_the_encoder_of_a_whole_model_loads(family: str, tmp_path: Path) -> None:
     encoder = stock_model(family)

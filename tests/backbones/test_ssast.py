@@ -88,6 +88,7 @@ def test_tokens_are_those_of_the_original(tmp_path: Path) -> None:
     with torch.no_grad():
         torch.testing.assert_close(backbone(x), reference(tensors, x), rtol=0, atol=1e-5)
     assert (backbone.depth, backbone.dim, backbone.grid) == (DEPTH, WIDTH, (2, 4))
+    assert source.spec(FRAMES) == backbone.features
     assert source.architecture(FRAMES).stock == backbone.stock
 
 

@@ -90,9 +90,9 @@ def table(**columns: list) -> pd.DataFrame:
 
 
 def test_a_file_and_a_group_in_two_folds_are_refused() -> None:
-    with pytest.raises(DataError, match="the file a stands in folds 1, 2"):
+    with pytest.raises(DataError, match="the file a is in folds 1, 2"):
         Manifest("test", table(path=["a", "a", "b"], fold=[1, 2, 2]), ["x"])
-    with pytest.raises(DataError, match="the group s stands in folds 1, 3"):
+    with pytest.raises(DataError, match="the group s is in folds 1, 3"):
         Manifest("test", table(path=["a", "b"], fold=[1, 3], group=["s", "s"]), ["x"])
     whole = table(path=["a", "a", "b", "c"], fold=[1, 1, 2, 3], group=["s", "s", None, None])
     assert Manifest("test", whole, ["x"]).splits[0] == Split((3,), 2, 1)
@@ -127,7 +127,7 @@ def test_urbansound8k_reshuffled_is_refused(tmp_path: Path) -> None:
     embedded(UrbanSound8K(), tmp_path)
     path = tmp_path / "corpus" / "metadata" / "UrbanSound8K.csv"
     rewrite(path, "fsID", "200", "100")
-    assert "the group 100 stands in folds 1, 2" in refused(UrbanSound8K(), tmp_path / "corpus")
+    assert "the group 100 is in folds 1, 2" in refused(UrbanSound8K(), tmp_path / "corpus")
     rewrite(path, "class", "siren", "sirene")
     (tmp_path / "corpus" / "audio" / "fold3" / "300-0-0-0.wav").unlink()
     message = refused(UrbanSound8K(), tmp_path / "corpus")
@@ -173,10 +173,10 @@ def test_speech_commands_refuses(tmp_path: Path) -> None:
     embedded(SpeechCommands(), tmp_path)
     lists = folder / "validation_list.txt"
     lists.write_text(lists.read_text() + "yes/00000001_nohash_0.wav\n")
-    assert "the group 00000001 stands in folds 1, 2" in refused(SpeechCommands(), folder)
+    assert "the group 00000001 is in folds 1, 2" in refused(SpeechCommands(), folder)
     assert len(SpeechCommands(speaker_disjoint=False).manifest(folder).clips) == 72
     lists.write_text("yes/gone_nohash_0.wav\n")
-    assert "gone_nohash_0.wav is listed and missing" in refused(SpeechCommands(), folder)
+    assert "gone_nohash_0.wav is listed but missing" in refused(SpeechCommands(), folder)
     (folder / "speech_commands_test_set_v0.02").rename(folder / "_elsewhere")
     lists.write_text("")
     twelve = SpeechCommands(protocol="twelve")
@@ -208,7 +208,7 @@ def test_fluent_speech_commands(tmp_path: Path) -> None:
                for _, part in manifest.clips.groupby("fold"))  # fmt: skip
     path = tmp_path / "corpus" / "data" / "test_data.csv"
     rewrite(path, "location", "kitchen", "cellar")
-    assert "'cellar') is none of the 31" in refused(FluentSpeechCommands(), tmp_path / "corpus")
+    assert "'cellar') is not one of the 31" in refused(FluentSpeechCommands(), tmp_path / "corpus")
     rewrite(path, "location", "cellar", "kitchen")
     rewrite(path, "speakerId", "testspeaker", "trainspeaker")
     assert "the group trainspeaker" in refused(FluentSpeechCommands(), tmp_path / "corpus")
@@ -266,7 +266,7 @@ def test_an_empty_folder_names_the_remedy(corpus: type[Corpus], tmp_path: Path) 
 
 
 def write_table(folder: Path, rows: list[dict], name: str = "clips.jsonl") -> None:
-    """A table over the miniature of a folder a class."""
+    """A table over the miniature of a folder with one subfolder per class."""
     Folder().embed(folder)
     (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -313,11 +313,11 @@ def test_validation_is_made_of_the_training_part(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"labl": "x"}, "unknown column 'labl'; did you mean 'label'"),
-        ({"split": "tranin"}, "the split 'tranin' is none of"),
+        ({"split": "tranin"}, "the split 'tranin' is not one of"),
         ({"split": "train", "fold": 1}, "not both"),
-        ({"fold": 1.5}, "the fold 1.5 is no whole number"),
-        ({"start": 0.3, "stop": 0.2}, "is no part of"),
-        ({"start": 0.3, "stop": 9}, "is no part of"),
+        ({"fold": 1.5}, "the fold 1.5 is not a whole number"),
+        ({"start": 0.3, "stop": 0.2}, "is not a part of"),
+        ({"start": 0.3, "stop": 9}, "is not a part of"),
         ({"label": ""}, "0 labels instead of one"),
         ({"path": "bell/99.wav"}, "99.wav is missing"),
         ({"split": "train"}, "no clip has the split 'test'"),

@@ -174,7 +174,7 @@ def test_a_target_has_one_category(folder: Path) -> None:
 def test_a_clip_stands_once(folder: Path) -> None:
     rewrite(folder, lambda table: pd.concat([table, table[3:4]]))
     name = pd.read_csv(folder / "meta" / "esc50.csv")["filename"][3]
-    assert f"the id {name} stands twice" in refused(folder)
+    assert f"the id {name} occurs twice" in refused(folder)
 
 
 def test_twenty_missing_files_are_listed_and_a_count(folder: Path) -> None:
@@ -205,7 +205,7 @@ def test_all_kinds_of_problems_come_together(folder: Path) -> None:
     assert f"{missing} is missing" in message
     assert f"{text} cannot be read: Format not recognised" in message
     assert f"{empty} cannot be read" in message
-    assert f"{silent} holds no samples" in message
+    assert f"{silent} contains no samples" in message
     assert "has the fold 9" in message and "more than one category" in message
 
 
@@ -355,7 +355,7 @@ def test_an_archive_that_is_none(
 ) -> None:
     serve(content)
     message = failed(tmp_path / "esc50")
-    assert "came damaged" in message and "try again" in message
+    assert "was damaged in transfer" in message and "try again" in message
 
 
 def test_damage_anywhere_in_the_archive(

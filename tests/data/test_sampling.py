@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from toolkit.data.sampling import TrainingBatches, derive_seed, evaluation_batches
-from toolkit.data.selection import Split, cross_validation, selected
+from toolkit.data.splits import Split, cross_validation, selected
 from toolkit.errors import ConfigError
 from toolkit.metrics import Spread, accuracy, confusion_matrix, per_class_accuracy
 

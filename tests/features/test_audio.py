@@ -142,8 +142,8 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
     ("name", "reason"),
     [
         ("missing", "there is no such file"),
-        ("no samples", "holds no samples"),
-        ("header only", "holds no samples"),
+        ("no samples", "contains no samples"),
+        ("header only", "contains no samples"),
         ("nan", "not finite"),
         ("text", "not recognised"),
     ],

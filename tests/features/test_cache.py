@@ -352,7 +352,7 @@ BUILDER = """
 import os, sys, time
 from pathlib import Path
 import numpy as np
-from toolkit.data.cache import Segment, feature_cache
+from toolkit.features.cache import Segment, feature_cache
 
 root, clips, log, go, seconds = sys.argv[1:]
 

@@ -16,8 +16,11 @@ from torchaudio.compliance import kaldi
 from transformers import ASTFeatureExtractor
 
 from toolkit.features.audio import read_audio
+from toolkit.features.batch import Batch, collate
+from toolkit.features.cache import Segment
+from toolkit.features.dataset import clip_dataset
+from toolkit.features.fbank import Fbank
 from toolkit.features.log_mel import log_mel, num_frames
-from toolkit.features.pipelines import Batch, Fbank, fbank_of_file
 from toolkit.features.spec import FbankSpec
 
 SILENCE = math.log(torch.finfo(torch.float32).eps)
@@ -90,7 +93,7 @@ def test_equals_the_extractor_of_ast(samples: int) -> None:
         warnings.simplefilter("ignore")
         expected = extractor(waveform.numpy(), sampling_rate=16000, return_tensors="pt")
     rows = log_mel(waveform[None], 16000, 128)[0].numpy()
-    batch = Fbank().collate(AST_SPEC)([{"id": "a", "features": rows, "label": 1}])
+    batch = collate(AST_SPEC)([{"id": "a", "features": rows, "label": 1}])
     found = AST_SPEC.normalise(batch.features)
     torch.testing.assert_close(found, expected["input_values"], rtol=0, atol=1e-3)
     if num_frames(samples, 16000) < AST_SPEC.max_length:
@@ -107,7 +110,7 @@ def test_equals_the_recorded_values(golden: Path) -> None:
     for frames in (100, 200):
         spec = FbankSpec(16000, frames, 128, AST_SPEC.mean, AST_SPEC.std)
         example = {"id": "a", "features": raw[0].numpy(), "label": 0}
-        found = spec.normalise(Fbank().collate(spec)([example]).features)[0]
+        found = spec.normalise(collate(spec)([example]).features)[0]
         torch.testing.assert_close(found, recorded[f"features_{frames}"], rtol=0, atol=1e-4)
     silence = log_mel(torch.zeros(1, 560), 16000, 128)
     torch.testing.assert_close(silence[0], recorded["fbank_silence"], rtol=0, atol=1e-6)
@@ -153,7 +156,7 @@ def test_the_waveform_is_left_alone() -> None:
 def test_a_file_is_resampled_to_the_rate_of_the_features(tmp_path: Path) -> None:
     path = tmp_path / "clip.wav"
     soundfile.write(path, _noise(22050, 2).numpy(), 22050)
-    found = fbank_of_file(path, AST_SPEC)
+    found = Fbank().read(Segment(str(path)), AST_SPEC)
     waveform = torch.from_numpy(read_audio(path, 16000))
     torch.testing.assert_close(found, _kaldi(waveform, 16000, 128), rtol=0, atol=1e-4)
 
@@ -164,7 +167,9 @@ def test_real_speech_equals_kaldi(real_data: Path) -> None:
     for path in files:
         waveform = torch.from_numpy(read_audio(path, 16000))
         expected = _kaldi(waveform, 16000, 128)
-        torch.testing.assert_close(fbank_of_file(path, AST_SPEC), expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            Fbank().read(Segment(str(path)), AST_SPEC), expected, rtol=0, atol=1e-4
+        )
 
 
 # The pipeline: cache, data set and batches
@@ -186,13 +191,13 @@ def test_batches_hold_the_features_of_the_files(clips: pd.DataFrame, cache_folde
     cache = pipeline.cache(clips, AST_SPEC, cache_folder)
     rows = pd.Series(range(len(clips)), index=clips["id"])
     some = clips.iloc[[3, 0, 1]]
-    dataset = pipeline.dataset(some, rows, cache)
-    batch = pipeline.collate(AST_SPEC)([dataset[i] for i in range(len(dataset))])
+    dataset = clip_dataset(some, rows, cache)
+    batch = collate(AST_SPEC)([dataset[i] for i in range(len(dataset))])
     assert isinstance(batch, Batch) and len(batch) == 3
     assert batch.ids == ["clip 3", "clip 0", "clip 1"] and batch.labels.tolist() == [1, 0, 1]
     assert batch.features.shape == (3, 200, 128) and batch.features.dtype == torch.float32
     for features, path in zip(batch.features, some["path"], strict=True):
-        expected = fbank_of_file(path, AST_SPEC)[:200]
+        expected = Fbank().read(Segment(str(path)), AST_SPEC)[:200]
         torch.testing.assert_close(features[: len(expected)], expected, rtol=0, atol=1e-6)
         assert (features[len(expected) :] == 0).all()
 

@@ -1,7 +1,6 @@
 """`toolkit experts`: weights that explain a mixture's output, pictures of them, and one page."""
 
 import base64
-import json
 import re
 from html import unescape
 from pathlib import Path
@@ -18,28 +17,49 @@ from toolkit.backbones.ast import ASTTiny
 from toolkit.bundle import Bundle, save_bundle
 from toolkit.cli import main
 from toolkit.errors import ConfigError
+from toolkit.features.fbank import Fbank
 from toolkit.mixtures.view import figures, page
 from toolkit.mixtures.view.collect import LayerView, look, recorders, training_record
 from toolkit.mixtures.view.page import show_experts
-from toolkit.model import AudioClassifier
+from toolkit.model import AudioClassifier, ParameterCount
 from toolkit.peft.base import Recorder
 from toolkit.registry import PEFT
+from toolkit.results import EpochRecord, FoldResult, Statistics, write_fold
+from toolkit.task import ONE_CLASS, SEVERAL_CLASSES, Task
 from toolkit.testing import CLASSES, tiny_backbone, tiny_batch, tiny_classifier, tiny_mixture
 
 plugins.load()
 LENGTH = 64
+
+
+def epoch_with(number: int, statistics: Statistics) -> EpochRecord:
+    """The record of an epoch of which only the statistics matter."""
+    return EpochRecord(
+        epoch=number, lr=0.1, train_loss=1.0, valid_loss=1.0, valid_score=0.5, metric="accuracy",
+        train_seconds=1.0, valid_seconds=1.0, auxiliary={}, statistics=statistics,
+    )  # fmt: skip
+
+
 HISTORY = [
-    {
-        "epoch": e,
-        "statistics": {"load": [0.5 - e / 10, 0.5 + e / 10], "gate_entropy": 1 / e, "n": 9},
-    }
+    epoch_with(e, {"load": [0.5 - e / 10, 0.5 + e / 10], "gate_entropy": 1 / e, "n": 9.0})
     for e in (1, 2, 3)
 ]
 
 
-def bundle_of(model: AudioClassifier) -> Bundle:
+def leave_record(folder: Path) -> None:
+    """Write the `fold.json` of a fold that was trained for the epochs of `HISTORY`."""
+    folder.mkdir(parents=True)
+    result = FoldResult(
+        test_fold=3, valid_fold=1, train_folds=[2], metric="accuracy", score=0.5, valid_score=0.5,
+        best_epoch=1, metrics={"accuracy": 0.5}, per_class=[0.5], confusion=[[1]],
+        parameters=ParameterCount(1, 1, 3), peak_memory_bytes=1, training_clips=1, history=HISTORY,
+    )  # fmt: skip
+    write_fold(folder, result)
+
+
+def bundle_of(model: AudioClassifier, task: Task = ONE_CLASS) -> Bundle:
     """A bundle in memory."""
-    return Bundle(model, [f"class {i}" for i in range(CLASSES)], {"origin": {}})
+    return Bundle(model, Fbank(), [f"class {i}" for i in range(CLASSES)], task, {"origin": {}})
 
 
 def window(model: AudioClassifier) -> Tensor:
@@ -64,7 +84,7 @@ def saved(
     with torch.no_grad():
         for parameter in model.trainable().values():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    return save_bundle(folder, model, source, list(classes), {"test_fold": 3})
+    return save_bundle(folder, model, list(classes), ONE_CLASS, origin={"test_fold": 3})
 
 
 @pytest.fixture
@@ -214,23 +234,22 @@ def test_a_layers_picture_shows_its_maps() -> None:
 def test_training_curves_are_the_record() -> None:
     left, right = figures.draw_training(HISTORY).axes
     assert [line.get_ydata().tolist() for line in left.lines] == [
-        [record["statistics"]["load"][expert] for record in HISTORY] for expert in (0, 1)
+        [record.statistics["load"][expert] for record in HISTORY] for expert in (0, 1)
     ]
     assert left.get_legend_handles_labels()[1] == ["expert 0", "expert 1"]
     (line,) = right.lines  # `n` is neither an entropy nor a similarity
     assert line.get_xydata().tolist() == [[1, 1], [2, 1 / 2], [3, 1 / 3]]
-    pool = [{"epoch": 1, "statistics": {"gate_entropy": 0.5}}]  # PEER has no load by expert
+    pool = [epoch_with(1, {"gate_entropy": 0.5})]  # PEER has no load by expert
     (only,) = figures.draw_training(pool).axes
     assert only.lines[0].get_xydata().tolist() == [[1, 0.5]]
     assert figures.draw_training([]) is None
-    assert figures.draw_training([{"epoch": 1, "statistics": {"n": 9}}]) is None
+    assert figures.draw_training([epoch_with(1, {"n": 9.0})]) is None
 
 
 @pytest.mark.parametrize("place", ["fold-3/bundle", "bundle"])
 def test_the_record_is_found_beside_the_bundle(place: str, tmp_path: Path) -> None:
     assert training_record(tmp_path / place, 3) == []
-    (tmp_path / "fold-3").mkdir()
-    (tmp_path / "fold-3" / "fold.json").write_text(json.dumps({"history": HISTORY}))
+    leave_record(tmp_path / "fold-3")
     assert training_record(tmp_path / place, 3) == HISTORY
 
 
@@ -249,8 +268,7 @@ def test_the_command_writes_pictures_and_one_page(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     bundle = saved(tmp_path / "run" / "bundle")
-    (tmp_path / "run" / "fold-3").mkdir()
-    (tmp_path / "run" / "fold-3" / "fold.json").write_text(json.dumps({"history": HISTORY}))
+    leave_record(tmp_path / "run" / "fold-3")
     main(["experts", str(bundle), str(recording)])
     folder = tmp_path / "experts-a & b"
     assert capsys.readouterr().out == "wrote experts-a & b/index.html and its pictures\n"
@@ -299,13 +317,15 @@ def test_a_bundle_that_reads_no_spectrogram_is_refused(
 
 
 def test_classes_of_several_a_clip_have_probabilities_of_their_own() -> None:
-    bundle = bundle_of(tiny_mixture("soft_moa"))
-    frames = window(bundle.model)
+    model = tiny_mixture("soft_moa")
+    frames = window(model)
     with torch.no_grad():
-        logits = bundle.model(bundle.features.normalise(frames[None]))[0]
-    for many, expected in ((True, logits.sigmoid()), (False, logits.softmax(dim=-1))):
-        bundle.info["origin"]["multi_label"] = many
-        torch.testing.assert_close(look(bundle, frames)[1], expected)
+        logits = model(model.backbone.features.normalise(frames[None]))[0]
+    for task, expected in (
+        (SEVERAL_CLASSES, logits.sigmoid()),
+        (ONE_CLASS, logits.softmax(dim=-1)),
+    ):
+        torch.testing.assert_close(look(bundle_of(model, task), frames)[1], expected)
 
 
 def test_looking_needs_no_more_than_a_backbone_with_tokens() -> None:

@@ -9,8 +9,8 @@ import pytest
 import studies
 
 from toolkit.errors import ConfigError
-from toolkit.study.report.load import Results
 from toolkit.study.report import tables
+from toolkit.study.report.load import Results
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """A miniature study of real training runs, among them a plugin that raises and one that gives NaN;
 and what the quiet phase measures."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -110,17 +111,18 @@ def test_broken_plugins_fail_with_their_reasons(results: Results) -> None:
 def test_what_a_run_leaves_is_what_its_record_says(results: Results) -> None:
     """Parameters by hand; accuracy from the predictions; recall from the confusion matrix."""
     for method, trained in (("linear", 2 * 192), ("lora", 2 * 192 + 6 * 2 * 2 * 6 * 192)):
-        outcome = record(results, method).outcome
-        [fold] = outcome["folds"]
-        assert outcome["parameters"]["method"] == outcome["parameters"]["active"] == trained
-        assert outcome["parameters"]["stored"] == trained + 10 * 192 + 10
-        assert outcome["bundle_bytes"] > 4 * outcome["parameters"]["stored"]
+        outcome = record(results, method).found()
+        [fold] = outcome.folds
+        assert outcome.parameters.method == outcome.parameters.active == trained
+        assert outcome.parameters.stored == trained + 10 * 192 + 10
+        assert outcome.bundle_bytes > 4 * outcome.parameters.stored
         right = results.predictions.groupby("method")["right"].mean()[method]
-        assert fold["accuracy"] == pytest.approx(right)
-        assert fold["uar"] == pytest.approx(np.trace(fold["confusion"]) / 10)
-        assert fold["entropy"] is None and fold["busiest"] is None  # no experts
-        assert [len(curve) for curve in fold["curves"].values()] == [2] * 4
-        assert outcome["configuration"]["epochs"] == 2
+        assert fold.score == pytest.approx(right)
+        assert fold.uar == pytest.approx(np.trace(fold.confusion) / 10)
+        assert fold.entropy is None and fold.busiest is None  # no experts
+        curves = dataclasses.asdict(fold.curves).values()
+        assert [len(curve) for curve in curves] == [2] * 4
+        assert outcome.configuration["epochs"] == 2
 
 
 def test_it_has_a_report(results: Results, tmp_path: Path) -> None:

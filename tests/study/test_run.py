@@ -11,7 +11,7 @@ import pytest
 import studies
 
 from toolkit.errors import RunError
-from toolkit.study.records import Record, read_record
+from toolkit.study.records import OutcomeParameters, Record, read_record
 from toolkit.study.report.load import Results
 from toolkit.study.run import process
 from toolkit.study.run.outcome import epoch_to, read_outcome
@@ -212,18 +212,18 @@ def test_what_is_read_of_a_run(recipe: Path, tmp_path: Path) -> None:
     study, folder = studies.study_of(recipe), tmp_path / "out"
     list(studies.benchmark(study, folder, limit=1).run("local", 1))
     [run, *_] = studies.planned(study, folder)
-    outcome = read_record(run.folder).outcome
-    assert outcome["parameters"] == {
-        "method": 10, "head": 2, "total": 102, "stored": 12, "active": 10,
-    }  # fmt: skip
-    [fold] = outcome["folds"]
-    assert fold["epoch_to_95"] == 3
-    assert fold["accuracy"] == pytest.approx(fold["uar"])  # as many clips of each class
+    outcome = read_record(run.folder).found()
+    assert outcome.parameters == OutcomeParameters(
+        method=10, head=2, total=102, stored=12, active=10
+    )
+    [fold] = outcome.folds
+    assert fold.epoch_to_95 == 3
+    assert fold.score == pytest.approx(fold.uar)  # as many clips of each class
     file = run.folder / "train" / "fold-1" / "fold.json"
     several = json.loads(file.read_text()) | {"confusion": None, "metrics": {"mAP": 0.5}}
     file.write_text(json.dumps(several))  # as a corpus leaves it whose clips have several classes
-    [fold] = read_outcome(run.folder / "train")["folds"]
-    assert fold["uar"] is None and fold["confusion"] is None
+    [fold] = read_outcome(run.folder / "train").folds
+    assert fold.uar is None and fold.confusion is None
     file.write_text(file.read_text().replace('"valid_loss": 0.5', '"valid_loss": NaN'))
     with pytest.raises(RunError, match="valid loss became nan in epoch 2"):
         read_outcome(run.folder / "train")

@@ -59,10 +59,10 @@ def test_a_run_leaves_what_it_promises(finished: Path, corpus: Path) -> None:
     assert (chosen == predictions["prediction"]).all()
     for fold, table in predictions.groupby("fold"):
         share = (table["truth"] == table["prediction"]).mean()
-        assert result["accuracy"]["folds"][str(fold)] == pytest.approx(share)
-    shares = list(result["accuracy"]["folds"].values())
-    assert result["accuracy"]["mean"] == pytest.approx(np.mean(shares))
-    assert result["accuracy"]["std"] == pytest.approx(np.std(shares, ddof=1))
+        assert result["score"]["folds"][str(fold)] == pytest.approx(share)
+    shares = list(result["score"]["folds"].values())
+    assert result["score"]["mean"] == pytest.approx(np.mean(shares))
+    assert result["score"]["std"] == pytest.approx(np.std(shares, ddof=1))
     truth = pd.read_csv(corpus / "meta" / "esc50.csv").set_index("filename")["category"]
     assert (predictions["truth"].to_numpy() == truth[predictions["id"]].to_numpy()).all()
     assert result["packages"]["torch"] and result["configuration"]["peft.num_experts"] == 7
@@ -72,8 +72,8 @@ def test_a_run_leaves_what_it_promises(finished: Path, corpus: Path) -> None:
 def test_the_bundle_is_that_of_the_best_validation_fold(finished: Path) -> None:
     result = json.loads((finished / "out" / "result.json").read_text())
     bundle = json.loads((finished / "out" / "bundle" / "bundle.json").read_text())
-    best = max(result["valid_accuracy"].values())
-    assert bundle["origin"]["valid_accuracy"] == best
+    best = max(result["valid_score"].values())
+    assert bundle["origin"]["valid_score"] == best
     size = sum(file.stat().st_size for file in (finished / "out" / "bundle").iterdir())
     assert size < 400_000
 
@@ -177,7 +177,7 @@ def test_two_processes_equal_one(corpus: Path, tmp_path: Path) -> None:
     assert len(tables[0]) == 10
     pd.testing.assert_frame_equal(*tables, atol=1e-5)
     results = [json.loads((tmp_path / n / "out" / "result.json").read_text()) for n in "12"]
-    assert results[0]["accuracy"] == results[1]["accuracy"]
+    assert results[0]["score"] == results[1]["score"]
 
 
 @pytest.mark.parametrize("name", ["linear", "full"])
@@ -189,7 +189,7 @@ def test_debug_on_the_embedded_default(name: str, tmp_path: Path) -> None:
     assert "embedded demonstration" in done.stdout and "--data_folder" in done.stdout
     results = list(tmp_path.glob("results/ESC50-embedded/*/10-debug/result.json"))
     assert len(results) == 1
-    assert len(json.loads(results[0].read_text())["accuracy"]["folds"]) == 1
+    assert len(json.loads(results[0].read_text())["score"]["folds"]) == 1
 
 
 def test_real_sound(real_data: Path, tmp_path: Path) -> None:

@@ -3,14 +3,16 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from toolkit.backbones.base import Backbone, BackboneSource
 from toolkit.errors import BackboneError
 from toolkit.registry import BACKBONES
 
+if TYPE_CHECKING:  # torch is slow to import
+    from toolkit.backbones.base import Backbone, BackboneSource
 
-def load_backbone(name: str, max_length: int = 1000, **settings: Any) -> Backbone:
+
+def load_backbone(name: str, max_length: int = 1000, **settings: Any) -> "Backbone":
     """A pretrained backbone with its weights, in eval mode.
 
     Args:
@@ -25,14 +27,11 @@ def load_backbone(name: str, max_length: int = 1000, **settings: Any) -> Backbon
         ConfigError: an unknown or impossible setting.
         BackboneError: the weights cannot be found, or do not fit.
     """
-    source = create({"name": name, **settings})
-    backbone = source.load(max_length)
-    backbone.source = source
-    return backbone
+    return create({"name": name, **settings}).load(max_length)
 
 
-def create(config: Mapping[str, Any]) -> BackboneSource:
-    """The backbone source that a configuration names.
+def create(config: Mapping[str, Any]) -> "BackboneSource":
+    """Make the backbone source that a configuration names.
 
     Args:
         config: `{"name": ..., ...}`, the name being a registered one, a folder written by
@@ -50,14 +49,15 @@ def create(config: Mapping[str, Any]) -> BackboneSource:
 def _family(source: str) -> str:
     """The registered family that reads a checkpoint, by the model type in its config.json."""
     model_type = _model_type(source)
-    families = {}
+    families: dict[str, str] = {}
     for name in BACKBONES.names():
         kinds = BACKBONES.peek(name).metadata.get("model_type", ())
         families |= dict.fromkeys([kinds] if isinstance(kinds, str) else kinds, name)
     if model_type not in families:
         known = ", ".join(sorted(families))
         raise BackboneError(
-            f"{source} is a {model_type!r}; there is no backbone for that (known: {known})"
+            f"{source} has the model type {model_type!r}, for which there is no backbone (known: "
+            f"{known})"
         )
     return families[model_type]
 
@@ -71,7 +71,8 @@ def _model_type(source: str) -> str | None:
                 f"{source} holds no config.json that can be read; name a folder written by "
                 "save_pretrained"
             ) from None
-        return config.get("model_type")
+        found: str | None = config.get("model_type")
+        return found
     from transformers import AutoConfig
 
     from toolkit.backbones.hub import hub_is_reachable
@@ -83,4 +84,5 @@ def _model_type(source: str) -> str | None:
             f"'{source}' is neither a folder nor a model that can be fetched from the hub now; "
             "without internet use `--backbone ast_tiny` (embedded) or `--backbone PATH`"
         ) from error
-    return config.model_type
+    model_type: str | None = config.model_type
+    return model_type

@@ -1,6 +1,7 @@
 """The Audio Spectrogram Transformer (Gong et al., arXiv:2104.01778), in transformers' own class."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,16 +35,17 @@ class ASTBackbone(Backbone):
     """AST behind roles; tokens are CLS, distillation, then patches in frequency-major order."""
 
     def encode(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Normalised log-mel frames [B, T, F] -> tokens [B, 2 + patches, d].
+        """Turn normalised log-mel frames [B, T, F] into tokens [B, 2 + patches, d].
 
-        Lengths are not asked for: AST was trained on padded clips without a mask.
+        Lengths are ignored: AST was trained on padded clips without a mask.
         """
-        return self.model(input_values=features).last_hidden_state
+        tokens: Tensor = self.model(input_values=features).last_hidden_state
+        return tokens
 
     @property
     def grid(self) -> tuple[int, int]:
-        """See `Backbone.grid`."""
-        config = self.model.config
+        """Patches (f, t) behind the special tokens."""
+        config: Any = self.model.config
         sizes = (config.num_mel_bins, config.max_length)
         strides = (config.frequency_stride, config.time_stride)
         f, t = (
@@ -54,12 +56,12 @@ class ASTBackbone(Backbone):
 
     @torch.no_grad()
     def zero_positions(self) -> None:
-        """See `Backbone.zero_positions`; the special tokens' rows become zero too."""
+        """Set the position table to zero, including the rows of the special tokens."""
         self.model.get_parameter("embeddings.position_embeddings").zero_()
 
 
 class ASTSource(StockSource):
-    """Base of the sources of an AST; a folder without an extractor has AudioSet's statistics."""
+    """Base of the sources of an AST; without a saved extractor, AudioSet's statistics are used."""
 
     features = FbankSpec
     model_class, config_class, extractor_class = ASTModel, ASTConfig, ASTFeatureExtractor
@@ -71,21 +73,27 @@ class ASTSource(StockSource):
     }  # fmt: skip
     tiny_length = 64
 
-    stride: int | None = setting(None, "patch stride; none keeps the checkpoint's own", minimum=1)
+    stride: int | None = setting(None, "patch stride; none: as in the checkpoint", minimum=1)
+
+    def feature_spec(
+        self, config: ASTConfig, extractor: ASTFeatureExtractor, max_length: int
+    ) -> FbankSpec:
+        """Log-mel frames, normalised by the checkpoint's statistics."""
+        return FbankSpec(
+            sample_rate=extractor.sampling_rate,
+            max_length=max_length,
+            mel_bins=config.num_mel_bins,
+            mean=extractor.mean,
+            std=extractor.std,
+        )
 
     def wrap(self, model: ASTModel, extractor: ASTFeatureExtractor, max_length: int) -> ASTBackbone:
-        """See `StockSource.wrap`."""
+        """Put an AST behind roles, at the wanted length and patch stride."""
         set_geometry(model, max_length, self.stride)
         return ASTBackbone(
             model.eval(),
             name=self.registered_name,
-            features=FbankSpec(
-                sample_rate=extractor.sampling_rate,
-                max_length=max_length,
-                mel_bins=model.config.num_mel_bins,
-                mean=extractor.mean,
-                std=extractor.std,
-            ),
+            features=self.feature_spec(model.config, extractor, max_length),
             dim=model.config.hidden_size,
             blocks=numbered("layers", len(model.layers)),
             roles=ROLES,
@@ -102,13 +110,13 @@ class AST(ASTSource):
     source: str = setting(HUB_ID, "hub id, or a folder written by save_pretrained")
 
 
-@BACKBONES.register("ast_tiny", paper="recipes/Pretrain")
+@BACKBONES.register("ast_tiny", paper="tools/pretrain")
 class ASTTiny(ASTSource):
     """The small pretrained AST embedded in the package (d 192, 6 layers, patches of 16 x 16)."""
 
     @property
     def checkpoint(self) -> str:
-        """See `StockSource.checkpoint`."""
+        """The embedded folder."""
         return str(TINY)
 
 
@@ -120,7 +128,8 @@ def set_geometry(model: ASTModel, max_length: int, stride: int | None = None) ->
     Raises:
         ConfigError: fewer frames than one patch.
     """
-    config, embeddings = model.config, model.embeddings
+    config: Any = model.config
+    embeddings: Any = model.embeddings
     if max_length < config.patch_size:
         raise ConfigError(
             f"max_length {max_length} is shorter than one patch of {config.patch_size} frames"
@@ -150,7 +159,7 @@ def resample_positions(table: Tensor, old: tuple[int, int], new: tuple[int, int]
         [1, 2 + f' t', d].
     """
     special, patches = table[:, :2], table[:, 2:]
-    grid = patches.unflatten(1, old).permute(0, 3, 1, 2)  # [1, d, f, t]
+    grid = patches.reshape(1, *old, -1).permute(0, 3, 1, 2)  # [1, d, f, t]
     for axis, size in ((3, new[1]), (2, new[0])):
         have = grid.shape[axis]
         if size <= have:

@@ -1,4 +1,4 @@
-"""What every backbone offers: tokens from features, and its parts by role.
+"""The interface of every backbone: tokens from features, and its parts by role.
 
 A PEFT method is written against roles and never against a particular backbone:
 
@@ -9,16 +9,17 @@ A PEFT method is written against roles and never against a particular backbone:
 | `mhsa` `ffn` | the two sublayers: from normalised input to the branch added to the residual |
 | `norm.mhsa` `norm.ffn` | the layer norms before (or after) them |
 | `block` | the whole block, tokens to tokens |
-| `tokens` | the embedding, features to the first block's tokens (of the backbone, not of a block) |
+| `tokens` | the embedding: features to the first block's tokens (one per backbone) |
 
-Roles also name tensors: what is saved is called `blocks.3.attn.q.weight` whatever the stock
-model calls it, so that bundles outlive a renaming inside transformers.
+Roles also name tensors: they are saved as `blocks.3.attn.q.weight` whatever the stock model calls
+them, so that bundles remain readable after a renaming inside transformers.
 """
 
+import copy
 import dataclasses
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -42,10 +43,10 @@ class Site:
 
     Attributes:
         block: number of the block.
-        role: see the module's docstring.
-        parent, attribute: where the module hangs.
+        role: one of those in the module's docstring.
+        parent, attribute: the module is this attribute of this parent.
         in_dim, out_dim: width of the tokens that enter and leave it.
-        windowed: True if it reads windows of a clip, each as if it were a clip.
+        windowed: True if it reads windows of a clip, each as if it were a whole clip.
     """
 
     block: int
@@ -58,11 +59,27 @@ class Site:
 
     @property
     def module(self) -> nn.Module:
-        """What stands there now (the stock module, or a wrapper around it)."""
-        return getattr(self.parent, self.attribute)
+        """The module at this place now: the stock module, or a wrapper around it."""
+        module: nn.Module = getattr(self.parent, self.attribute)
+        return module
+
+    @property
+    def linear(self) -> nn.Linear:
+        """The projection that stands there.
+
+        Raises:
+            ConfigError: it is not a linear layer.
+        """
+        module = self.module
+        if not isinstance(module, nn.Linear):
+            raise ConfigError(
+                f"{self.name} is a {type(module).__name__}, and this method needs a linear layer: "
+                "choose another method or other targets"
+            )
+        return module
 
     def replace(self, module: nn.Module) -> None:
-        """Put another module there."""
+        """Put another module at this place."""
         setattr(self.parent, self.attribute, module)
 
     @property
@@ -71,10 +88,10 @@ class Site:
         return f"blocks.{self.block}.{self.role}"
 
     def require_whole_clips(self, what: str) -> None:
-        """Refuse `what`, which reads all tokens of a clip, where there are only windows.
+        """Refuse `what`, which needs all tokens of a clip, where the module reads windows.
 
         Raises:
-            ConfigError: windows it is.
+            ConfigError: the module reads windows.
         """
         if self.windowed:
             raise ConfigError(
@@ -87,7 +104,7 @@ class Backbone(nn.Module, ABC):
     """A stock encoder, its features and its roles.
 
     Args:
-        model: the stock module, its weights loaded.
+        model: the stock module with its weights.
         name: the registered name of its family, for messages.
         features: what it reads.
         dim: width d of its output tokens.
@@ -95,15 +112,18 @@ class Backbone(nn.Module, ABC):
         roles: role -> path inside a block.
         norm: path of the final layer norm in `model`; it may be the last block's own.
         embedding: path of the module that makes the first block's tokens.
-        prefix_tokens: special tokens before the patches (CLS, distillation).
-        pre_norm: blocks normalise what enters a sublayer; else what leaves its residual sum.
-        refused: what cannot be done here -> why; `tokens` (adding some) and `kv` (adding keys).
+        prefix_tokens: number of special tokens before the patches (CLS, distillation).
+        pre_norm: True if blocks normalise the input of a sublayer, False if they normalise the sum
+            with the residual.
+        refused: what methods cannot do here -> the reason; `tokens` (add tokens) and `kv` (add keys
+            and values).
         windowed: roles that read windows of a clip.
 
     Attributes:
-        prompt_tokens: learned tokens that a method has put between these and the patches.
+        source: the settings that it was loaded with; None: it was not loaded by a source.
+        prompt_tokens: number of learned tokens that a method has put before the patches.
         tokens, final: the sites of the embedding and of the final norm.
-        context: which tokens of the batch that goes through are real.
+        context: which tokens of the current batch are real.
 
     Raises:
         BackboneError: a path of the map does not exist in the model.
@@ -128,6 +148,7 @@ class Backbone(nn.Module, ABC):
         super().__init__()
         self.model = model
         self.name, self.features, self.dim = name, features, dim
+        self.source: BackboneSource | None = None
         self.prefix_tokens, self.prompt_tokens = prefix_tokens, 0
         self.pre_norm, self.context = pre_norm, TokenContext()
         self._refused = dict(refused or {})
@@ -150,15 +171,15 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Normalised features [B, T, F] -> tokens [B, M, d] after the final norm.
+        """Turn normalised features [B, T, F] into tokens [B, M, d] after the final norm.
 
         Args:
-            features: see `FeatureSpec.normalise`.
+            features: what `FeatureSpec.normalise` returns.
             lengths: real rows of each clip before normalisation [B]; None: no clip is padded.
         """
 
     def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """See `encode`; features of several passes over the clips may follow one another."""
+        """Encode features; a batch may hold several passes over the same clips, one by one."""
         self.context.frames = None
         self.context.front = self.prefix_tokens + self.prompt_tokens
         if lengths is not None:
@@ -166,13 +187,13 @@ class Backbone(nn.Module, ABC):
         return self.encode(features, lengths)
 
     def require(self, ability: str) -> None:
-        """Refuse what cannot be done with this backbone.
+        """Refuse what methods cannot do with this backbone.
 
         Args:
-            ability: `tokens` (further tokens) or `kv` (further keys and values).
+            ability: `tokens` (add tokens) or `kv` (add keys and values).
 
         Raises:
-            ConfigError: with the reason.
+            ConfigError: it cannot be done; the message gives the reason.
         """
         if ability in self._refused:
             raise ConfigError(
@@ -186,20 +207,20 @@ class Backbone(nn.Module, ABC):
         """Width of the tokens of all blocks.
 
         Raises:
-            ConfigError: they differ.
+            ConfigError: the widths differ.
         """
         widths = {places["block"].out_dim for places in self._sites}
         if widths != {self.dim}:
             raise ConfigError(
                 f"the tokens of the backbone '{self.name}' are not of one width in all blocks "
-                f"({', '.join(map(str, sorted(widths)))}): choose a method that adapts each "
-                "block by itself"
+                f"({', '.join(map(str, sorted(widths)))}): choose a method that adapts each block "
+                "separately"
             )
         return self.dim
 
     @property
     def norm(self) -> nn.Module:
-        """The stock final norm, whatever is wrapped around it."""
+        """The stock final norm without wrappers."""
         module = self.final.module
         while hasattr(module, WRAPPED):
             module = getattr(module, WRAPPED)
@@ -211,7 +232,7 @@ class Backbone(nn.Module, ABC):
         return len(self._sites)
 
     def site(self, block: int, role: str) -> Site:
-        """One site.
+        """The site of a role in a block.
 
         Raises:
             ConfigError: this backbone has no such role.
@@ -226,11 +247,11 @@ class Backbone(nn.Module, ABC):
 
     @property
     def grid(self) -> tuple[int, int] | None:
-        """Patches (f, t) behind the special tokens, in frequency-major order; None for no grid."""
+        """Patches (f, t) behind the special tokens, frequency-major; None if there is no grid."""
         return None
 
     def zero_positions(self) -> None:
-        """Set the position table to zero, as it is in the papers' reference code.
+        """Set the position table to zero, as the papers' reference code does.
 
         Raises:
             ConfigError: this backbone has no position table.
@@ -247,7 +268,7 @@ class Backbone(nn.Module, ABC):
                 yield self.site(block, role)
 
     def canonical(self, path: str) -> str:
-        """A tensor's lasting name from its present path inside `model`.
+        """The lasting name of a tensor from its current path inside `model`.
 
         `layers.3.attention.wrapped.q_proj.wrapped.weight` -> `blocks.3.attn.q.weight`.
         """
@@ -259,7 +280,7 @@ class Backbone(nn.Module, ABC):
         return ".".join(parts)
 
     def _fingerprint(self) -> str:
-        """Hash of the stock weights as loaded, by lasting names; bundles are checked against it."""
+        """Hash of the stock weights by lasting names; bundles are checked against it."""
         digest = hashlib.blake2b(digest_size=16)
         tensors = {self.canonical(name): tensor for name, tensor in self.model.state_dict().items()}
         for name in sorted(tensors):
@@ -270,29 +291,62 @@ class Backbone(nn.Module, ABC):
         return digest.hexdigest()
 
 
+_READ: dict[Hashable, Backbone] = {}
+"""The backbone that was read last, as `BackboneSource.load` keeps it."""
+
+
 class BackboneSource(Settings, ABC):
-    """Settings that say which backbone, and from where; one subclass a family.
+    """Settings that say which backbone, and from where; one subclass per family.
 
     Attributes:
-        features: the class of what it reads.
+        features: the class of its `FeatureSpec`.
     """
 
     features: ClassVar[type[FeatureSpec]]
 
-    @abstractmethod
     def load(self, max_length: int) -> Backbone:
-        """The backbone with its weights, in eval mode.
+        """A fresh copy of the backbone with its weights, in eval mode.
+
+        The weights are read once per process: the backbone that was read last is kept on the CPU,
+        and every call for the same one copies it.
 
         Args:
-            max_length: frames T that it shall read.
+            max_length: frames of 10 ms that it will read.
 
         Raises:
-            BackboneError: the weights cannot be had or do not fit.
+            BackboneError: the weights cannot be found or do not fit.
         """
+        key = (type(self), repr(self), max_length, self.version())
+        if key not in _READ:
+            _READ.clear()
+            _READ[key] = self.read(max_length)
+        backbone = copy.deepcopy(_READ[key])
+        backbone.source = self
+        return backbone
+
+    @abstractmethod
+    def read(self, max_length: int) -> Backbone:
+        """Read the backbone with its weights from the checkpoint, in eval mode; `load` calls it."""
+
+    def version(self) -> Hashable:
+        """What changes when the checkpoint does, so that `load` reads it again."""
+        return None
 
     @abstractmethod
     def architecture(self, max_length: int) -> Backbone:
         """The same backbone on the meta device: shapes and roles without weights or a download."""
+
+    def spec(self, max_length: int) -> FeatureSpec:
+        """What the backbone reads, without loading its weights.
+
+        Args:
+            max_length: frames of 10 ms that it will read.
+
+        Raises:
+            BackboneError: the checkpoint's configuration cannot be found.
+            ConfigError: it cannot read so many frames.
+        """
+        return self.architecture(max_length).features
 
     @classmethod
     @abstractmethod
@@ -306,7 +360,7 @@ def numbered(path: str, count: int, first: int = 0) -> list[str]:
 
 
 def _site(root: nn.Module, path: str, dim: int, block: int, role: str) -> Site:
-    """The site of the module at `path`; linears say their own widths, all others keep d."""
+    """The site of the module at `path`; only linear layers change the width d."""
     module = _find(root, path)
     head, _, attribute = path.rpartition(".")
     parent = _find(root, head) if head else root
@@ -329,5 +383,5 @@ def _find(model: nn.Module, path: str) -> nn.Module:
     except AttributeError:
         raise BackboneError(
             f"{type(model).__name__} has no part '{path}': this version of transformers names its "
-            "modules otherwise; install the range that pyproject.toml gives"
+            "modules differently; install a version in the range that pyproject.toml gives"
         ) from None

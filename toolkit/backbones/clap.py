@@ -1,6 +1,7 @@
 """The audio tower of CLAP, HTSAT (Wu et al., arXiv:2211.06687), in transformers' own class."""
 
 import dataclasses
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import ClapAudioConfig, ClapAudioModel, ClapFeatureExtractor
@@ -33,8 +34,8 @@ class ClapSpec(WaveformSpec):
 
     Attributes:
         mel_bins: F.
-        samples: length that every clip is brought to.
-        slaney: mel filters of the checkpoints without fusion.
+        samples: length to which every clip is brought.
+        slaney: use the mel filters of checkpoints without fusion.
     """
 
     mel_bins: int = 64
@@ -49,15 +50,17 @@ class ClapSpec(WaveformSpec):
 
 
 class ClapBackbone(Backbone):
-    """HTSAT behind roles: four stages of patches, ever fewer and wider; tokens are the last's."""
+    """HTSAT behind roles: stages of fewer and wider patches; the last stage's are its tokens."""
 
     def encode(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """See `Backbone.encode`: log-mel frames [B, T, F] -> tokens [B, M, d]; none is padding."""
+        """Turn log-mel frames [B, T, F] into tokens [B, M, d]; none of these is padding."""
         images, longer = features[:, None], None
-        if self.model.config.enable_fusion:  # no clip is longer than what the model reads
+        config: Any = self.model.config
+        if config.enable_fusion:  # no clip is longer than what the model reads
             images = images.expand(-1, 4, -1, -1)
             longer = features.new_zeros(len(features), 1)
-        return self.model(images, is_longer=longer).last_hidden_state.flatten(2).mT
+        tokens: Tensor = self.model(images, is_longer=longer).last_hidden_state.flatten(2).mT
+        return tokens
 
 
 @BACKBONES.register("clap", paper="arXiv:2211.06687", model_type=["clap", "clap_audio_model"])
@@ -80,27 +83,38 @@ class Clap(StockSource):
         "laion/clap-htsat-unfused", "hub id, or a folder written by save_pretrained"
     )
 
+    def feature_spec(
+        self, config: ClapAudioConfig, extractor: ClapFeatureExtractor, max_length: int
+    ) -> ClapSpec:
+        """Samples, turned into log-mel frames of a fixed length.
+
+        Raises:
+            ConfigError: that length is shorter than `max_length`.
+        """
+        rate, samples = extractor.sampling_rate, extractor.nb_max_samples
+        require_length(max_length, samples * FRAMES_PER_SECOND // rate, self.registered_name)
+        return ClapSpec(
+            sample_rate=rate,
+            max_length=max_length,
+            mel_bins=config.num_mel_bins,
+            samples=samples,
+            slaney=extractor.truncation != "fusion",
+        )
+
     def wrap(
         self, model: ClapAudioModel, extractor: ClapFeatureExtractor, max_length: int
     ) -> ClapBackbone:
-        """See `StockSource.wrap`."""
-        rate, samples = extractor.sampling_rate, extractor.nb_max_samples
-        require_length(max_length, samples * FRAMES_PER_SECOND // rate, self.registered_name)
+        """Put CLAP's audio tower behind roles."""
         blocks = []
-        for number, stage in enumerate(model.audio_encoder.layers):
+        stages: Any = model.audio_encoder.layers
+        for number, stage in enumerate(stages):
             for place, block in enumerate(stage.blocks):
                 _gather_ffn(block)
                 blocks.append(f"audio_encoder.layers.{number}.blocks.{place}")
         return ClapBackbone(
             model,
             name=self.registered_name,
-            features=ClapSpec(
-                sample_rate=rate,
-                max_length=max_length,
-                mel_bins=model.config.num_mel_bins,
-                samples=samples,
-                slaney=extractor.truncation != "fusion",
-            ),
+            features=self.feature_spec(model.config, extractor, max_length),
             dim=model.audio_encoder.num_features,
             blocks=blocks,
             roles=ROLES,
@@ -111,7 +125,7 @@ class Clap(StockSource):
         )
 
 
-def _gather_ffn(block: nn.Module) -> None:
-    """Make one module of a block's feed-forward, which the stock block has in two."""
+def _gather_ffn(block: Any) -> None:
+    """Put a block's feed-forward, which the stock block has in two modules, into one."""
     block.intermediate = nn.Sequential(block.intermediate, block.output)
     block.output = nn.Identity()

@@ -1,4 +1,4 @@
-"""How padding is kept out of a stock encoder that only half does it by itself."""
+"""Keeping padding out of stock encoders that mask it only in part."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from toolkit.context import real
 
 
 class MaskedBackbone(Backbone):
-    """A backbone whose attention is told which tokens are padding; prompts extend its masks."""
+    """A backbone whose attention masks padding; its masks are extended where prompts are added."""
 
     def __init__(self, model: nn.Module, **parts: Any) -> None:
         super().__init__(model, **parts)
@@ -23,9 +23,10 @@ class MaskedBackbone(Backbone):
     def _extend_masks(
         self, block: nn.Module, args: tuple[Any, ...], options: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Let every token see the prompts, of which the stock encoder's masks do not know.
+        """Let every token see the prompts, which are missing from the stock encoder's masks.
 
-        Where it joins frames to tokens, its mask counts a half token, which a clip alone has not.
+        Where the encoder joins frames to tokens, its mask would count a half token as real, which
+        the same clip without padding does not have.
         """
         more = {}
         for key, value in options.items():
@@ -52,7 +53,7 @@ def with_prompts(mask: Tensor, count: int) -> Tensor:
 
 
 class MaskedGroupNorm(nn.Module):
-    """A stock group norm of one channel a group, over the real frames of each clip alone.
+    """A stock group norm with one channel per group, over the real frames of each clip only.
 
     Args:
         wrapped: the stock norm.
@@ -67,9 +68,10 @@ class MaskedGroupNorm(nn.Module):
         self.counts: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, T] -> the same."""
+        """Normalise [B, C, T]."""
         if self.counts is None:
-            return self.wrapped(x)
+            normed: Tensor = self.wrapped(x)
+            return normed
         x = x.float()
         mask, counts = real(self.counts, x.shape[-1])[:, None], self.counts[:, None, None]
         centred = x - (x * mask).sum(dim=-1, keepdim=True) / counts

@@ -1,6 +1,6 @@
-"""A module of the user's own as a backbone: any `nn.Module` with a list of blocks, by a map of roles.
+"""Any `nn.Module` with a list of blocks as a backbone, by a map of roles.
 
-Apart from the registered families: it has no checkpoint to load and nothing to register.
+Separate from the registered families: it has no checkpoint to load and nothing to register.
 """
 
 import dataclasses

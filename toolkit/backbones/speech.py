@@ -1,8 +1,8 @@
-"""What Wav2Vec2 and its descendants share: waveforms, a stack of convolutions, a transformer.
+"""What Wav2Vec 2.0 and its descendants share: waveforms, convolutions, a transformer.
 
-The stock encoders leave padding out of the attention. Two things that they compute over the whole
-padded length are mended here, so that padding changes nothing: the group norm of the first
-convolution (in base sizes), and positional convolutions behind others.
+The stock encoders leave padding out of the attention, but not out of the group norm of the first
+convolution (in base sizes) and of positional convolutions. Both are corrected here, so that padding
+changes nothing.
 """
 
 from typing import Any
@@ -33,13 +33,13 @@ ROLES = {
 
 
 class SpeechBackbone(MaskedBackbone):
-    """A model of the Wav2Vec2 kind behind roles; a token is a frame of, as a rule, 20 ms.
+    """A model of the Wav2Vec 2.0 kind behind roles; a token is usually a frame of 20 ms.
 
     Attributes:
         heard: real frames of the present batch [B, T] behind the convolutions; None: all are.
     """
 
-    def __init__(self, model: nn.Module, **parts: Any) -> None:
+    def __init__(self, model: Any, **parts: Any) -> None:
         first = model.feature_extractor.conv_layers[0]
         if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):
             first.layer_norm = MaskedGroupNorm(first.layer_norm)
@@ -53,10 +53,10 @@ class SpeechBackbone(MaskedBackbone):
                 module.register_forward_pre_hook(self._silence_padding)
 
     def encode(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """See `Backbone.encode`: samples [B, S, 1] -> tokens [B, M, d].
+        """Turn samples [B, S, 1] into tokens [B, M, d].
 
-        Clips count as at least as long as the samples that one token reads. Where the encoder
-        joins pairs of frames (SEW), a last frame without a partner has no tokens.
+        Clips shorter than one token count as one token. Where the encoder joins pairs of frames
+        (SEW), a last frame without a partner is left out.
         """
         waves, rate = features.squeeze(-1), self.context.rate
         least = self.samples(rate)
@@ -65,30 +65,31 @@ class SpeechBackbone(MaskedBackbone):
             lengths = torch.full((len(waves),), waves.shape[1], device=waves.device)
         mask = self._mask(lengths.clamp(min=least), waves.shape[1])
         whole = self.frames(waves.shape[1]) // rate * rate
-        tokens = self.model(waves, attention_mask=mask).last_hidden_state
+        tokens: Tensor = self.model(waves, attention_mask=mask).last_hidden_state
         return tokens[:, : self.context.front * rate + whole]
 
     def frames(self, samples: Any, layers: int | None = None) -> Any:
-        """Frames that the first `layers` convolutions (all of them) make of so many samples."""
+        """Number of frames after the first `layers` convolutions (None: all) for these samples."""
         for kernel, stride in self.convolutions[:layers]:
             samples = (samples - kernel) // stride + 1
         return samples
 
     def samples(self, frames: Any) -> Any:
-        """Fewest samples of which the convolutions make so many frames."""
+        """The smallest number of samples from which the convolutions make these frames."""
         for kernel, stride in reversed(self.convolutions):
             frames = (frames - 1) * stride + kernel
         return frames
 
     def _mask(self, lengths: Tensor, size: int) -> Tensor | None:
-        """Real samples [B, size], if some are not; tells all that must know which frames are."""
+        """The mask of real samples [B, size], None if all are; also sets the masks of frames."""
         padded = bool((lengths < size).any())
         self.heard = None
         if padded:
             rate, counts, most = self.context.rate, self.frames(lengths), self.frames(size)
             self.heard = real(counts, most)
             self.context.frames = real(counts // rate * rate, most // rate * rate)
-        norm = getattr(self.model.feature_extractor.conv_layers[0], "layer_norm", None)
+        extractor: Any = self.model.feature_extractor
+        norm = getattr(extractor.conv_layers[0], "layer_norm", None)
         if isinstance(norm, MaskedGroupNorm):
             norm.counts = self.frames(lengths, layers=1) if padded else None
         return real(lengths, size).long() if padded else None
@@ -99,7 +100,7 @@ class SpeechBackbone(MaskedBackbone):
 
 
 class SpeechSource(StockSource):
-    """Base of the families of the Wav2Vec2 kind."""
+    """Base of the families of the Wav2Vec 2.0 kind."""
 
     features = WaveformSpec
     extractor_class = Wav2Vec2FeatureExtractor
@@ -108,7 +109,7 @@ class SpeechSource(StockSource):
         "layer_norm_for_extract.", "lm_head.", "projector.", "classifier.", "layer_weights",
         "tdnn.", "objective.", "masked_spec_embed",
     )  # fmt: skip
-    # Random masks and left-out layers are for full fine-tuning; numpy's generator draws them.
+    # Random masks and dropped layers are for full fine-tuning, and numpy's generator draws them.
     options = {"apply_spec_augment": False, "layerdrop": 0.0}
     tiny_config = {
         "hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -118,10 +119,20 @@ class SpeechSource(StockSource):
     }  # fmt: skip
     tiny_length = 20
 
+    def feature_spec(
+        self, config: Any, extractor: Wav2Vec2FeatureExtractor, max_length: int
+    ) -> WaveformSpec:
+        """Samples, normalised if the checkpoint's extractor does so."""
+        return WaveformSpec(
+            sample_rate=extractor.sampling_rate,
+            max_length=max_length,
+            unit_variance=extractor.do_normalize,
+        )
+
     def wrap(
-        self, model: nn.Module, extractor: Wav2Vec2FeatureExtractor, max_length: int
+        self, model: Any, extractor: Wav2Vec2FeatureExtractor, max_length: int
     ) -> SpeechBackbone:
-        """See `StockSource.wrap`."""
+        """Put a model of this kind behind roles."""
         if hasattr(model, "masked_spec_embed"):  # of pretraining
             del model.masked_spec_embed
         depth = len(model.encoder.layers)
@@ -130,11 +141,7 @@ class SpeechSource(StockSource):
         return SpeechBackbone(
             model,
             name=self.registered_name,
-            features=WaveformSpec(
-                sample_rate=extractor.sampling_rate,
-                max_length=max_length,
-                unit_variance=extractor.do_normalize,
-            ),
+            features=self.feature_spec(model.config, extractor, max_length),
             dim=model.config.hidden_size,
             blocks=numbered("encoder.layers", depth),
             roles=ROLES,

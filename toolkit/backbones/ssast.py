@@ -6,6 +6,7 @@ github.com/YuanGongND/ssast, src/models/ast_models.py.
 
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,10 +16,12 @@ from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
 
 from toolkit.backbones.ast import ASTBackbone, ASTSource
 from toolkit.errors import BackboneError
+from toolkit.features.spec import FbankSpec
 from toolkit.registry import BACKBONES
 from toolkit.settings import setting
 
 ENCODER = "module.v."
+NAME = re.compile(r"(?:module\.v\.(blocks\.\d+\.)?)?(.*)")  # block, part
 HEAD_WIDTH = 64  # of every size of DeiT
 EPSILON = 1e-6  # of timm's layer norms; AST's own configuration says 1e-12
 NAMES = {
@@ -42,8 +45,13 @@ class SSAST(ASTSource):
 
     source: str = setting("", "a .pth file of SSAST-Patch-{Tiny,Small,Base}-400")
 
-    def load(self, max_length: int) -> ASTBackbone:
-        """See `BackboneSource.load`."""
+    def spec(self, max_length: int) -> FbankSpec:
+        """Log-mel frames; the file says how many mel bands."""
+        config = configuration(self._read())
+        return self.feature_spec(config, ASTFeatureExtractor(), max_length)
+
+    def read(self, max_length: int) -> ASTBackbone:
+        """The encoder of the authors' file, as an AST of transformers."""
         tensors = self._read()
         model = ASTModel(configuration(tensors))
         try:
@@ -56,15 +64,17 @@ class SSAST(ASTSource):
         return self.wrap(model.eval(), ASTFeatureExtractor(), max_length)
 
     def architecture(self, max_length: int) -> ASTBackbone:
-        """See `BackboneSource.architecture`; the file says the size."""
+        """The backbone on the meta device; the file says its size."""
         config = configuration(self._read())
         with torch.device("meta"):
             return self.wrap(ASTModel(config).eval(), ASTFeatureExtractor(), max_length)
 
     def _read(self) -> dict[str, Tensor]:
-        """The file's tensors."""
+        """The file's tensors, mapped into memory where the file's format allows it."""
+        file = Path(self.source)
         try:
-            tensors = dict(torch.load(Path(self.source), map_location="cpu", weights_only=True))
+            mapped = zipfile.is_zipfile(file)
+            tensors = dict(torch.load(file, map_location="cpu", weights_only=True, mmap=mapped))
         except (OSError, RuntimeError, ValueError, TypeError, EOFError, pickle.UnpicklingError):
             raise BackboneError(
                 f"'{self.source}' is not a file of tensors: name one of SSAST's .pth files with "
@@ -73,8 +83,8 @@ class SSAST(ASTSource):
         shape = getattr(tensors.get(f"{ENCODER}patch_embed.proj.weight"), "shape", None)
         if shape is None or shape[-2] != shape[-1] or f"{ENCODER}dist_token" not in tensors:
             raise BackboneError(
-                f"'{self.source}' is no SSAST with square patches and a distillation token: use "
-                "an SSAST-Patch checkpoint"
+                f"'{self.source}' is not an SSAST with square patches and a distillation token: "
+                "use an SSAST-Patch checkpoint"
             )
         return tensors
 
@@ -109,10 +119,10 @@ def converted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     found: dict[str, Tensor] = {}
     for path, tensor in tensors.items():
-        block, part = re.fullmatch(r"(?:module\.v\.(blocks\.\d+\.)?)?(.*)", path).groups()
+        block, part = NAME.fullmatch(path).groups("")  # type: ignore[union-attr]  # always matches
         if not path.startswith(ENCODER) or part.startswith("head"):
             continue
-        prefix = "" if block is None else block.replace("blocks.", "layers.")
+        prefix = block.replace("blocks.", "layers.")
         stem, _, kind = part.rpartition(".")
         if stem == "attn.qkv":
             for letter, third in zip("qkv", tensor.chunk(3), strict=True):
@@ -122,5 +132,5 @@ def converted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif stem in NAMES:
             found[f"{prefix}{NAMES[stem]}.{kind}"] = tensor
         else:
-            found[path] = tensor  # nobody knows it: loading says so
+            found[path] = tensor  # unknown: loading will refuse it
     return found

@@ -4,38 +4,39 @@ A family says which classes, how its checkpoints differ from them, and where its
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
 from transformers.utils import logging
 
 from toolkit.backbones.base import Backbone, BackboneSource
 from toolkit.backbones.hub import hub_is_reachable
 from toolkit.errors import BackboneError, ConfigError
+from toolkit.features.spec import FeatureSpec
 
 NOISE = 0.1
 """Standard deviation of what is added to every weight of a tiny backbone."""
 
 
 class StockSource(BackboneSource, ABC):
-    """Base of the sources of a stock class.
+    """Base of the sources of a class of transformers.
 
     Attributes:
-        model_class, config_class, extractor_class: of transformers.
-        heads: beginnings of the names of checkpoint tensors that the encoder has no place for.
-        renamed: regular expressions on the names of checkpoint tensors -> what replaces them.
-        options: settings of the configuration that stand whatever the checkpoint says.
+        model_class, config_class, extractor_class: the classes of transformers.
+        heads: prefixes of checkpoint tensors that the encoder does not use.
+        renamed: regular expressions on the names of checkpoint tensors -> their replacement.
+        options: settings of the configuration that override the checkpoint's.
         tiny_config: the configuration of a small backbone for tests.
         tiny_extractor: settings of its feature extractor.
         tiny_length: frames of 10 ms that it reads.
     """
 
-    model_class: ClassVar[type]
-    config_class: ClassVar[type]
-    extractor_class: ClassVar[type]
+    model_class: ClassVar[Any]
+    config_class: ClassVar[Any]
+    extractor_class: ClassVar[Any]
     heads: ClassVar[tuple[str, ...]] = ()
     renamed: ClassVar[dict[str, str]] = {}
     options: ClassVar[dict[str, Any]] = {}
@@ -45,21 +46,49 @@ class StockSource(BackboneSource, ABC):
 
     @property
     def checkpoint(self) -> str:
-        """Hub id, or a folder written by `save_pretrained`; the setting `source`, if it is one."""
-        return self.source
+        """Hub id, or a folder written by `save_pretrained`: the setting `source`."""
+        source: str = self.as_dict()["source"]
+        return source
 
     @abstractmethod
-    def wrap(self, model: nn.Module, extractor: Any, max_length: int) -> Backbone:
-        """A stock model behind roles.
+    def wrap(self, model: Any, extractor: Any, max_length: int) -> Backbone:
+        """Put a stock model behind roles.
 
         Args:
-            model: its weights loaded.
-            extractor: the feature extractor that belongs to them.
-            max_length: frames of 10 ms that the backbone shall read.
+            model: the model with its weights.
+            extractor: the feature extractor of its checkpoint.
+            max_length: frames of 10 ms that the backbone will read.
         """
 
-    def load(self, max_length: int) -> Backbone:
-        """See `BackboneSource.load`."""
+    @abstractmethod
+    def feature_spec(self, config: Any, extractor: Any, max_length: int) -> FeatureSpec:
+        """What a stock model of this configuration reads; the arguments are those of `wrap`.
+
+        Raises:
+            ConfigError: it cannot read so many frames.
+        """
+
+    def version(self) -> Hashable:
+        """Sizes and times of the files of a local checkpoint."""
+        place = Path(self.checkpoint)
+        files = sorted(place.iterdir()) if place.is_dir() else [place] if place.is_file() else []
+        return tuple(
+            (str(file.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+            for file in files
+            for status in [file.stat()]
+        )
+
+    def spec(self, max_length: int) -> FeatureSpec:
+        """What the backbone reads, from the checkpoint's configuration files alone."""
+        config = self._from_pretrained(self.config_class, **self.options)
+        return self.feature_spec(config, self._extractor(), max_length)
+
+    def read(self, max_length: int) -> Backbone:
+        """The stock model with its weights, behind roles.
+
+        Raises:
+            BackboneError: the checkpoint cannot be found, or is not a whole model of this family.
+        """
         model, info = self._from_pretrained(
             self.model_class,
             output_loading_info=True,
@@ -74,18 +103,20 @@ class StockSource(BackboneSource, ABC):
         if lost or extra:
             raise BackboneError(
                 f"the checkpoint {self.checkpoint} is not a whole {self.model_class.__name__}: "
-                f"without a place: {', '.join(sorted(extra)) or 'none'}; "
+                f"unknown tensors: {', '.join(sorted(extra)) or 'none'}; "
                 f"missing or of another shape: {', '.join(sorted(lost)) or 'none'}"
             )
+        return self.wrap(model.eval(), self._extractor(), max_length)
+
+    def _extractor(self) -> Any:
+        """The checkpoint's feature extractor; a folder without one means the family's default."""
         folder = Path(self.checkpoint)
         if folder.is_dir() and not (folder / "preprocessor_config.json").is_file():
-            extractor = self.extractor_class()
-        else:
-            extractor = self._from_pretrained(self.extractor_class)
-        return self.wrap(model.eval(), extractor, max_length)
+            return self.extractor_class()
+        return self._from_pretrained(self.extractor_class)
 
     def architecture(self, max_length: int) -> Backbone:
-        """See `BackboneSource.architecture`; a hub id stands for the family's base size."""
+        """The backbone on the meta device; a hub id stands for the family's base size."""
         config = self.config_class(**self.options)
         if Path(self.checkpoint).is_dir():
             config = self.config_class.from_pretrained(self.checkpoint, **self.options)
@@ -94,11 +125,11 @@ class StockSource(BackboneSource, ABC):
 
     @classmethod
     def tiny(cls, seed: int = 0, **settings: Any) -> Backbone:
-        """See `BackboneSource.tiny`.
+        """A small backbone of this family with random weights, for tests.
 
         Args:
-            seed: of the weights.
-            settings: of the configuration, where they differ from `tiny_config`.
+            seed: seed of the weights.
+            settings: settings of the configuration that differ from `tiny_config`.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -109,7 +140,7 @@ class StockSource(BackboneSource, ABC):
                     parameter.add_(NOISE * torch.randn_like(parameter))
         return cls().wrap(model.eval(), cls.extractor_class(**cls.tiny_extractor), cls.tiny_length)
 
-    def _from_pretrained(self, stock: type, **options: Any) -> Any:
+    def _from_pretrained(self, stock: Any, **options: Any) -> Any:
         logging.disable_progress_bar()  # of the weights' loading; a download keeps its own
         try:
             return stock.from_pretrained(
@@ -117,7 +148,8 @@ class StockSource(BackboneSource, ABC):
             )
         except (OSError, ValueError, SafetensorError) as error:
             raise BackboneError(
-                f"{stock.__name__} cannot be had from '{self.checkpoint}' ({_first_line(error)}): "
+                f"{stock.__name__} cannot be loaded from '{self.checkpoint}' "
+                f"({_first_line(error)}): "
                 "without internet use `--backbone ast_tiny` (embedded) or `--backbone PATH` "
                 "(a folder that holds the checkpoint)"
             ) from error
@@ -127,7 +159,7 @@ def require_length(max_length: int, most: int, family: str) -> None:
     """Refuse clips that are longer than a backbone can read.
 
     Raises:
-        ConfigError: longer they are.
+        ConfigError: `max_length` is more than `most`.
     """
     if max_length > most:
         raise ConfigError(

@@ -1,8 +1,9 @@
 """Wav2Vec2-BERT (Seamless Communication, arXiv:2312.05187), in transformers' own class."""
 
 import dataclasses
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from transformers import SeamlessM4TFeatureExtractor, Wav2Vec2BertConfig, Wav2Vec2BertModel
 
@@ -24,7 +25,7 @@ ROLES = {
     "ffn.up": "ffn2.intermediate_dense",
     "ffn.down": "ffn2.output_dense",
     "mhsa": "self_attn",
-    "ffn": "ffn2",  # a conformer block's second feed-forward; the first has no role
+    "ffn": "ffn2",  # the second feed-forward of a conformer block; the first has no role
     "norm.mhsa": "self_attn_layer_norm",
     "norm.ffn": "ffn2_layer_norm",
 }
@@ -36,7 +37,7 @@ class Wav2Vec2BertSpec(WaveformSpec):
 
     Attributes:
         mel_bins: F.
-        stride: frames that the backbone reads as one.
+        stride: number of frames that the backbone reads as one.
     """
 
     mel_bins: int = 80
@@ -45,7 +46,7 @@ class Wav2Vec2BertSpec(WaveformSpec):
     spectral = True
 
     def frames(self, lengths: Tensor) -> Tensor:
-        """Log-mel frames of so many samples, at least one token's."""
+        """The number of log-mel frames for numbers of samples, at least those of one token."""
         return ((lengths - WINDOW) // HOP + 1).clamp(min=self.stride)
 
     def normalise(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -60,8 +61,10 @@ class Wav2Vec2BertSpec(WaveformSpec):
 class Wav2Vec2BertBackbone(MaskedBackbone):
     """Wav2Vec2-BERT behind roles; a token is 20 ms."""
 
+    features: Wav2Vec2BertSpec
+
     def encode(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """See `Backbone.encode`: log-mel frames [B, T, F] -> tokens [B, T / 2, d]."""
+        """Turn log-mel frames [B, T, F] into tokens [B, T / 2, d]."""
         stride = self.features.stride
         whole = features.shape[1] // stride
         stacked = features[:, : whole * stride].reshape(len(features), whole, -1)
@@ -69,7 +72,9 @@ class Wav2Vec2BertBackbone(MaskedBackbone):
             counts = self.features.frames(lengths) // stride
             if bool((counts < whole).any()):
                 self.context.frames = real(counts, whole)
-        return self.model(stacked, attention_mask=self.context.frames).last_hidden_state
+        output = self.model(stacked, attention_mask=self.context.frames)
+        tokens: Tensor = output.last_hidden_state
+        return tokens
 
 
 @BACKBONES.register("wav2vec2_bert", paper="arXiv:2312.05187", model_type="wav2vec2-bert")
@@ -91,22 +96,28 @@ class Wav2Vec2Bert(StockSource):
 
     source: str = setting("facebook/w2v-bert-2.0", "hub id, or a folder by save_pretrained")
 
+    def feature_spec(
+        self, config: Any, extractor: SeamlessM4TFeatureExtractor, max_length: int
+    ) -> Wav2Vec2BertSpec:
+        """Samples, turned into the extractor's log-mel frames."""
+        return Wav2Vec2BertSpec(
+            sample_rate=extractor.sampling_rate,
+            max_length=max_length,
+            mel_bins=extractor.num_mel_bins,
+            stride=extractor.stride,
+        )
+
     def wrap(
-        self, model: nn.Module, extractor: SeamlessM4TFeatureExtractor, max_length: int
+        self, model: Any, extractor: SeamlessM4TFeatureExtractor, max_length: int
     ) -> Wav2Vec2BertBackbone:
-        """See `StockSource.wrap`."""
+        """Put a Wav2Vec2-BERT behind roles."""
         if hasattr(model, "masked_spec_embed"):  # of pretraining
             del model.masked_spec_embed
         depth = len(model.encoder.layers)
         return Wav2Vec2BertBackbone(
             model,
             name=self.registered_name,
-            features=Wav2Vec2BertSpec(
-                sample_rate=extractor.sampling_rate,
-                max_length=max_length,
-                mel_bins=extractor.num_mel_bins,
-                stride=extractor.stride,
-            ),
+            features=self.feature_spec(model.config, extractor, max_length),
             dim=model.config.hidden_size,
             blocks=numbered("encoder.layers", depth),
             roles=ROLES,

@@ -1,10 +1,11 @@
 """WavLM (Chen et al., arXiv:2110.13900), in transformers' own class."""
 
 import types
+from typing import Any
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AttentionInterface, Wav2Vec2FeatureExtractor, WavLMConfig, WavLMModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -23,20 +24,20 @@ class WavLM(SpeechSource):
     def wrap(
         self, model: WavLMModel, extractor: Wav2Vec2FeatureExtractor, max_length: int
     ) -> SpeechBackbone:
-        """See `StockSource.wrap`.
+        """Put WavLM behind roles, with an attention that calls its projections.
 
-        The stock attention hands the weights of its projections to one function of torch and calls
-        none of them, so that nothing could be put beside them: here it calls them.
+        The stock attention passes the weights of its projections to one function of torch and calls
+        none of them, so that nothing could be inserted beside them.
         """
         for layer in model.encoder.layers:
-            attention = layer.attention
+            attention: Any = layer.attention
             attention.config = model.config
             attention.torch_multi_head_self_attention = types.MethodType(attend, attention)
         return super().wrap(model, extractor, max_length)
 
 
 def attend(
-    attention: nn.Module, x: Tensor, mask: Tensor | None, position_bias: Tensor
+    attention: Any, x: Tensor, mask: Tensor | None, position_bias: Tensor
 ) -> tuple[Tensor, None]:
     """Attention of WavLM through its projections and the attention function of its configuration.
 

@@ -17,7 +17,7 @@ from toolkit.features.spec import WaveformSpec
 from toolkit.registry import BACKBONES
 from toolkit.settings import setting
 
-HOP, STRIDE = 160, 2  # samples a frame, frames a token
+HOP, STRIDE = 160, 2  # samples per frame, frames per token
 ROLES = {
     "attn.q": "self_attn.q_proj",
     "attn.k": "self_attn.k_proj",
@@ -53,18 +53,19 @@ class WhisperSpec(WaveformSpec):
 
 
 class WhisperBackbone(Backbone):
-    """Whisper's encoder behind roles; its attention hears the silence behind a clip."""
+    """Whisper's encoder behind roles; its attention includes the silence behind a clip."""
 
     def encode(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """See `Backbone.encode`: log-mel frames [B, frames, F] -> tokens [B, frames / 2, d]."""
+        """Turn log-mel frames [B, frames, F] into tokens [B, frames / 2, d]."""
         if lengths is not None:
             tokens = -(-lengths // (HOP * STRIDE))
             self.context.frames = real(tokens.clamp(min=1), features.shape[1] // STRIDE)
-        return self.model(features.mT).last_hidden_state
+        hidden: Tensor = self.model(features.mT).last_hidden_state
+        return hidden
 
 
 class Entry(nn.Module):
-    """What enters the first block, as a place of its own; the stock encoder has none."""
+    """Passes on what enters the first block, so that this place has a module."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Tokens [B, T, d] as they are."""
@@ -89,12 +90,27 @@ class Whisper(StockSource):
 
     source: str = setting("openai/whisper-base", "hub id, or a folder written by save_pretrained")
 
+    def feature_spec(
+        self, config: WhisperConfig, extractor: WhisperFeatureExtractor, max_length: int
+    ) -> WhisperSpec:
+        """Samples, turned into log-mel frames of a fixed length.
+
+        Raises:
+            ConfigError: that length is shorter than `max_length`.
+        """
+        frames = STRIDE * config.max_source_positions
+        require_length(max_length, frames, self.registered_name)
+        return WhisperSpec(
+            sample_rate=extractor.sampling_rate,
+            max_length=max_length,
+            mel_bins=config.num_mel_bins,
+            frames=frames,
+        )
+
     def wrap(
         self, model: WhisperEncoder, extractor: WhisperFeatureExtractor, max_length: int
     ) -> WhisperBackbone:
-        """See `StockSource.wrap`."""
-        frames = STRIDE * model.config.max_source_positions
-        require_length(max_length, frames, self.registered_name)
+        """Put Whisper's encoder behind roles."""
         depth = len(model.layers)
         for layer in model.layers:
             _gather_ffn(layer)
@@ -102,12 +118,7 @@ class Whisper(StockSource):
         return WhisperBackbone(
             model,
             name=self.registered_name,
-            features=WhisperSpec(
-                sample_rate=extractor.sampling_rate,
-                max_length=max_length,
-                mel_bins=model.config.num_mel_bins,
-                frames=frames,
-            ),
+            features=self.feature_spec(model.config, extractor, max_length),
             dim=model.config.d_model,
             blocks=numbered("layers", depth, first=1),
             roles=ROLES,
@@ -116,8 +127,8 @@ class Whisper(StockSource):
         )
 
 
-def _gather_ffn(layer: nn.Module) -> None:
-    """Make one module of a block's feed-forward, which the stock block computes part by part."""
+def _gather_ffn(layer: Any) -> None:
+    """Put the parts of a block's feed-forward into one module."""
     parts = {
         "up": layer.fc1,
         "activation": layer.activation_fn,

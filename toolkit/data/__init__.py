@@ -1,1 +1,1 @@
-"""From files to batches: corpora, audio, features, the cache, augmentation."""
+"""Corpora and their splits, sampling of batches, augmentation."""

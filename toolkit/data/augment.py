@@ -9,12 +9,12 @@ from toolkit.errors import ConfigError
 
 
 class Augmentation(Protocol):
-    """Changes a batch while training."""
+    """A random change of a training batch."""
 
     def __call__(
         self, features: Tensor, targets: Tensor, generator: Generator
     ) -> tuple[Tensor, Tensor]:
-        """Features [B, T, F] and targets [B, C] (probabilities) -> the same, changed."""
+        """Change features [B, T, F] and targets [B, C] (probabilities), and return both."""
 
 
 class SpecAugment:
@@ -37,7 +37,7 @@ class SpecAugment:
     def __call__(
         self, features: Tensor, targets: Tensor, generator: Generator
     ) -> tuple[Tensor, Tensor]:
-        """See `Augmentation`."""
+        """Mask features [B, T, F]; targets stay as they are."""
         batch, frames, bins = features.shape
         masked = _spans(batch, bins, self.freq_mask, generator)[:, None, :]
         masked = masked | _spans(batch, frames, self.time_mask, generator)[:, :, None]
@@ -45,12 +45,12 @@ class SpecAugment:
 
 
 class Mixup:
-    """Mix each clip with another of the batch (arXiv:1710.09412).
+    """Mix each clip with another one of the batch (arXiv:1710.09412).
 
-    Where clips keep their lengths, a clip that is mixed with a longer one keeps its own.
+    Lengths do not change: a clip that is mixed with a longer one keeps its own length.
 
     Args:
-        alpha: the weight of the first is drawn from Beta(alpha, alpha).
+        alpha: the weight of the first clip is drawn from Beta(alpha, alpha).
         probability: share of the batches that are mixed.
     """
 
@@ -64,7 +64,7 @@ class Mixup:
     def __call__(
         self, features: Tensor, targets: Tensor, generator: Generator
     ) -> tuple[Tensor, Tensor]:
-        """See `Augmentation`."""
+        """Mix features [B, T, F] and targets [B, C] with the same weights."""
         if torch.rand((), generator=generator) >= self.probability:
             return features, targets
         partner = torch.randperm(len(features), generator=generator).to(features.device)

@@ -1,4 +1,4 @@
-"""The one table that every corpus becomes."""
+"""The table of clips that every corpus is turned into, and the base class of corpora."""
 
 import dataclasses
 from abc import ABC, abstractmethod
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import soundfile
+from numpy.typing import NDArray
 
 from toolkit.data.splits import Split, cross_validation
 from toolkit.errors import DataError, listing
@@ -16,7 +17,7 @@ from toolkit.features.audio import UNREADABLE
 from toolkit.settings import Settings
 
 COLUMNS = ["id", "path", "label", "fold"]
-RATE_TOLERANCE = 0.01  # seconds by which a segment may pass the end that a header tells
+RATE_TOLERANCE = 0.01  # seconds by which a segment may exceed the duration in the header
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,16 +25,16 @@ class Manifest:
     """Clips and their classes.
 
     Attributes:
-        corpus: name, for messages and results.
-        clips: one row a clip: `id` (unique), `path`, `label` (index into `classes`; of a
-            multi-label corpus an array [C] of 0 and 1), `fold`, and where there are any `group`
-            (what must not be torn: a speaker, a recording), `start` and `stop` (seconds in the
-            file; NaN: its beginning and its end).
+        corpus: name in messages and results.
+        clips: one row per clip: `id` (unique), `path`, `label` (index into `classes`; of a
+            multi-label corpus an array [C] of 0 and 1), `fold`, and optionally `group`
+            (clips that must stay together: one speaker, one recording), `start` and `stop`
+            (seconds in the file; NaN: its beginning and its end).
         classes: class names in the order of their labels.
         rounds: which folds train, validate and test; None: cross-validation over the folds.
         multi_label: whether a clip may have several classes, or none.
-        official: whether the parts are the corpus's own; those that a user made are refused if
-            they hold copies of a recording, official ones are used with a warning.
+        official: whether the split is the corpus's own. With copies of a recording in two parts,
+            a user's split is refused, and an official one is used with a warning.
 
     Raises:
         DataError: no clips, missing columns, repeated ids, labels out of range, a file or a group
@@ -51,7 +52,7 @@ class Manifest:
         problems = [f"no column '{c}'" for c in COLUMNS if c not in self.clips.columns]
         if not problems:
             repeated = self.clips["id"][self.clips["id"].duplicated()].unique()
-            problems += [f"the id {name} stands twice" for name in repeated]
+            problems += [f"the id {name} occurs twice" for name in repeated]
             wrong = self._without_class()
             problems += [f"{name} has a label without a class" for name in self.clips["id"][wrong]]
             problems += leaks(self.clips)
@@ -67,12 +68,12 @@ class Manifest:
 
     @property
     def folds(self) -> list[int]:
-        """The folds there are, sorted."""
+        """The numbers of the folds, sorted."""
         return sorted(int(fold) for fold in self.clips["fold"].unique())
 
     @property
     def splits(self) -> list[Split]:
-        """The rounds of the evaluation.
+        """The rounds of the evaluation: which folds train, validate and test.
 
         Raises:
             ConfigError: cross-validation is not possible with so few folds.
@@ -84,15 +85,18 @@ class Manifest:
         return self.clips[self.clips["fold"].isin(list(folds))]
 
 
-def class_matrix(labels: pd.Series, count: int) -> np.ndarray:
+def class_matrix(labels: pd.Series, count: int) -> NDArray[np.int64]:
     """The column `label` of a manifest as an array [N, C] of 0 and 1."""
+    matrix: NDArray[np.int64]
     if labels.dtype == object:
-        return np.stack(labels.to_numpy()).astype(np.int64)
-    return np.eye(count, dtype=np.int64)[labels.to_numpy(dtype=np.int64)]
+        matrix = np.stack(list(labels)).astype(np.int64)
+    else:
+        matrix = np.eye(count, dtype=np.int64)[labels.to_numpy(dtype=np.int64)]
+    return matrix
 
 
-def class_labels(names: Iterable[Sequence[str]], classes: Sequence[str]) -> list[np.ndarray]:
-    """Names of each clip's classes -> labels [C] of a multi-label manifest."""
+def class_labels(names: Iterable[Sequence[str]], classes: Sequence[str]) -> list[NDArray[np.uint8]]:
+    """Turn the names of each clip's classes into labels [C] of a multi-label manifest."""
     places = {name: place for place, name in enumerate(classes)}
     labels = []
     for of_clip in names:
@@ -103,7 +107,7 @@ def class_labels(names: Iterable[Sequence[str]], classes: Sequence[str]) -> list
 
 
 def leaks(clips: pd.DataFrame) -> list[str]:
-    """Files and groups that stand in more than one fold, one message each."""
+    """Files and groups that are in more than one fold, one message each."""
     found = []
     for column, what in (("path", "the file"), ("group", "the group")):
         if column not in clips:
@@ -111,8 +115,8 @@ def leaks(clips: pd.DataFrame) -> list[str]:
         known = clips[[column, "fold"]].dropna().drop_duplicates()
         torn = known[known[column].duplicated(keep=False)].groupby(column, sort=True)["fold"]
         found += [
-            f"{what} {name} stands in folds {', '.join(str(f) for f in sorted(folds))}: put all "
-            "of it into one"
+            f"{what} {name} is in folds {', '.join(str(f) for f in sorted(folds))}: put all of "
+            "it into one"
             for name, folds in torn
         ]
     return found
@@ -137,11 +141,11 @@ def copied(clips: pd.DataFrame, contents: Mapping[str, str]) -> list[str]:
 
 
 class Corpus(Settings, ABC):
-    """Settings of a corpus; one subclass a corpus, one a synthetic or user-made kind."""
+    """Settings of a corpus; one subclass per corpus."""
 
     @abstractmethod
     def manifest(self, folder: Path) -> Manifest:
-        """Check a corpus on disk and return its table.
+        """Check the corpus on disk and return its table of clips.
 
         Raises:
             DataError: everything that is wrong with the folder, in one message.
@@ -154,12 +158,12 @@ class Corpus(Settings, ABC):
             DataError: this corpus cannot be fetched by a program.
         """
         raise DataError(
-            f"the corpus {self.registered_name} is not to be had by download: fetch it by hand "
-            "and name its folder with `--data_folder`"
+            f"the corpus {self.registered_name} cannot be downloaded automatically: fetch it "
+            "yourself and name its folder with `--data_folder`"
         )
 
     def published_clips(self, manifest: Manifest) -> int | None:
-        """How many clips the corpus has as published with these settings; None: not known."""
+        """The number of clips in the published corpus with these settings; None: not known."""
         return None
 
     def embed(self, folder: Path) -> None:
@@ -181,7 +185,7 @@ def refuse(corpus: str, problems: Sequence[str]) -> None:
 
 
 def unreadable(paths: Sequence[Path]) -> list[str]:
-    """What is wrong with audio files that are missing, not audio, or empty (headers are read)."""
+    """What is wrong with files that are missing, not audio, or empty; only headers are read."""
     return [header for header in headers(paths).values() if isinstance(header, str)]
 
 
@@ -205,7 +209,7 @@ def segment_problems(clips: pd.DataFrame) -> list[str]:
     start, stop = clips["start"].fillna(0.0), clips["stop"].fillna(length)
     wrong = (start < 0) | (stop <= start) | (stop > length + RATE_TOLERANCE)
     return problems + [
-        f"{row.id}: {row.start} to {row.stop} s is no part of {row.path} "
+        f"{row.id}: {row.start} to {row.stop} s is not a part of {row.path} "
         f"({seconds[str(row.path)]:.2f} s)"
         for row in clips[wrong & length.notna()].itertuples()
     ]
@@ -213,7 +217,7 @@ def segment_problems(clips: pd.DataFrame) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What the header of an audio file says: duration (s), sample rate (Hz), channels."""
+    """The header of an audio file: duration (s), sample rate (Hz), number of channels."""
 
     seconds: float
     sample_rate: int
@@ -228,5 +232,5 @@ def _header(path: str) -> Header | str:
     except UNREADABLE as error:
         return f"{path} cannot be read: {getattr(error, 'error_string', error)}"
     if not info.frames:
-        return f"{path} holds no samples"
+        return f"{path} contains no samples"
     return Header(info.frames / info.samplerate, info.samplerate, info.channels)

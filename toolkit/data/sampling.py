@@ -1,13 +1,17 @@
-"""Which clips make which batch, the same for any number of processes."""
+"""Which clips form which batch: shuffled, weighted or grouped by length.
+
+The batches of the whole job are the same for any number of processes.
+"""
 
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.utils.data import Sampler
 
-from toolkit.data.lengths import grouped
 from toolkit.errors import ConfigError
+
+POOL = 50  # batches that are sorted together: more of them pad less, and mix clips less
 
 
 class TrainingBatches(Sampler[list[int]]):
@@ -19,16 +23,16 @@ class TrainingBatches(Sampler[list[int]]):
 
     Args:
         clips: number of clips.
-        batch_size: clips a batch, over all processes.
-        seed: of the order.
-        rank, world_size: this process, and how many there are.
-        weights: [clips] chances of being drawn; an epoch then draws as many clips as there are,
-            with replacement. None: every clip once.
-        lengths: rows of each clip; batches then hold clips of about one length. None: clips
-            are as they come.
+        batch_size: clips per batch, over all processes.
+        seed: seed of the order.
+        rank, world_size: this process, and the number of processes.
+        weights: [clips] probabilities, up to a factor, of being drawn; an epoch then draws as many
+            clips as there are, with replacement. None: every clip once.
+        lengths: rows of each clip; batches then hold clips of about the same length. None: clips
+            stay in the order in which they were drawn.
 
     Raises:
-        ConfigError: batches with fewer clips than processes.
+        ConfigError: a batch has fewer clips than there are processes.
     """
 
     def __init__(
@@ -75,6 +79,33 @@ class TrainingBatches(Sampler[list[int]]):
             yield order[begin:end][self.rank :: self.world_size]
 
 
+def grouped(
+    order: Sequence[int],
+    lengths: Sequence[int],
+    bounds: Sequence[tuple[int, int]],
+    generator: Generator,
+) -> list[int]:
+    """Reorder the clips of an epoch so that each batch holds clips of about the same length.
+
+    The clips of `POOL` batches are sorted by length and cut into batches, whose order is random.
+
+    Args:
+        order: positions of the clips, in the order in which they were drawn.
+        lengths: rows of the clip at each position.
+        bounds: begin and end of each batch in `order`; the sizes of the batches stay the same.
+        generator: draws the order of the batches.
+    """
+    size = bounds[0][1] - bounds[0][0]
+    pooled: list[int] = []
+    for begin in range(0, len(order), POOL * size):
+        pooled += sorted(order[begin : begin + POOL * size], key=lengths.__getitem__)
+    batches = [pooled[begin:end] for begin, end in bounds]
+    full = [number for number, batch in enumerate(batches) if len(batch) == size]
+    places = torch.randperm(len(full), generator=generator).tolist()
+    mixed = dict(zip(full, (batches[full[place]] for place in places), strict=True))
+    return [clip for number, batch in enumerate(batches) for clip in mixed.get(number, batch)]
+
+
 def evaluation_batches(
     clips: int,
     batch_size: int,
@@ -86,8 +117,8 @@ def evaluation_batches(
 
     Args:
         clips: number of clips.
-        batch_size: clips a batch of one process.
-        rank, world_size: this process, and how many there are.
+        batch_size: clips per batch of one process.
+        rank, world_size: this process, and the number of processes.
         lengths: rows of each clip; batches then go from the shortest to the longest.
     """
     order = range(clips) if lengths is None else sorted(range(clips), key=lengths.__getitem__)

@@ -1,8 +1,8 @@
-"""Which clips train, validate and test: the rounds of a corpus, and parts made where it has none.
+"""Which clips train, validate and test: the rounds of a corpus, and splits for one without any.
 
-Every corpus numbers its parts as folds. One with official folds is cross-validated; one with a
-fixed split has the folds `TRAIN`, `VALID` and `TEST` and the single round `FIXED`; one with a
-protocol of its own (leave one speaker out, ...) says its rounds itself.
+Every corpus numbers its parts as folds. A corpus with official folds is cross-validated; one with
+a fixed split has the folds `TRAIN`, `VALID` and `TEST` and the single round `FIXED`; one with
+another protocol (leave one speaker out, ...) lists its rounds itself.
 """
 
 import dataclasses
@@ -10,13 +10,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from toolkit.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """One round of an evaluation: numbers of folds; `test` also names it."""
+    """One round of an evaluation: numbers of folds; the round is named after its `test` fold."""
 
     train: tuple[int, ...]
     valid: int
@@ -44,20 +45,49 @@ def cross_validation(folds: list[int]) -> list[Split]:
     return splits
 
 
-def stratified_parts(
-    classes: np.ndarray, groups: Sequence[str], shares: Sequence[float], seed: int
-) -> np.ndarray:
-    """Deal clips into parts so that every class is shared out alike and no group is torn.
+def selected(splits: list[Split], wanted: str | int | list[int]) -> list[Split]:
+    """The splits whose test fold is wanted.
 
-    Greedy: the largest groups first (equals in random order), each to the part that lacks most of
-    its classes. Clips that are groups of their own end within one clip of the wanted counts.
-    No part stays empty if there are as many groups.
+    Args:
+        splits: the rounds of a corpus.
+        wanted: `"all"`, a number, a list of numbers, or `"1,3"`.
+
+    Raises:
+        ConfigError: not a list of folds, or no such fold.
+    """
+    numbers = chosen_folds([split.test for split in splits], wanted)
+    return [split for split in splits if split.test in numbers]
+
+
+def chosen_folds(tested: list[int], wanted: str | int | list[int]) -> list[int]:
+    """The wanted ones among the test folds `tested`; `wanted` as in `selected`."""
+    if wanted == "all":
+        return tested
+    parts = wanted.split(",") if isinstance(wanted, str) else wanted
+    parts = parts if isinstance(parts, list) else [parts]
+    known = {str(number): number for number in tested}
+    names = {str(part).strip() for part in parts}
+    if not names or not names <= known.keys():
+        raise ConfigError(
+            f"'folds' must be 'all' or some of {', '.join(known)}, e.g. 1,3, not {wanted!r}"
+        )
+    return [number for name, number in known.items() if name in names]
+
+
+def stratified_parts(
+    classes: NDArray[np.int64], groups: Sequence[str], shares: Sequence[float], seed: int
+) -> NDArray[np.int64]:
+    """Assign clips to parts so that classes are stratified and groups stay together.
+
+    Greedy: the largest groups first (ties in random order), each to the part that lacks its classes
+    most. If every clip is a group, the counts are within one clip of the wanted ones. No part stays
+    empty if there are at least as many groups as parts.
 
     Args:
         classes: [N, C] 0 or 1, the classes of each clip.
-        groups: N names of what must stay together.
+        groups: N names; clips of the same name stay together.
         shares: wanted share of each part; they sum to 1.
-        seed: of the random order.
+        seed: seed of the random order.
 
     Returns:
         [N] the number of each clip's part, from 0.

@@ -1,4 +1,4 @@
-"""What a corpus on disk holds: whether it is complete and right, and its figures and picture."""
+"""Checks, statistics and a picture of a corpus on disk."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def check_corpus(corpus: Corpus, folder: Path) -> list[str]:
     """Check a corpus thoroughly: table, files, parts, counts, copies of a sound in two parts.
 
     Returns:
-        what is right, one line each.
+        what was found to be right, one line each.
 
     Raises:
         DataError: everything that is wrong, in one message.
@@ -30,9 +30,9 @@ def check_corpus(corpus: Corpus, folder: Path) -> list[str]:
     problems = copied(manifest.clips, _contents(manifest))
     published, count = corpus.published_clips(manifest), len(manifest.clips)
     if published not in (None, count):
-        problems.append(f"{count:,} clips instead of the {published:,} that were published")
+        problems.append(f"{count:,} clips instead of the {published:,} of the published corpus")
     refuse(f"{manifest.corpus} in {folder}", problems)
-    complete = "all that were published" if published else "how many there should be is not known"
+    complete = "complete" if published else "the published number is not known"
     return [
         f"{manifest.corpus}: {count:,} clips ({complete}), {len(manifest.classes)} classes",
         f"folds {', '.join(map(str, manifest.folds))}; {len(manifest.splits)} rounds; no file, "
@@ -80,7 +80,7 @@ def survey(manifest: Manifest) -> dict[str, pd.DataFrame]:
 
 
 def picture(tables: dict[str, pd.DataFrame], title: str) -> Figure:
-    """Clips of each class, stacked by fold, and a histogram of durations."""
+    """Draw the clips per class, stacked by fold, and a histogram of durations."""
     classes = tables["classes"]
     figure = Figure(figsize=(11, 2 + 0.22 * len(classes)), layout="constrained")
     left, right = figure.subplots(1, 2)

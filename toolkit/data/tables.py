@@ -1,4 +1,4 @@
-"""Tables of metadata as corpora publish them: read whole, or refused with everything wrong."""
+"""Reading the metadata tables of corpora; an error lists everything that is wrong with a table."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +14,8 @@ def read_csv(path: Path, columns: Sequence[str], corpus: str) -> pd.DataFrame:
 
     Args:
         path: the file.
-        columns: those that must be there, with a value in every line.
-        corpus: its name, for messages.
+        columns: the columns that it must have, with a value in every line.
+        corpus: the name of the corpus, for messages.
 
     Raises:
         DataError: no such file, no CSV, missing columns, empty cells.

@@ -1,32 +1,33 @@
-"""Audio files -> mono waveforms at one rate: soundfile decodes, soxr resamples."""
+"""Reading audio files as mono waveforms at one rate: soundfile decodes, soxr resamples."""
 
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import soxr
+from numpy.typing import NDArray
 
 from toolkit.errors import DataError
 
 UNREADABLE = (soundfile.SoundFileError, OSError, TypeError)
-"""What soundfile raises on a file that it cannot read (TypeError: headerless `.raw`)."""
+"""What soundfile raises for a file that it cannot read (TypeError: headerless `.raw`)."""
 
 
 def read_audio(
     path: str | Path, sample_rate: int, start: float | None = None, stop: float | None = None
-) -> np.ndarray:
-    """Decode a file or a part of it, mix its channels down, resample.
+) -> NDArray[np.float32]:
+    """Decode a file or a part of it, mix its channels to mono, and resample.
 
     Args:
-        path: any format that libsndfile reads.
-        sample_rate: wanted rate, Hz.
-        start, stop: the part, in seconds; None: the file's beginning, its end.
+        path: a file in any format that libsndfile reads.
+        sample_rate: rate of the returned waveform, Hz.
+        start, stop: the part, in seconds; None: the beginning and the end of the file.
 
     Returns:
         float32 [samples] in [-1, 1].
 
     Raises:
-        DataError: the file is missing, unreadable, empty, or has samples that are not finite.
+        DataError: the file is missing, unreadable or empty, or has samples that are not finite.
     """
     try:
         with soundfile.SoundFile(path) as file:
@@ -39,19 +40,21 @@ def read_audio(
         reason = "there is no such file" if not Path(path).is_file() else str(error)
         raise DataError(f"{path}: {reason}") from None
     if len(samples) == 0:
-        raise DataError(f"{path}: holds no samples")
-    mono = samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0]
+        raise DataError(f"{path}: contains no samples")
+    mono: NDArray[np.float32] = samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0]
     if rate != sample_rate:
         mono = soxr.resample(mono, rate, sample_rate, quality="HQ")
     if not np.isfinite(mono).all():
-        raise DataError(f"{path}: holds samples that are not finite numbers")
+        raise DataError(f"{path}: contains samples that are not finite numbers")
     return mono
 
 
-def _decode(file: soundfile.SoundFile, frames: int) -> np.ndarray:
-    """Samples [frames, channels], float32 in [-1, 1]; -1 frames are all that are left."""
-    if file.subtype == "PCM_16":  # numpy's conversion gives the same three times as fast
-        return np.multiply(
-            file.read(frames, dtype="int16", always_2d=True), 2.0**-15, dtype=np.float32
-        )
-    return file.read(frames, dtype="float32", always_2d=True)
+def _decode(file: soundfile.SoundFile, frames: int) -> NDArray[np.float32]:
+    """Samples [frames, channels], float32 in [-1, 1]; -1: all that are left."""
+    samples: NDArray[np.float32]
+    if file.subtype == "PCM_16":  # numpy's conversion gives the same, three times as fast
+        stored = file.read(frames, dtype="int16", always_2d=True)
+        samples = np.multiply(stored, 2.0**-15, dtype=np.float32)
+    else:
+        samples = file.read(frames, dtype="float32", always_2d=True)
+    return samples

@@ -1,10 +1,10 @@
 """Features on disk: computed once, memory-mapped, shared by folds, methods, seeds and ranks.
 
-A cache is a folder `features/<key>/` with `rows.f32`, the feature frames of every clip one after
-another, and `index.json`. The key is a hash of the settings and of the content of every clip, so
-that another path or order of the same audio finds the same cache, and changed audio does not.
-A cache is written under another name and renamed when it is whole; a checksum for every clip
-tells a damaged one, which is made anew.
+A cache is a folder `features/<key>/` with `rows.f32`, the rows of every clip one after another, and
+`index.json`. The key is a hash of the pipeline's settings and of the content of every clip, so that
+the same audio under another path or in another order finds the same cache, and changed audio does
+not. A cache is written under another name and renamed when it is complete; damage is detected by a
+checksum for every clip, and the cache is then computed again.
 """
 
 import errno
@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from toolkit.errors import DataError, listing
@@ -32,8 +33,8 @@ from toolkit.files import locked, new_folder, write_atomically
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-CHUNK = 256  # clips computed before they are written; bounds the memory
-RELEASE_BYTES = 256 << 20  # mapped memory that reading may hold
+CHUNK = 256  # clips computed before they are written: bounds the memory
+RELEASE_BYTES = 256 << 20  # mapped memory that reading may keep resident
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR}
 
 
@@ -46,7 +47,7 @@ class Segment(NamedTuple):
 
 
 def segments_of(clips: pd.DataFrame) -> list[Segment]:
-    """The segments of a manifest's clips: `path`, and `start` and `stop` where they are given."""
+    """The segments of a manifest's clips (columns `path` and, if given, `start` and `stop`)."""
     if "start" not in clips:
         return [Segment(path) for path in clips["path"]]
     bounds = clips[["start", "stop"]].astype(object).where(clips[["start", "stop"]].notna(), None)
@@ -55,7 +56,8 @@ def segments_of(clips: pd.DataFrame) -> list[Segment]:
     ]
 
 
-Compute = Callable[[Segment], np.ndarray]
+Rows = NDArray[np.float32]
+Compute = Callable[[Segment], Rows]
 """Features [T, F] of one clip; raises `DataError`."""
 
 
@@ -71,7 +73,7 @@ class FeatureCache:
     def __init__(self, folder: Path, width: int, keys: Sequence[str]) -> None:
         index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         self.folder = folder
-        self._rows = np.memmap(folder / "rows.f32", dtype=np.float32, mode="r").reshape(-1, width)
+        self._rows, self._mapped = _mapped_rows(folder, width)
         places = {entry["key"]: (entry["offset"], entry["frames"]) for entry in index["clips"]}
         self._places = np.array([places[key] for key in keys], dtype=np.int64).reshape(-1, 2)
         self._read = 0
@@ -80,18 +82,24 @@ class FeatureCache:
         return len(self._places)
 
     @property
-    def lengths(self) -> np.ndarray:
-        """Rows of each clip [N]."""
+    def lengths(self) -> NDArray[np.int64]:
+        """Number of rows of each clip [N]."""
         return self._places[:, 1]
 
-    def __getitem__(self, index: int) -> np.ndarray:
+    def __getitem__(self, index: int) -> Rows:
         offset, frames = self._places[index]
-        rows = self._rows[offset : offset + frames]
+        rows: Rows = self._rows[offset : offset + frames]
         self._read += rows.nbytes
         if self._read > RELEASE_BYTES:  # pages stay in the system's cache, not in this process
-            self._rows._mmap.madvise(mmap.MADV_DONTNEED)
+            self._mapped.madvise(mmap.MADV_DONTNEED)
             self._read = 0
         return rows
+
+
+def _mapped_rows(folder: Path, width: int) -> tuple[Rows, mmap.mmap]:
+    """The rows [N, F] of a cache, and the mapping that they lie in."""
+    rows = np.memmap(folder / "rows.f32", dtype=np.float32, mode="r")
+    return rows.reshape(-1, width), rows._mmap  # type: ignore[attr-defined]
 
 
 def feature_cache(
@@ -103,15 +111,15 @@ def feature_cache(
     *,
     build: bool = True,
 ) -> FeatureCache:
-    """The features of some clips, computed now if no whole cache of them exists.
+    """The features of some clips, computed now if there is no complete cache of them.
 
     Args:
         root: folder of all caches.
         segments: the clips.
         settings: everything that `compute` depends on besides the audio.
         width: F.
-        compute: features of one clip; called from threads.
-        build: verify the cache and make it if needed; without, it must exist (ranks above 0).
+        compute: computes the features of one clip; called from threads.
+        build: verify the cache and compute it if needed; if False, it must exist (ranks above 0).
 
     Raises:
         DataError: some clips cannot be read (all of them are listed), or the disk is full.
@@ -132,7 +140,7 @@ def feature_cache(
 
 
 def _clip_keys(root: Path, segments: Sequence[Segment]) -> list[str]:
-    """What identifies each clip: the hash of its file's content, and its part."""
+    """The key of each clip: the hash of its file's content, and its part of it."""
     contents = content_hashes(root, sorted({segment.path for segment in segments}))
     return [f"{contents[s.path]}:{s.start}:{s.stop}" for s in segments]
 
@@ -163,15 +171,15 @@ def _stat(path: str) -> list[int]:
         status = os.stat(path)
     except OSError:
         return [-1, -1, -1]
-    # The last changes even where a copy of the same size keeps the old file's time.
+    # ctime changes even if a copy of the same size keeps the modification time.
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def _hash_file(path: str) -> str:
-    """Size, checksum of the whole, and hash of the beginning of a file.
+    """Size of a file, checksum of all of it, and hash of its beginning.
 
-    A hash of the whole costs a fifth of computing its features; two recordings of the same length
-    that begin alike and have the same checksum do not occur by accident.
+    A hash of all of it would cost a fifth of computing its features; two recordings of the same
+    length with the same beginning and the same checksum do not occur by accident.
     """
     try:
         with open(path, "rb") as file:
@@ -182,7 +190,7 @@ def _hash_file(path: str) -> str:
                 size, checksum = size + len(block), zlib.crc32(block, checksum)
                 block = file.read(1 << 20)
     except OSError:
-        return f"unreadable {path}"  # computing its features says what is wrong
+        return f"unreadable {path}"  # computing its features will report the reason
     return f"{size}-{checksum:08x}-{beginning}"
 
 
@@ -191,35 +199,36 @@ def _hash_text(text: str) -> str:
 
 
 def _is_whole(folder: Path, width: int, keys: Collection[str]) -> bool:
-    """Whether a cache of these clips exists and every clip's checksum is right."""
+    """Whether a cache of these clips exists and the checksum of every clip is right."""
     if not folder.is_dir():
         return False
     try:
         clips = json.loads((folder / "index.json").read_text(encoding="utf-8"))["clips"]
-        rows = np.memmap(folder / "rows.f32", dtype=np.float32, mode="r").reshape(-1, width)
+        rows, mapped = _mapped_rows(folder, width)
         whole = {clip["key"] for clip in clips} == set(keys)
         whole = whole and len(rows) == sum(clip["frames"] for clip in clips)
         with ThreadPoolExecutor() as pool:
             for begin in range(0, len(clips) if whole else 0, CHUNK):
                 whole = all(pool.map(lambda c: _is_intact(rows, c), clips[begin : begin + CHUNK]))
-                rows._mmap.madvise(mmap.MADV_DONTNEED)
+                mapped.madvise(mmap.MADV_DONTNEED)
                 if not whole:
                     break
     except (OSError, ValueError, KeyError, TypeError):
         whole = False
     if not whole:
-        logger.warning("the feature cache %s is damaged; it is made anew", folder)
+        logger.warning("the feature cache %s is damaged; it is computed again", folder)
     return whole
 
 
-def _is_intact(rows: np.ndarray, clip: dict[str, Any]) -> bool:
-    return zlib.crc32(rows[clip["offset"] : clip["offset"] + clip["frames"]]) == clip["crc32"]
+def _is_intact(rows: Rows, clip: dict[str, Any]) -> bool:
+    own = rows[clip["offset"] : clip["offset"] + clip["frames"]]
+    return zlib.crc32(own.data) == int(clip["crc32"])
 
 
 def _build(
     folder: Path, clips: dict[str, list[Segment]], settings: dict[str, Any], compute: Compute
 ) -> None:
-    """Compute the features of distinct clips with all cores, and rename the finished cache."""
+    """Compute the features of distinct clips on all cores, and rename the finished cache."""
     index: list[dict[str, Any]] = []
     problems: list[str] = []
     offset = 0
@@ -236,7 +245,7 @@ def _build(
                     problems += [f"{other}: the same content as {first}" for other in others]
                     continue
                 rows, checksum = result
-                file.write(rows)
+                file.write(rows.data)
                 index.append({"key": key, "offset": offset, "frames": len(rows), "crc32": checksum})
                 offset += len(rows)
         if problems:
@@ -249,15 +258,15 @@ def _build(
 
 def _computed(
     clips: dict[str, list[Segment]], compute: Compute
-) -> Iterator[tuple[str, tuple[np.ndarray, int] | DataError]]:
-    """Features and their checksum, or what went wrong, in order; computed by a thread a core."""
+) -> Iterator[tuple[str, tuple[Rows, int] | DataError]]:
+    """Features and their checksum, or the error, in order; computed by one thread per core."""
 
-    def attempt(key: str) -> tuple[np.ndarray, int] | DataError:
+    def attempt(key: str) -> tuple[Rows, int] | DataError:
         try:
             rows = np.ascontiguousarray(compute(clips[key][0]), dtype=np.float32)
         except DataError as error:
             return error
-        return rows, zlib.crc32(rows)
+        return rows, zlib.crc32(rows.data)
 
     keys = list(clips)
     threads = torch.get_num_threads()

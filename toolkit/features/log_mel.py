@@ -1,4 +1,4 @@
-"""Kaldi-compatible log-mel features in torch, a batch at a time and on any device.
+"""Kaldi-compatible log-mel features in torch, batched and on any device.
 
 The settings are those of AST's feature extractor: 25 ms Hann windows every 10 ms, first-order
 pre-emphasis, no dither, power spectrum, natural logarithm; waveforms in [-1, 1], not scaled.
@@ -21,16 +21,16 @@ BANDS = 4
 
 
 def num_frames(samples: int, sample_rate: int) -> int:
-    """Frames of a waveform; one shorter than a window is padded to one frame."""
+    """The number of frames of a waveform; one shorter than a window is padded to one frame."""
     window, shift = _sizes(sample_rate)
     return 1 + max(0, samples - window) // shift
 
 
 def log_mel(waveforms: Tensor, sample_rate: int, mel_bins: int) -> Tensor:
-    """Log-mel frames of waveforms of equal length.
+    """Compute the log-mel frames of waveforms of equal length.
 
     Args:
-        waveforms: [B, samples] float32 in [-1, 1]; shorter than 25 ms is padded with zeros.
+        waveforms: [B, samples] float32 in [-1, 1]; padded with zeros to at least 25 ms.
         sample_rate: Hz.
         mel_bins: F.
 
@@ -44,7 +44,7 @@ def log_mel(waveforms: Tensor, sample_rate: int, mel_bins: int) -> Tensor:
     hann, bands = _tables(sample_rate, mel_bins, waveforms.device)
     features = [
         torch.cat([power[..., low:high] @ weights for low, high, weights in bands], dim=-1)
-        for power in map(partial(_power, hann=hann), frames.split(BLOCK, dim=1))
+        for power in map(partial(_power, hann=hann), torch.split(frames, BLOCK, dim=1))
     ]
     return torch.cat(features, dim=1).clamp_(min=EPSILON).log_()
 
@@ -52,15 +52,15 @@ def log_mel(waveforms: Tensor, sample_rate: int, mel_bins: int) -> Tensor:
 def _power(frames: Tensor, hann: Tensor) -> Tensor:
     """Power spectrum [B, T, fft / 2 + 1] of frames [B, T, window]."""
     frames = frames - frames.mean(dim=-1, keepdim=True)
-    spectrum = torch.fft.rfft(_emphasise(frames).mul_(hann), n=_fft_size(len(hann)))
+    spectrum: Tensor = torch.fft.rfft(_emphasise(frames).mul_(hann), n=_fft_size(len(hann)))
     return spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)
 
 
 def _emphasise(frames: Tensor) -> Tensor:
-    """`x[n] - 0.97 x[n - 1]` within each frame, its first sample standing before itself.
+    """`x[n] - 0.97 x[n - 1]` within each frame, with `x[-1] = x[0]`.
 
-    Product and difference are rounded one after the other, as Kaldi does: the logarithm of an
-    almost empty band shows it.
+    The product is rounded before the difference, as in Kaldi: the logarithm of an almost empty band
+    shows this.
     """
     out = torch.empty_like(frames)
     torch.mul(frames[..., :-1], -PREEMPHASIS, out=out[..., 1:])
@@ -82,8 +82,8 @@ def _tables(
 ) -> tuple[Tensor, list[tuple[int, int, Tensor]]]:
     """The window [window], and the mel filters in bands.
 
-    A filter spans few of the FFT's bins, so a band of neighbouring ones is kept as (first bin,
-    last bin + 1, weights [bins, filters]): the zeros outside need not be multiplied.
+    A filter covers few of the FFT's bins, so neighbouring filters are kept as a band (first bin,
+    last bin + 1, weights [bins, filters]), and the zeros outside are not multiplied.
     """
     window, _ = _sizes(sample_rate)
     size = _fft_size(window)

@@ -1,7 +1,7 @@
 """The features of Whisper, CLAP and Wav2Vec2-BERT, computed from batches of waveforms in torch.
 
-Each equals the stock feature extractor of its family, but takes a whole batch on any device.
-AST's are in `fbank`, which is made for whole files.
+Each equals the stock feature extractor of its family, but takes a whole batch on any device. AST's
+features are in `log_mel`; the pipeline `fbank` computes them before batching, to cache them.
 """
 
 import functools
@@ -19,12 +19,12 @@ INT16 = 2.0**15
 
 
 def unit_variance(rows: Tensor, lengths: Tensor | None, unbiased: bool = False) -> Tensor:
-    """Every column of a clip with zero mean and unit variance over its real rows.
+    """Normalise every column of a clip to zero mean and unit variance over its real rows.
 
     Args:
         rows: [B, T, F].
         lengths: real rows of each clip [B]; None: all.
-        unbiased: divide the variance by one less than the rows.
+        unbiased: divide by one less than the number of rows to get the variance.
 
     Returns:
         the same shape; padding is zero.
@@ -38,14 +38,14 @@ def unit_variance(rows: Tensor, lengths: Tensor | None, unbiased: bool = False) 
 
 
 def whisper(waveforms: Tensor, mel_bins: int) -> Tensor:
-    """Whisper's log-mel frames of waveforms at 16 kHz (`WhisperFeatureExtractor`).
+    """Compute Whisper's log-mel frames at 16 kHz, as `WhisperFeatureExtractor` does.
 
     Args:
         waveforms: [B, S], padded with zeros to the length that the model reads.
         mel_bins: 80, or 128 for large-v3.
 
     Returns:
-        [B, S / 160, mel_bins], clipped to 8 below each clip's greatest.
+        [B, S / 160, mel_bins], clipped to at least each clip's maximum minus 8.
     """
     power = _spectrogram(waveforms, window=400, hop=160)[..., :-1]
     filters = _filters(201, mel_bins, 0.0, 8000.0, 16000, "slaney", "slaney", waveforms.device)
@@ -57,7 +57,7 @@ def whisper(waveforms: Tensor, mel_bins: int) -> Tensor:
 def clap(
     waveforms: Tensor, lengths: Tensor | None, samples: int, mel_bins: int, slaney: bool
 ) -> Tensor:
-    """CLAP's log-mel frames in dB of waveforms at 48 kHz (`ClapFeatureExtractor`).
+    """Compute CLAP's log-mel frames in dB at 48 kHz, as `ClapFeatureExtractor` does.
 
     Args:
         waveforms: [B, S], S at most `samples`.
@@ -65,7 +65,7 @@ def clap(
         samples: length that the model reads; a shorter clip is repeated as often as it fits, and
             the rest is padded with zeros.
         mel_bins: F.
-        slaney: filters of the checkpoints without fusion; else those with.
+        slaney: use the filters of checkpoints without fusion; otherwise of those with fusion.
 
     Returns:
         [B, 1 + samples / 480, mel_bins].
@@ -82,9 +82,9 @@ def clap(
 
 
 def wav2vec2_bert(waveforms: Tensor, mel_bins: int) -> Tensor:
-    """Kaldi's log-mel frames with a Povey window at 16 kHz (`SeamlessM4TFeatureExtractor`).
+    """Compute log-mel frames with a Povey window, as `SeamlessM4TFeatureExtractor` does.
 
-    Not normalised, and frames of padding are those of silence.
+    The frames are not normalised, and those of padding equal those of silence.
 
     Args:
         waveforms: [B, S] in [-1, 1], S at least 400.
@@ -97,7 +97,7 @@ def wav2vec2_bert(waveforms: Tensor, mel_bins: int) -> Tensor:
     frames = frames - frames.mean(dim=-1, keepdim=True)
     before = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
     window = torch.hann_window(400, periodic=False, device=waveforms.device) ** 0.85
-    spectrum = torch.fft.rfft((frames - PREEMPHASIS * before) * window, n=512)
+    spectrum: Tensor = torch.fft.rfft((frames - PREEMPHASIS * before) * window, n=512)
     filters = _filters(257, mel_bins, 20.0, 8000.0, 16000, None, "kaldi", waveforms.device)
     return (spectrum.abs().square() @ filters).clamp(min=KALDI_FLOOR).log()
 

@@ -1,12 +1,12 @@
-"""What a backbone reads: a kind of rows that a pipeline caches, and how they are normalised.
+"""What a backbone reads: a kind of rows that a pipeline makes, and how they are normalised.
 
-A pipeline keeps rows [T, F] of whole clips (log-mel frames, or samples with F = 1) and cuts and
-pads them to batches. The backbone's `FeatureSpec` makes its input of a batch, on any device.
+Rows [T, F] of whole clips (log-mel frames, or samples with F = 1) are cached, then cut and padded
+into batches. The backbone's `FeatureSpec` turns a batch into its input, on any device.
 """
 
 import dataclasses
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -22,10 +22,12 @@ class FeatureSpec(ABC):
     Attributes:
         sample_rate: Hz.
         max_length: frames of 10 ms that the backbone reads; longer clips are cut.
-        kind: the pipeline that makes its rows.
-        variable: batches are padded to their longest clip, and lengths tell what is real; else all
-            clips are padded to `max_length`, which is part of what the backbone was trained on.
-        spectral: normalised features are log-mel frames (so that SpecAugment can mask them).
+        kind: the kind of rows that it reads, and the name of the pipeline that makes them by
+            default.
+        variable: True if batches are padded to their longest clip and lengths tell what is real;
+            False if all clips are padded to `max_length`, as the backbone was trained.
+        spectral: True if normalised features are log-mel frames (so that SpecAugment can mask
+            them).
     """
 
     sample_rate: int
@@ -38,16 +40,21 @@ class FeatureSpec(ABC):
     @property
     @abstractmethod
     def rows(self) -> int:
-        """Most rows of a clip."""
+        """The largest number of rows of a clip; longer clips are cut."""
 
     @property
     @abstractmethod
     def width(self) -> int:
-        """Width F of a row."""
+        """The width F of a row."""
+
+    @property
+    def row_key(self) -> dict[str, Any]:
+        """What cached rows depend on besides the audio and the pipeline."""
+        return {"kind": self.kind, "sample_rate": self.sample_rate}
 
     @abstractmethod
     def normalise(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """A batch of rows [B, T, F] -> the backbone's input [B, T', F'].
+        """Turn a batch of rows [B, T, F] into the backbone's input [B, T', F'].
 
         Args:
             features: padded at the end with zeros.
@@ -57,10 +64,10 @@ class FeatureSpec(ABC):
 
 @dataclasses.dataclass(frozen=True)
 class FbankSpec(FeatureSpec):
-    """Log-mel frames, `(x - mean) / (2 std)`.
+    """Log-mel frames, normalised as `(x - mean) / (2 std)`.
 
     Attributes:
-        mel_bins: mel bands F.
+        mel_bins: number of mel bands F.
         mean, std: of the data that the backbone was trained on.
     """
 
@@ -73,22 +80,27 @@ class FbankSpec(FeatureSpec):
 
     @property
     def rows(self) -> int:
-        """See `FeatureSpec.rows`."""
+        """The largest number of frames of a clip."""
         return self.max_length
 
     @property
     def width(self) -> int:
-        """See `FeatureSpec.width`."""
+        """The number of mel bands."""
         return self.mel_bins
 
+    @property
+    def row_key(self) -> dict[str, Any]:
+        """What cached frames depend on besides the audio and the pipeline."""
+        return {**super().row_key, "mel_bins": self.mel_bins}
+
     def normalise(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """See `FeatureSpec.normalise`; padding is normalised as sound is."""
+        """Normalise frames [B, T, F]; padding is treated as sound."""
         return (features - self.mean) / (2 * self.std)
 
 
 @dataclasses.dataclass(frozen=True)
 class WaveformSpec(FeatureSpec):
-    """Samples [B, S, 1], of each clip zero mean and unit variance.
+    """Samples [B, S, 1], each clip normalised to zero mean and unit variance.
 
     Attributes:
         unit_variance: False leaves the samples as they are.
@@ -101,16 +113,16 @@ class WaveformSpec(FeatureSpec):
 
     @property
     def rows(self) -> int:
-        """See `FeatureSpec.rows`."""
+        """The largest number of samples of a clip."""
         return self.max_length * self.sample_rate // FRAMES_PER_SECOND
 
     @property
     def width(self) -> int:
-        """See `FeatureSpec.width`."""
+        """1: a row is one sample."""
         return 1
 
     def normalise(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """See `FeatureSpec.normalise`; padding stays zero."""
+        """Normalise samples [B, S, 1]; padding stays zero."""
         if not self.unit_variance:
             return features
         return mel.unit_variance(features, lengths)

@@ -38,7 +38,7 @@ def embed(
         DataError: a file that cannot be read, or an array that is not sound.
     """
     backbone = model.model.backbone if isinstance(model, Bundle) else model
-    pipeline = model.pipeline if isinstance(model, Bundle) else pipeline_for(model.features)
+    pipeline = model.reader if isinstance(model, Bundle) else pipeline_for(model.features)
     classifier = model.model if isinstance(model, Bundle) else None
     backbone.to(device).eval()
 

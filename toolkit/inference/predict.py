@@ -41,7 +41,9 @@ class Prediction:
         """
         chosen = self.probabilities if probabilities is None else probabilities
         values, indices = chosen.topk(min(count, len(self.classes)))
-        return [(self.classes[i], p) for i, p in zip(indices.tolist(), values.tolist(), strict=True)]
+        return [
+            (self.classes[i], p) for i, p in zip(indices.tolist(), values.tolist(), strict=True)
+        ]
 
 
 @torch.inference_mode()
@@ -62,10 +64,9 @@ def predict(
     Raises:
         DataError: a file that cannot be read, or an array that is not sound.
     """
-    model = bundle.model.to(device)
+    model, pipeline, spec = bundle.model.to(device), bundle.reader, bundle.features
     for number, clip in enumerate(clips, start=1):
-        rows = rows_of(clip, bundle.pipeline, bundle.features)
-        logits = in_windows(rows, bundle.features, model.logits, device, batch_size)
+        logits = in_windows(rows_of(clip, pipeline, spec), spec, model.logits, device, batch_size)
         probabilities = bundle.probabilities(logits)
         yield Prediction(
             name_of(clip, number), bundle.classes, probabilities.mean(dim=0), probabilities

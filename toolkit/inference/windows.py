@@ -9,7 +9,7 @@ from toolkit.features.batch import padded
 from toolkit.features.spec import FeatureSpec
 
 Compute = Callable[[Tensor, Tensor | None], Tensor]
-"""Rows [W, T, F] and the real rows of each window [W] (None: all) -> a result per window [W, ...]."""
+"""Rows [W, T, F] and the real rows per window [W] (None: all) -> a result per window [W, ...]."""
 
 
 def split_windows(rows: Tensor, length: int) -> list[Tensor]:

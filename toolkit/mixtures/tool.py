@@ -9,18 +9,18 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from toolkit import backbones
 from toolkit.bundle import WEIGHTS, Bundle, load_bundle, save_bundle
 from toolkit.data.manifest import Corpus
 from toolkit.errors import BundleError
+from toolkit.features.batch import Batch, collate
 from toolkit.features.cache import default_cache_folder
-from toolkit.features.pipelines import Batch
+from toolkit.features.dataset import clip_dataset
 from toolkit.model import AudioClassifier
 from toolkit.peft import insertion
-from toolkit.registry import PIPELINES
 from toolkit.settings import Settings
+from toolkit.task import BatchObjective, Label, Task, task_of
 
 __all__ = ["MixtureData", "MixtureTool", "mixtures", "run_tool"]
 
@@ -62,12 +62,13 @@ class MixtureData:
         calibration: clips of the training folds.
         test: clips of the test fold.
         classes: class names in the order of the labels.
-        batches: makes batches of some of the clips, on the CPU.
+        task: of the corpus.
     """
 
     calibration: pd.DataFrame
     test: pd.DataFrame
     classes: list[str]
+    task: Task
     _dataset: Any
     _collate: Any
 
@@ -84,25 +85,20 @@ class MixtureData:
                 f"the bundle knows {bundle.classes}, the corpus has {manifest.classes}: name the "
                 "corpus that it was trained on"
             )
-        if manifest.multi_label:
-            raise BundleError(
-                f"tools measure accuracy, and clips of {manifest.corpus} may have several classes: "
-                "name a bundle of a corpus with one class a clip"
-            )
         fold = bundle.info["origin"].get("test_fold")
         splits = {split.test: split for split in manifest.splits}
         if fold not in splits:
             raise BundleError("the bundle does not say which fold it was tested on")
         spec = bundle.features
-        pipeline = PIPELINES.create(spec.kind)
-        cache = pipeline.cache(manifest.clips, spec, default_cache_folder())
+        cache = bundle.pipeline.cache(manifest.clips, spec, default_cache_folder())
         rows = pd.Series(range(len(manifest.clips)), index=manifest.clips["id"])
         return cls(
             calibration=manifest.of_folds(splits[fold].train),
             test=manifest.of_folds([fold]),
             classes=manifest.classes,
-            _dataset=lambda clips: pipeline.dataset(clips, rows, cache),
-            _collate=pipeline.collate(spec),
+            task=task_of(manifest),
+            _dataset=lambda clips: clip_dataset(clips, rows, cache),
+            _collate=collate(spec),
         )
 
     def batches(self, clips: pd.DataFrame, batch_size: int = 16) -> Iterator[Batch]:
@@ -113,14 +109,20 @@ class MixtureData:
             yield self._collate([dataset[i] for i in range(begin, end)])
 
     @torch.no_grad()
-    def accuracy(self, model: AudioClassifier, clips: pd.DataFrame) -> float:
-        """Share of clips that a model classifies right."""
+    def score(self, model: AudioClassifier, clips: pd.DataFrame) -> float:
+        """The score of a model on some clips, by the task's metric."""
         model.eval()
-        right = 0
+        truths: list[Label] = []
+        probabilities: list[list[float]] = []
         for batch in self.batches(clips):
             logits = model.logits(batch.features, batch.lengths)
-            right += int((logits.argmax(dim=-1) == batch.labels).sum())
-        return right / len(clips)
+            truths += self.task.truths(batch.labels)
+            probabilities += self.task.probabilities(logits).tolist()
+        return self.task.score(self.task.table(truths, probabilities))
+
+    def objective(self, labels: Tensor) -> BatchObjective:
+        """What the predictions for a batch with these labels are judged by."""
+        return BatchObjective(self.task, self.task.targets(labels, len(self.classes)))
 
 
 def mixtures(model: AudioClassifier) -> list[tuple[str, Any]]:
@@ -135,7 +137,7 @@ def mixtures(model: AudioClassifier) -> list[tuple[str, Any]]:
 def experts_used(model: AudioClassifier, data: MixtureData) -> dict[str, float]:
     """Experts that a token of the test clips uses, by site; without those that use all."""
     model.method.record(model.backbone, True)
-    data.accuracy(model, data.test)
+    data.score(model, data.test)
     used = {
         site: torch.stack([record["active_mean"] for record in mixture.records]).mean().item()
         for site, mixture in mixtures(model)
@@ -182,13 +184,13 @@ def run_tool(
     """Apply a tool to a bundle, write the changed bundle, and report.
 
     Returns:
-        accuracy on the test fold, bytes of the weights and parameters that a token uses (of those
+        score on the test fold, bytes of the weights and parameters that a token uses (of those
         trained outside the head), each before and after, and what the tool adds; also written to
         `report.json` in the new bundle's folder.
     """
     bundle = load_bundle(bundle_folder)
     data = MixtureData.of(bundle, corpus, data_folder)
-    before = data.accuracy(bundle.model, data.test)
+    before = data.score(bundle.model, data.test)
     sizes = expert_sizes(bundle.model)
     trained = sum(trained_in(m) for m in bundle.model.children() if m is not bundle.model.head)
     active = active_parameters(bundle.model, trained, sizes, experts_used(bundle.model, data))
@@ -198,10 +200,18 @@ def run_tool(
     if bundle.model.method is method:
         change = {"tool": {"name": tool.registered_name, **tool.as_dict()}, "plan": plan}
         changes = [*bundle.info["tools"], change]
-    source = backbones.create(bundle.info["backbone"])
-    save_bundle(output, bundle.model, source, bundle.classes, bundle.info["origin"], changes)
+    origin = bundle.info["origin"]
+    save_bundle(
+        output,
+        bundle.model,
+        bundle.classes,
+        bundle.task,
+        pipeline=bundle.pipeline,
+        origin=origin,
+        tools=changes,
+    )
     changed = load_bundle(output)
-    after = data.accuracy(changed.model, data.test)
+    after = data.score(changed.model, data.test)
     found = tool.report(changed.model, plan)
     if "active_mean" in found:
         used = dict.fromkeys(sizes, found["active_mean"])
@@ -213,8 +223,9 @@ def run_tool(
         "settings": tool.as_dict(),
         "test_fold": bundle.info["origin"]["test_fold"],
         "test_clips": len(data.test),
-        "accuracy_before": before,
-        "accuracy_after": after,
+        "metric": data.task.metric,
+        "score_before": before,
+        "score_after": after,
         "bytes_before": (bundle_folder / WEIGHTS).stat().st_size,
         "bytes_after": (output / WEIGHTS).stat().st_size,
         "active_parameters_before": active,

@@ -28,7 +28,7 @@ class AdaLoRA(LinearMethod):
     orthogonality: float = setting(0.5, "weight of the orthogonality of P and Q", minimum=0)
 
     def check(self) -> None:
-        """See `LinearMethod.check`; ranks are pruned, and in time."""
+        """Refuse a schedule that ends before it begins, and ranks that cannot shrink."""
         super().check()
         if self.initial_rank < self.rank:
             raise ConfigError(
@@ -98,6 +98,8 @@ class Triplets(nn.Module):
     Attributes:
         alive: [r], which values are not pruned.
     """
+
+    alive: Tensor
 
     def __init__(self, in_dim: int, out_dim: int, rank: int, scale: float, dropout: float) -> None:
         super().__init__()

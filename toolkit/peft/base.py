@@ -6,7 +6,7 @@ the benchmark) follows from the structure of what it inserted.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,9 @@ from toolkit.errors import ConfigError
 from toolkit.peft import insertion
 from toolkit.settings import Settings, setting
 
-__all__ = ["PeftMethod", "Placement", "Recorder", "Site", "insertion", "quirk", "setting"]
+__all__ = [
+    "Objective", "PeftMethod", "Placement", "Recorder", "Site", "insertion", "quirk", "setting",
+]  # fmt: skip
 
 NORM_OF = {"mhsa": "norm.mhsa", "ffn": "norm.ffn"}
 
@@ -29,6 +31,22 @@ def quirk(doc: str) -> Any:
     None, the default, means what the method's `reference` says; ask `method.is_on(name)`.
     """
     return setting(None, f"reference code: {doc}; none: as `reference` says")
+
+
+class Objective(Protocol):
+    """What the predictions for one training batch are judged by, whatever the task of the corpus.
+
+    A method that only adds losses of its own modules calls `loss` and nothing else.
+    """
+
+    def loss(self, logits: Tensor) -> Tensor:
+        """The task's mean loss of logits [B, C], a scalar."""
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Logits [B, C] -> probabilities [B, C]: softmax or sigmoid, as the task asks."""
+
+    def divergence(self, logits: Tensor, other: Tensor) -> Tensor:
+        """How far two predictions [B, C] for the same clips differ: symmetric KL, a scalar."""
 
 
 class PeftMethod(Settings, ABC):
@@ -103,17 +121,17 @@ class PeftMethod(Settings, ABC):
         backbone: Backbone,
         forward: Callable[[Tensor], Tensor],
         features: Tensor,
-        task_loss: Callable[[Tensor], Tensor],
+        objective: Objective,
     ) -> dict[str, Tensor]:
         """The named losses of one training batch, whose sum is minimised; `task` is the task's.
 
         Args:
             backbone: the adapted backbone.
-            forward: features -> logits; call it once a step (several passes as one larger batch).
+            forward: features -> logits; call it once per step (several passes as one larger batch).
             features: normalised [B, T, F].
-            task_loss: logits [B, C] -> scalar.
+            objective: the task's loss for the targets of this batch.
         """
-        return {"task": task_loss(forward(features)), **self.auxiliary_losses(backbone)}
+        return {"task": objective.loss(forward(features)), **self.auxiliary_losses(backbone)}
 
     def on_step(
         self, backbone: Backbone, optimizer: Optimizer, step: int, total_steps: int
@@ -166,7 +184,7 @@ class Recorder(nn.Module):
     """Base of inserted modules that can record statistics of their passes, such as mixtures.
 
     Attributes:
-        recording: whether `forward` shall append to `records`.
+        recording: whether `forward` appends to `records`.
         records: one mapping of detached tensors a forward pass.
         context: which tokens of a batch are real; None: all are.
     """

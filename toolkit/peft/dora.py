@@ -15,11 +15,11 @@ class DoRA(LoRA):
     """LoRA on the direction of each row of a weight, and a learned length of the row."""
 
     def update(self, site: Site, rank: int, scale: float) -> "Magnitude":
-        """See `LoRA.update`."""
-        return Magnitude(site.module, rank, scale, self.dropout)
+        """A low-rank update of the direction with a learned length per row."""
+        return Magnitude(site.linear, rank, scale, self.dropout)
 
     def place(self, site: Site, update: LowRank) -> None:
-        """See `LoRA.place`."""
+        """Compute in place of the projection, whose weight the update needs."""
         insertion.reparametrise(site, self.registered_name, update)
 
 
@@ -35,7 +35,7 @@ class Magnitude(LowRank):
         super().__init__(linear.in_features, linear.out_features, rank, scale, dropout)
         self.magnitude = nn.Parameter(norm_of_rows(linear.weight.detach()).clone())
 
-    def forward(self, x: Tensor, linear: nn.Linear) -> Tensor:
+    def forward(self, x: Tensor, linear: nn.Linear) -> Tensor:  # type: ignore[override]
         """[..., in] -> [..., out], in place of `linear`."""
         direction = functional.linear(x, linear.weight) + super().forward(x)
         out = self.factor(linear) * direction
@@ -48,6 +48,6 @@ class Magnitude(LowRank):
         return self.magnitude / length
 
     def merge_into(self, linear: nn.Linear) -> None:
-        """See `LowRank.merge_into`."""
+        """Add the update to the weight, then give each row its learned length."""
         factor = self.factor(linear)
         linear.weight.add_(self.delta()).mul_(factor[:, None])

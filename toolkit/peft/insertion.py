@@ -42,10 +42,10 @@ class Wrapper(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Same inputs and outputs as the wrapped module."""
-        x, *args, kwargs = _tokens_first(args, kwargs)
+        x, others, named = _tokens_first(args, kwargs)
         if self.merged:
-            return self.wrapped(x, *args, **kwargs)
-        return self.adapted(x, *args, **kwargs)
+            return self.wrapped(x, *others, **named)
+        return self.adapted(x, *others, **named)
 
     def adapted(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """What `forward` does unless merged; each kind of wrapper defines it."""
@@ -56,7 +56,7 @@ class Parallel(Wrapper):
     """`wrapped(x) + inserted(x)`."""
 
     def adapted(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """See `Wrapper.adapted`."""
+        """Stock output plus the inserted module's output for the same input."""
         return _on_tokens(self.wrapped(x, *args, **kwargs), lambda y: y + self.inserted(x))
 
 
@@ -64,7 +64,7 @@ class After(Wrapper):
     """`inserted(wrapped(x))`."""
 
     def adapted(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """See `Wrapper.adapted`."""
+        """The inserted module applied to the stock output."""
         return _on_tokens(self.wrapped(x, *args, **kwargs), self.inserted)
 
 
@@ -72,7 +72,7 @@ class Before(Wrapper):
     """`wrapped(inserted(x))`."""
 
     def adapted(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """See `Wrapper.adapted`."""
+        """The stock module applied to the inserted module's output."""
         return self.wrapped(self.inserted(x), *args, **kwargs)
 
 
@@ -80,7 +80,7 @@ class BeforeAndBeside(Wrapper):
     """`wrapped(a) + a` with `a = inserted(x)`."""
 
     def adapted(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """See `Wrapper.adapted`."""
+        """The stock module applied to the inserted module's output, plus that output."""
         x = self.inserted(x)
         return _on_tokens(self.wrapped(x, *args, **kwargs), lambda y: y + x)
 
@@ -89,7 +89,7 @@ class Reparametrised(Wrapper):
     """`inserted(x, wrapped)`: the inserted module computes with the wrapped one's weights."""
 
     def adapted(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """See `Wrapper.adapted`."""
+        """The inserted module, given the input and the stock module."""
         return self.inserted(x, self.wrapped)
 
 
@@ -97,7 +97,7 @@ class ParallelKept(Parallel):
     """`Parallel` that also hands its branch on to an `Echo` further up."""
 
     def adapted(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """See `Wrapper.adapted`."""
+        """Stock output plus the branch, which is kept for the `Echo`."""
         output = self.wrapped(x, *args, **kwargs)
         self.kept = self.inserted(x)
         return _on_tokens(output, lambda y: y + self.kept)
@@ -113,8 +113,8 @@ class Echo(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Same inputs and outputs as the wrapped module."""
-        x, *args, kwargs = _tokens_first(args, kwargs)
-        return _on_tokens(self.wrapped(x, *args, **kwargs), lambda y: y + _take(self.source[0]))
+        x, others, named = _tokens_first(args, kwargs)
+        return _on_tokens(self.wrapped(x, *others, **named), lambda y: y + _take(self.source[0]))
 
 
 class Tap(nn.Module):
@@ -126,9 +126,9 @@ class Tap(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Same inputs and outputs as the wrapped module."""
-        x, *args, kwargs = _tokens_first(args, kwargs)
+        x, others, named = _tokens_first(args, kwargs)
         self.kept = x
-        return self.wrapped(x, *args, **kwargs)
+        return self.wrapped(x, *others, **named)
 
 
 class ParallelToTap(Wrapper):
@@ -139,7 +139,7 @@ class ParallelToTap(Wrapper):
         self.tap = (tap,)  # in a tuple: a reference, not a child
 
     def adapted(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """See `Wrapper.adapted`."""
+        """Stock output plus the branch computed from the tapped input."""
         branch = self.inserted(_take(self.tap[0]))
         return _on_tokens(self.wrapped(x, *args, **kwargs), lambda y: y + branch)
 
@@ -148,7 +148,7 @@ class Passing(Wrapper):
     """`wrapped(x)`; the inserted module is used by the attention inside."""
 
     def adapted(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """See `Wrapper.adapted`."""
+        """The stock output as it is."""
         return self.wrapped(x, *args, **kwargs)
 
 
@@ -213,9 +213,10 @@ def keys_values(backbone: Backbone, site: Site, name: str, module: nn.Module) ->
     backbone.require("kv")
     from toolkit.peft.prefixed_attention import PREFIXED  # transformers is slow to import
 
-    attention = site.module
+    attention: Any = site.module
     attention.extra_keys_values = (module,)  # in a tuple: a reference, not a child
-    backbone.model.config._attn_implementation = PREFIXED
+    model: Any = backbone.model
+    model.config._attn_implementation = PREFIXED
     site.replace(Passing(attention, name, module))
 
 
@@ -225,7 +226,8 @@ def take(kept: Tap) -> Tensor:
 
 
 def _take(holder: Any) -> Tensor:
-    value, holder.kept = holder.kept, None
+    value: Tensor = holder.kept
+    holder.kept = None
     return value
 
 
@@ -246,8 +248,9 @@ def merge(backbone: Backbone, method: str) -> None:
         )
     for wrapper in found:
         wrapper.original = {n: p.detach().clone() for n, p in wrapper.wrapped.named_parameters()}
+        folded: Any = wrapper.inserted
         with torch.no_grad():
-            wrapper.inserted.merge_into(wrapper.wrapped)
+            folded.merge_into(wrapper.wrapped)
 
 
 @torch.no_grad()
@@ -296,12 +299,14 @@ def set_training(module: nn.Module, mode: bool) -> None:
             set_training(child, mode)
 
 
-def _tokens_first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+def _tokens_first(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
     """Tokens, further positional arguments, and those by name, whichever way the tokens came."""
     if args:
-        return *args, kwargs
+        return args[0], args[1:], kwargs
     kwargs = dict(kwargs)
-    return kwargs.pop("hidden_states"), kwargs
+    return kwargs.pop("hidden_states"), (), kwargs
 
 
 def _on_tokens(output: Any, function: Callable[[Tensor], Tensor]) -> Any:

@@ -53,7 +53,7 @@ class LoRA(LinearMethod):
     reference_init: bool | None = quirk("A and B start as a truncated normal of std 0.02")
 
     def check(self) -> None:
-        """See `LinearMethod.check`; the reference's scale needs its reduction."""
+        """Refuse the reference code's scale without the `reduction` that it divides by."""
         super().check()
         if self.is_on("scale_by_reduction") and self.reduction is None:
             raise ConfigError("the reference code scales by alpha / reduction: give 'reduction'")
@@ -86,7 +86,7 @@ class LoRA(LinearMethod):
 
     def scale_at(self, rank: int) -> float:
         """Factor of an update."""
-        if self.is_on("scale_by_reduction"):
+        if self.is_on("scale_by_reduction") and self.reduction is not None:
             return self.alpha / self.reduction
         return self.alpha / rank
 

@@ -18,7 +18,7 @@ class LoRAPlus(LoRA):
     def parameter_groups(
         self, parameters: dict[str, nn.Parameter], lr: float
     ) -> list[dict[str, Any]]:
-        """See `PeftMethod.parameter_groups`."""
+        """Two groups: B matrices with the ratio times the learning rate, and everything else."""
         fast = {name for name in parameters if name.endswith(".lora_plus.up.weight")}
         rest = [p for name, p in parameters.items() if name not in fast]
         return [

@@ -15,14 +15,14 @@ class PiSSA(LoRA):
     """LoRA that trains the r largest singular components of a weight; the rest is frozen."""
 
     def check(self) -> None:
-        """See `LoRA.check`; the start is given by the weights."""
+        """Refuse dropout, which would change the frozen weight's own components."""
         super().check()
         if self.dropout:
             raise ConfigError("PiSSA trains part of the weight itself: leave 'dropout' at 0")
 
     def update(self, site: Site, rank: int, scale: float) -> "Principal":
-        """See `LoRA.update`."""
-        return Principal(site.module, rank, scale)
+        """The largest singular components of the projection at a site."""
+        return Principal(site.linear, rank, scale)
 
 
 class Principal(LowRank):
@@ -36,6 +36,9 @@ class Principal(LowRank):
         rank: r.
         scale: s.
     """
+
+    start_down: Tensor
+    start_up: Tensor
 
     def __init__(self, linear: nn.Linear, rank: int, scale: float) -> None:
         super().__init__(linear.in_features, linear.out_features, rank, scale)
@@ -55,5 +58,5 @@ class Principal(LowRank):
         return functional.linear(self.scale * functional.linear(x, down), up)
 
     def delta(self) -> Tensor:
-        """See `LowRank.delta`."""
+        """What has been learned since the start, [out, in]."""
         return super().delta() - self.scale * self.start_up @ self.start_down

@@ -6,6 +6,7 @@ Apart from `insertion` because it needs transformers, which is slow to import.
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -28,8 +29,9 @@ def prefixed_attention(
 
     `attention.extra_keys_values` holds a module that returns keys and values [N, d].
     """
-    if hasattr(attention, "extra_keys_values"):
-        keys, values = attention.extra_keys_values[0]()
+    extra: Any = getattr(attention, "extra_keys_values", None)
+    if extra is not None:
+        keys, values = extra[0]()
         key, value = _prepend(keys, key), _prepend(values, value)
         if mask is not None:  # everybody may look at them; masks are boolean or additive
             shown = mask.new_zeros(()) if mask.is_floating_point() else mask.new_ones(())
@@ -42,8 +44,8 @@ def prefixed_attention(
 
 def _prepend(rows: Tensor, old: Tensor) -> Tensor:
     """Rows [N, d] in front of [B, h, T, d / h]."""
-    batch, heads, _, width = old.shape
-    split = rows.to(old.dtype).unflatten(1, (heads, width)).transpose(0, 1)  # [h, N, d / h]
+    batch, heads = old.shape[:2]
+    split = rearrange(rows.to(old.dtype), "n (h c) -> h n c", h=heads)
     return torch.cat([split.expand(batch, -1, -1, -1), old], dim=2)
 
 

@@ -50,7 +50,7 @@ class DeepPrompts(PromptMethod):
     """Learned tokens at every block, each block's replacing those of the one before."""
 
     def insert(self, backbone: Backbone) -> None:
-        """See `PromptMethod.insert`; the other blocks overwrite the prompts' places."""
+        """Insert prompts before the first block; each later block overwrites their places."""
         super().insert(backbone)
         begin = backbone.prefix_tokens
         for site in backbone.sites("block"):

@@ -11,5 +11,5 @@ class RsLoRA(LoRA):
     """LoRA scaled by alpha / sqrt(rank)."""
 
     def scale_at(self, rank: int) -> float:
-        """See `LoRA.scale_at`."""
+        """`alpha / sqrt(rank)`, so that the update does not shrink as the rank grows."""
         return self.alpha / math.sqrt(rank)

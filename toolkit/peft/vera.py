@@ -39,6 +39,9 @@ class Projections(nn.Module):
         seed: the same numbers on every machine.
     """
 
+    a: Tensor
+    b: Tensor
+
     def __init__(self, rank: int, in_dim: int, out_dim: int, seed: int) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)

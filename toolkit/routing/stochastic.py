@@ -1,4 +1,4 @@
-"""Routing without a router: experts drawn at random, and losses that make two draws agree.
+"""Routing without a router: experts drawn at random.
 
 Zuo et al., Taming Sparsely Activated Transformer with Stochastic Experts (arXiv:2110.04260).
 """
@@ -44,22 +44,3 @@ def one_hot(draws: Tensor, num_experts: int, like: Tensor) -> Tensor:
     """
     gates = functional.one_hot(draws, num_experts).to(like.dtype)
     return gates.expand(*like.shape[:2], num_experts)
-
-
-def symmetric_kl(logits: Tensor, other: Tensor) -> Tensor:
-    """1/2 [KL(p|q) + KL(q|p)] = 1/2 sum (p - q)(log p - log q) of softmaxes, mean over clips.
-
-    Args:
-        logits, other: [B, C]; the gradient flows into both.
-    """
-    log_p, log_q = (x.float().log_softmax(dim=-1) for x in (logits, other))
-    return 0.5 * ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(dim=-1).mean()
-
-
-def symmetric_bernoulli_kl(logits: Tensor, other: Tensor) -> Tensor:
-    """As `symmetric_kl`, of one Bernoulli variable a class (sigmoids), summed over classes.
-
-    With p = sigmoid(a) and q = sigmoid(b) it is 1/2 (p - q)(a - b).
-    """
-    a, b = logits.float(), other.float()
-    return 0.5 * ((a.sigmoid() - b.sigmoid()) * (a - b)).sum(dim=-1).mean()

@@ -1,17 +1,128 @@
-"""What is kept of a study: a record a run, and the timings of its methods, as JSON files."""
+"""What a study keeps: one record per run and the timings of its methods, as JSON files."""
 
 import dataclasses
 import json
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from toolkit.errors import RunError
 from toolkit.files import write_atomically
+from toolkit.results import OLD_NAMES
 from toolkit.study.spec import Cell
+from toolkit.typed_json import from_plain, to_json
 
-RECORD = "result.json"
+RECORD = "record.json"
+OLD_RECORD = "result.json"
+"""What the record was called while the recipe's own file had the same name."""
+
 DONE, FAILED = "done", "failed"
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Curves:
+    """What changed from epoch to epoch, one number per epoch."""
+
+    train_loss: list[float]
+    valid_loss: list[float]
+    valid_score: list[float]
+    train_seconds: list[float]
+
+
+@dataclasses.dataclass(frozen=True)
+class FoldOutcome:
+    """What a run found on one test fold.
+
+    Attributes:
+        fold: the test fold.
+        score: the metric on it, a share from 0 to 1.
+        uar: unweighted average recall; None where a clip may have several classes.
+        valid_score: of the best epoch.
+        best_epoch: its number, from 1.
+        epoch_to_95: the first epoch that reaches 95 % of the last epoch's validation score.
+        training_clips: how many there were.
+        confusion: [C, C] counts, rows are true classes; None where a clip may have several.
+        curves: one number per epoch.
+        entropy: of a token's weights over experts or slots, divided by its maximum; None for a
+            method without them.
+        busiest: share of all weights that the busiest expert has, mean over the layers; None for a
+            method without experts.
+    """
+
+    fold: int
+    score: float
+    uar: float | None
+    valid_score: float
+    best_epoch: int
+    epoch_to_95: int
+    training_clips: int
+    confusion: list[list[int]] | None
+    curves: Curves
+    entropy: float | None
+    busiest: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class OutcomeParameters:
+    """Parameters of a run's classifier.
+
+    Attributes:
+        method: trained ones outside the head.
+        head: those of the head.
+        total: all, frozen and trained.
+        stored: those in the bundle.
+        active: trained ones outside the head that take part in the output of one token.
+    """
+
+    method: int
+    head: int
+    total: int
+    stored: int
+    active: int
+
+    @property
+    def share(self) -> float:
+        """Parameters trained outside the head, in % of all outside the head."""
+        return 100 * self.method / (self.total - self.head)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a run that ended well found.
+
+    Attributes:
+        recipe, method, corpus: names.
+        metric: name of the metric that the scores of the folds hold.
+        classes: class names.
+        device: on which it ran.
+        seconds_per_epoch, peak_memory_bytes: as in `RunResult`.
+        peft, backbone, configuration: settings, as in `RunResult`.
+        toolkit, commit, python, packages: versions.
+        folds: one for each test fold.
+        parameters: of the classifier.
+        bundle_bytes: size of the bundle on disk.
+    """
+
+    recipe: str
+    method: str
+    corpus: str
+    metric: str
+    classes: list[str]
+    device: str
+    seconds_per_epoch: float
+    peak_memory_bytes: int
+    peft: dict[str, Any]
+    backbone: dict[str, Any]
+    configuration: dict[str, Any]
+    toolkit: str
+    commit: str | None
+    python: str
+    packages: dict[str, str]
+    folds: list[FoldOutcome]
+    parameters: OutcomeParameters
+    bundle_bytes: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +132,7 @@ class Record:
     Attributes:
         cell: which run.
         digest: hash of its configuration.
-        step: see `Run.step`.
+        step: hash of what decides the cost of a training step.
         status: `done` or `failed`.
         reason: why it failed.
         log: the last lines of its output, if it failed.
@@ -30,8 +141,8 @@ class Record:
         seconds: from start to end, of the last attempt.
         started: when, in UTC.
         host, engine, threads: where it ran; threads None: as many as there are.
-        fit: what a budget of parameters chose (see `budget.Fit`).
-        outcome: see `outcome.read_outcome`; None if it failed.
+        fit: what a budget of parameters chose (`budget.Fit`).
+        outcome: what it found; None if it failed.
     """
 
     cell: Cell
@@ -48,32 +159,71 @@ class Record:
     engine: str
     threads: int | None
     fit: dict[str, Any] | None
-    outcome: dict[str, Any] | None
+    outcome: Outcome | None
 
     @property
     def done(self) -> bool:
         """Whether the run ended well."""
         return self.status == DONE
 
+    def found(self) -> Outcome:
+        """The outcome of a run that ended well.
+
+        Raises:
+            RunError: it did not.
+        """
+        if self.outcome is None:
+            raise RunError(f"the run {self.cell.name} has failed and found nothing: {self.reason}")
+        return self.outcome
+
     def write(self, folder: Path) -> None:
         """Leave the record in the run's folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / RECORD, json.dumps(dataclasses.asdict(self), indent=1))
+        write_atomically(folder / RECORD, to_json(self, indent=1))
+        (folder / OLD_RECORD).unlink(missing_ok=True)
 
 
 def read_record(folder: Path) -> Record | None:
-    """The record in a run's folder, or None."""
-    try:
-        values = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    return Record(**{**values, "cell": Cell(**values["cell"])})
+    """The record in a run's folder, or None.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    new, old = folder / RECORD, folder / OLD_RECORD
+    file = new if new.is_file() or not old.is_file() else old
+    return _read(file, Record, _with_scores, "delete it, and the study does this run again")
 
 
 def read_records(folder: Path, cells: Iterable[Cell]) -> dict[Cell, Record]:
     """The records of those runs of a study that have one."""
     found = {cell: read_record(folder / "runs" / cell.name) for cell in cells}
     return {cell: record for cell, record in found.items() if record is not None}
+
+
+def _with_scores(values: Any) -> Any:
+    """A parsed record; one of the format in which "accuracy" held any metric is renamed."""
+    outcome = values.get("outcome") if isinstance(values, dict) else None
+    if not outcome or "metric" in outcome:
+        return values
+    several = any(fold["confusion"] is None for fold in outcome["folds"])
+    folds = [_renamed(fold) | {"curves": _renamed(fold["curves"])} for fold in outcome["folds"]]
+    return values | {
+        "outcome": outcome | {"folds": folds, "metric": "mAP" if several else "accuracy"}
+    }
+
+
+def _renamed(values: dict[str, Any]) -> dict[str, Any]:
+    return {OLD_NAMES.get(key, key): value for key, value in values.items()}
+
+
+def _read(file: Path, kind: type[T], upgrade: Callable[[Any], Any], remedy: str) -> T | None:
+    """A dataclass from a JSON file, or None if there is no such file."""
+    try:
+        return from_plain(kind, upgrade(json.loads(file.read_text(encoding="utf-8"))))
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{file} is damaged ({error}); {remedy}") from None
 
 
 @dataclasses.dataclass(frozen=True)

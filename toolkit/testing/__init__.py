@@ -20,6 +20,7 @@ from toolkit.testing.tiny import (
     tiny_data,
     tiny_lengths,
     tiny_mixture,
+    tiny_objective,
     tiny_rows,
 )
 
@@ -41,5 +42,6 @@ __all__ = [
     "tiny_data",
     "tiny_lengths",
     "tiny_mixture",
+    "tiny_objective",
     "tiny_rows",
 ]

@@ -17,6 +17,7 @@ from toolkit.cli import main
 from toolkit.inference.predict import predict
 from toolkit.model import AudioClassifier
 from toolkit.registry import CORPORA, PEFT
+from toolkit.task import ONE_CLASS
 
 TINY_CORPUS = {"name": "synthetic", "clips_per_class": 5}
 
@@ -37,7 +38,8 @@ def tiny_bundle(folder: Path, name: str, **settings: Any) -> Path:
         with torch.no_grad():
             for parameter in model.trainable().values():
                 parameter.add_(0.05 * torch.randn_like(parameter))
-    return save_bundle(folder / "bundle", model, source, manifest.classes, {"test_fold": 2})
+    origin = {"test_fold": 2}
+    return save_bundle(folder / "bundle", model, manifest.classes, ONE_CLASS, origin=origin)
 
 
 def change_bundle(verb: str, bundle: Path, tool: str, output: str, *options: str) -> Path:

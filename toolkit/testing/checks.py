@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional
 
 from toolkit.errors import ConfigError
 from toolkit.model import AudioClassifier, Pooling
@@ -23,6 +21,7 @@ from toolkit.testing.tiny import (
     tiny_batch,
     tiny_classifier,
     tiny_lengths,
+    tiny_objective,
     tiny_rows,
 )
 
@@ -75,11 +74,10 @@ def check_training(method: PeftMethod, steps: int | None = None, family: str = "
     history = []
     model.train()
 
-    def task_loss(logits: Tensor) -> Tensor:
-        return functional.cross_entropy(logits, labels)
+    objective = tiny_objective(labels)
 
     for step in range(steps):
-        losses = method.training_losses(model.backbone, forward, features, task_loss)
+        losses = method.training_losses(model.backbone, forward, features, objective)
         history.append(losses["task"].item())
         total = torch.stack(list(losses.values())).sum()
         optimizer.zero_grad()

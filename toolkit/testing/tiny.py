@@ -8,11 +8,12 @@ from torch import Tensor
 
 from toolkit.backbones.base import Backbone
 from toolkit.context import real
-from toolkit.features.pipelines import Batch
+from toolkit.features.batch import Batch
 from toolkit.mixtures.tool import MixtureData
 from toolkit.model import AudioClassifier, Pooling
 from toolkit.peft.base import PeftMethod
 from toolkit.registry import BACKBONES, PEFT
+from toolkit.task import ONE_CLASS, BatchObjective, Task
 
 CLASSES = 5
 
@@ -47,6 +48,11 @@ def tiny_batch(backbone: Backbone, clips: int = 6, seed: int = 1) -> tuple[Tenso
     if lengths is not None:  # the rows of other backbones stand for features
         rows = backbone.features.normalise(rows, lengths)
     return rows, torch.arange(clips) % CLASSES
+
+
+def tiny_objective(labels: Tensor, task: Task = ONE_CLASS) -> BatchObjective:
+    """The loss of a batch of `CLASSES` classes, for `PeftMethod.training_losses`."""
+    return BatchObjective(task, task.targets(labels, CLASSES))
 
 
 def tiny_classifier(
@@ -95,6 +101,7 @@ def tiny_data(backbone: Backbone, clips: int = 10) -> MixtureData:
         calibration=table[:clips],
         test=table[clips:],
         classes=[f"class {number}" for number in range(CLASSES)],
+        task=ONE_CLASS,
         _dataset=lambda chosen: list(chosen.index),
         _collate=collate,
     )

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import logging
 import math
 import resource
@@ -27,9 +26,10 @@ from torch.nn.parallel import DistributedDataParallel
 from toolkit.data.augment import Augmentation
 from toolkit.data.sampling import TrainingBatches, derive_seed
 from toolkit.errors import RunError
-from toolkit.features.pipelines import Batch
+from toolkit.features.batch import Batch
 from toolkit.model import AudioClassifier
-from toolkit.task import ONE_CLASS, Task
+from toolkit.results import EpochRecord, read_history, write_history
+from toolkit.task import BatchObjective, Task
 from toolkit.training.checkpoints import AtomicCheckpointer, validation_score
 from toolkit.training.progress import Progress
 
@@ -48,8 +48,8 @@ class TrainingPlan:
         label_smoothing: of the cross-entropy.
         augment: applied in order to training batches.
         seed: of this fold.
-        task: one class a clip, or any number of them.
-        class_weights: [C], of each class's part of the loss; None: all alike.
+        task: whether a clip has exactly one class or any number.
+        class_weights: [C], the weight of each class in the loss; None: all equal.
     """
 
     epochs: int
@@ -59,26 +59,26 @@ class TrainingPlan:
     label_smoothing: float
     augment: list[Augmentation]
     seed: int
-    task: Task = ONE_CLASS
+    task: Task
     class_weights: Tensor | None = None
 
 
 @register_checkpoint_hooks
 class History:
-    """One record an epoch, kept in every checkpoint so that a resumed run has all of them."""
+    """One record per epoch, kept in every checkpoint so that a resumed run has all of them."""
 
     def __init__(self) -> None:
-        self.epochs: list[dict[str, Any]] = []
+        self.epochs: list[EpochRecord] = []
 
     @mark_as_saver
     def save(self, path: Path) -> None:
         """Write the records as JSON."""
-        Path(path).write_text(json.dumps(self.epochs), encoding="utf-8")
+        write_history(Path(path), self.epochs)
 
     @mark_as_loader
     def load(self, path: Path, end_of_epoch: bool) -> None:
         """Read them back."""
-        self.epochs = json.loads(Path(path).read_text(encoding="utf-8"))
+        self.epochs = read_history(Path(path))
 
 
 class ClassificationBrain(sb.Brain):
@@ -93,8 +93,8 @@ class ClassificationBrain(sb.Brain):
         run_opts: SpeechBrain's run options (device, precision, accumulation, ...).
         checkpointer: where to keep checkpoints; None keeps none.
         progress: shows where the job is.
-        log: called with every epoch's record, also with those of an earlier, interrupted run.
-        title: what the progress calls this training.
+        log: called with the record of every epoch, also with those of an earlier, interrupted run.
+        title: how the progress bar names this training.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class ClassificationBrain(sb.Brain):
         run_opts: dict[str, Any],
         checkpointer: AtomicCheckpointer | None,
         progress: Progress,
-        log: Callable[[dict[str, Any]], None],
+        log: Callable[[EpochRecord], None],
         title: str,
     ) -> None:
         super().__init__({"model": model}, run_opts=run_opts, checkpointer=checkpointer)
@@ -140,15 +140,10 @@ class ClassificationBrain(sb.Brain):
         features, targets = self._prepare(batch)
         for augmentation in self.plan.augment:
             features, targets = augmentation(features, targets, self.generator)
-
-        def task_loss(logits: Tensor) -> Tensor:
-            plan = self.plan
-            weights = None if plan.class_weights is None else plan.class_weights.to(logits.device)
-            return plan.task.training_loss(logits.float(), targets, plan.label_smoothing, weights)
-
-        method, backbone = self.model.method, self.model.backbone
+        plan, method, backbone = self.plan, self.model.method, self.model.backbone
+        objective = BatchObjective(plan.task, targets, plan.label_smoothing, plan.class_weights)
         forward = functools.partial(self.modules.model, lengths=batch.lengths)
-        losses = method.training_losses(backbone, forward, features, task_loss)
+        losses = method.training_losses(backbone, forward, features, objective)
         for name, value in losses.items():
             if name != "task":
                 self.auxiliary[name] = self.auxiliary.get(name, 0.0) + float(value.detach())
@@ -337,30 +332,34 @@ class ClassificationBrain(sb.Brain):
 
     def _end_epoch(self, epoch: int, valid_seconds: float) -> None:
         method, backbone = self.model.method, self.model.backbone
-        record = {
-            "epoch": epoch,
-            "lr": max(group["lr"] for group in self.optimizer.param_groups),
-            "train_loss": self.train_loss,
-            "valid_loss": float(self.predictions["loss"].mean()),
-            "valid_accuracy": self.plan.task.score(self.predictions),
-            "metric": self.plan.task.metric,
-            "train_seconds": self.train_seconds,
-            "valid_seconds": valid_seconds,
-            "auxiliary": {k: v / len(self.batches) for k, v in self.auxiliary.items()},
-            "statistics": method.statistics(backbone),
-        }
+        record = EpochRecord(
+            epoch=epoch,
+            lr=max(group["lr"] for group in self.optimizer.param_groups),
+            train_loss=self.train_loss,
+            valid_loss=float(self.predictions["loss"].mean()),
+            valid_score=self.plan.task.score(self.predictions),
+            metric=self.plan.task.metric,
+            train_seconds=self.train_seconds,
+            valid_seconds=valid_seconds,
+            auxiliary={k: v / len(self.batches) for k, v in self.auxiliary.items()},
+            statistics=method.statistics(backbone),
+        )
         method.record(backbone, on=False)
         self.history.epochs.append(record)
         self.log(record)
         self.progress.line(
             f"{self.title}  epoch {epoch:>2}/{self.plan.epochs}  "
-            f"loss {record['train_loss']:.3f}  valid loss {record['valid_loss']:.3f}  "
-            f"valid {record['metric']} {100 * record['valid_accuracy']:5.1f} %  "
-            f"{record['train_seconds']:.1f} s"
+            f"loss {record.train_loss:.3f}  valid loss {record.valid_loss:.3f}  "
+            f"valid {record.metric} {100 * record.valid_score:5.1f} %  "
+            f"{record.train_seconds:.1f} s"
         )
         if self.checkpointer is not None:
             self.checkpointer.save_and_keep_only(
-                meta={key: record[key] for key in ("valid_accuracy", "valid_loss", "epoch")},
+                meta={
+                    "valid_score": record.valid_score,
+                    "valid_loss": record.valid_loss,
+                    "epoch": record.epoch,
+                },
                 importance_keys=[validation_score],
                 verbosity=logging.DEBUG,
             )

@@ -5,6 +5,7 @@ checkpoint is written under a name that the Checkpointer does not list, and rena
 Of the model only what training changes is kept.
 """
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ class AtomicCheckpointer(Checkpointer):
         """The checkpoint of the epoch that validation prefers."""
         return self.find_checkpoint(
             importance_key=validation_score,
-            ckpt_predicate=lambda checkpoint: "valid_accuracy" in checkpoint.meta,
+            ckpt_predicate=lambda checkpoint: _score(checkpoint) is not None,
         )
 
     def _new_checkpoint_dirpath(self) -> Path:
@@ -60,9 +61,16 @@ class AtomicCheckpointer(Checkpointer):
 
 
 def validation_score(checkpoint: Checkpoint) -> tuple[float, float]:
-    """What the best epoch is chosen by: validation accuracy, then the lower validation loss."""
-    meta = checkpoint.meta
-    return meta.get("valid_accuracy", -1.0), -meta.get("valid_loss", float("inf"))
+    """What the best epoch is chosen by: the validation score, then the lower validation loss."""
+    score = _score(checkpoint)
+    loss = float(checkpoint.meta.get("valid_loss", math.inf))
+    return -1.0 if score is None else score, -loss
+
+
+def _score(checkpoint: Checkpoint) -> float | None:
+    """The validation score of a checkpoint at the end of an epoch; None of one within an epoch."""
+    meta: dict[str, float] = checkpoint.meta
+    return meta.get("valid_score", meta.get("valid_accuracy"))  # the second: its name until now
 
 
 def _save_model(model: AudioClassifier, path: Path) -> None:

@@ -13,19 +13,22 @@ import pandas as pd
 import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import ddp_barrier, if_main_process
+from torch import Tensor
 
 from toolkit import backbones, config, plugins
-from toolkit.backbones.base import Backbone, BackboneSource, FeatureSpec
+from toolkit.backbones.base import BackboneSource
 from toolkit.config import CommandLine, Configuration
 from toolkit.data.augment import SpecAugment
 from toolkit.data.manifest import Corpus, Manifest, copied, refuse
 from toolkit.errors import ConfigError, ToolkitError, did_you_mean
 from toolkit.features.cache import FeatureCache, content_hashes, default_cache_folder
-from toolkit.features.pipelines import Pipeline
+from toolkit.features.pipeline import Pipeline, pipeline_for
+from toolkit.features.spec import FeatureSpec
 from toolkit.model import AudioClassifier, Pooling
 from toolkit.peft.base import PeftMethod
 from toolkit.registry import CORPORA, PEFT, PIPELINES
 from toolkit.settings import Settings, setting
+from toolkit.task import Task
 from toolkit.training.brain import TrainingPlan
 
 logger = logging.getLogger(__name__)
@@ -44,7 +47,7 @@ class Experiment:
         configuration: as loaded; its keys are described in the recipe's `hparams/base.yaml`.
         options: the keys that are plain values, checked.
         command: the recipe's train.py and its hparams file as typed, for messages.
-        method, source, corpus, pipeline: the registered things that it composes.
+        method, source, corpus: the registered things that it composes.
     """
 
     configuration: Configuration
@@ -53,7 +56,6 @@ class Experiment:
     method: PeftMethod
     source: BackboneSource
     corpus: Corpus
-    pipeline: Pipeline
 
     @classmethod
     def from_command_line(cls, recipe_file: str, arguments: Sequence[str]) -> "Experiment":
@@ -77,6 +79,8 @@ class Experiment:
             print(broken, file=sys.stderr)
         loaded, options = configured(command, recipe)
         values = loaded.values
+        if values["pipeline"] is not None:
+            PIPELINES.create(values["pipeline"])  # refuses a wrong one before the backbone is read
         experiment = cls(
             configuration=loaded,
             options=options,
@@ -84,7 +88,6 @@ class Experiment:
             method=PEFT.create(values["peft"]),
             source=backbones.create(values["backbone"]),
             corpus=CORPORA.create(values["corpus"]),
-            pipeline=PIPELINES.create(values["pipeline"]),
         )
         _join_processes(experiment.device)
         return experiment
@@ -120,9 +123,9 @@ class Experiment:
         Raises:
             BackboneError, ConfigError: it cannot be had, or the method cannot work on it.
         """
+        _ = self.pipeline  # refuses one that makes other rows than the backbone reads
+        self._require_spectral()
         backbone = self.source.load(self.options.max_length)
-        self.pipeline.require(backbone.features)
-        _require_spectral(self.configuration.values["augment"], backbone)
         return AudioClassifier(backbone, self.method, num_classes, self.options.pooling)
 
     def introduce(self) -> None:
@@ -175,7 +178,25 @@ class Experiment:
     @functools.cached_property
     def spec(self) -> FeatureSpec:
         """The features that the backbone reads."""
-        return self.source.load(self.options.max_length).features
+        return self.source.spec(self.options.max_length)
+
+    @functools.cached_property
+    def pipeline(self) -> Pipeline:
+        """What makes the rows: the configured pipeline, or the one that the backbone asks for.
+
+        Raises:
+            ConfigError: it makes another kind of rows than the backbone reads.
+        """
+        return pipeline_for(self.spec, self.configuration.values["pipeline"])
+
+    def _require_spectral(self) -> None:
+        """Refuse SpecAugment on samples."""
+        augment = self.configuration.values["augment"]
+        if not self.spec.spectral and any(isinstance(a, SpecAugment) for a in augment):
+            raise ConfigError(
+                "SpecAugment masks spectrograms, and the backbone "
+                f"'{self.source.registered_name}' reads samples: leave it out with `--augment []`"
+            )
 
     def features(self, clips: pd.DataFrame) -> FeatureCache:
         """Features of the clips, computed by rank 0 where they are not on disk."""
@@ -184,8 +205,8 @@ class Experiment:
         ddp_barrier()
         return self.pipeline.cache(clips, self.spec, self.cache_folder, build=False)
 
-    def plan(self, seed: int) -> TrainingPlan:
-        """How to train with a fold's seed."""
+    def plan(self, seed: int, task: Task, class_weights: Tensor | None = None) -> TrainingPlan:
+        """How to train for a corpus's task with the seed of a fold, as the configuration says."""
         values = self.configuration.values
         return TrainingPlan(
             epochs=self.epochs,
@@ -195,6 +216,8 @@ class Experiment:
             label_smoothing=self.options.label_smoothing,
             augment=values["augment"],
             seed=seed,
+            task=task,
+            class_weights=class_weights,
         )
 
     def run_opts(self) -> dict[str, Any]:
@@ -298,15 +321,6 @@ def configured(command: CommandLine, recipe: Path) -> tuple[Configuration, Optio
         loaded = config.load(command, recipe, [*layers, EMBEDDED])
         options = Options.of(loaded.values)
     return loaded, options
-
-
-def _require_spectral(augment: Sequence[object], backbone: Backbone) -> None:
-    """Refuse SpecAugment on samples."""
-    if not backbone.features.spectral and any(isinstance(a, SpecAugment) for a in augment):
-        raise ConfigError(
-            f"SpecAugment masks spectrograms, and the backbone '{backbone.name}' reads samples: "
-            "leave it out with `--augment []`"
-        )
 
 
 def say(text: str) -> None:

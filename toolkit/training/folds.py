@@ -1,8 +1,6 @@
 """Cross-validation as one job: every fold trained, tested, and summed up."""
 
 import dataclasses
-import json
-from typing import Any
 
 import pandas as pd
 import torch
@@ -11,35 +9,35 @@ from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from torch.utils.data import Sampler
 
 from toolkit.bundle import save_bundle
+from toolkit.data.few_shot import few_shot
 from toolkit.data.manifest import Manifest
 from toolkit.data.sampling import TrainingBatches, derive_seed, evaluation_batches
-from toolkit.data.selection import Split, chosen_folds, few_shot, selected
+from toolkit.data.splits import Split, chosen_folds, selected
+from toolkit.features.batch import collate
 from toolkit.features.cache import FeatureCache
-from toolkit.files import write_atomically
-from toolkit.task import balanced_class_weights, balanced_clip_weights, task_of
+from toolkit.features.dataset import clip_dataset
+from toolkit.results import FoldResult, RunResult, read_run, write_fold
+from toolkit.task import Task, balanced_class_weights, balanced_clip_weights, task_of
 from toolkit.training.brain import ClassificationBrain, TrainingPlan
 from toolkit.training.checkpoints import AtomicCheckpointer, validation_score
 from toolkit.training.experiment import Experiment, say
 from toolkit.training.output import OutputFolder, write_table
 from toolkit.training.progress import Progress
-from toolkit.training.results import describe_result, summary, write_result
+from toolkit.training.run_result import keep, sum_up, summary
 
 
-def cross_validate(experiment: Experiment) -> dict[str, Any]:
+def cross_validate(experiment: Experiment) -> RunResult:
     """Train and test every wanted fold, skipping what is done.
 
-    Returns:
-        what `result.json` holds.
-
     Raises:
-        ToolkitError: anything that a user must mend.
+        ToolkitError: anything that the user must change.
     """
     debug = experiment.options.debug
     output = OutputFolder(experiment.output_folder, experiment.configuration, fresh=debug)
     done = output.result()
     if done is not None and not experiment.options.test_only:
-        wanted = chosen_folds(done["folds_of_corpus"], experiment.options.folds)
-        if all(str(number) in done["accuracy"]["folds"] for number in wanted):
+        wanted = chosen_folds(done.folds_of_corpus, experiment.options.folds)
+        if all(number in done.score.folds for number in wanted):
             say(f"This run is finished and stays as it is; its results are in {output.path}.")
             say(summary(done))
             return done
@@ -50,9 +48,9 @@ def cross_validate(experiment: Experiment) -> dict[str, Any]:
         Fold(job, split).run()
     job.progress.close()
     if if_main_process():
-        write_result(output, describe_result(experiment, manifest, output), manifest.classes)
+        keep(output, sum_up(experiment, manifest, output))
     ddp_barrier()
-    result = output.result()
+    result = read_run(output.path)
     say(summary(result))
     return result
 
@@ -131,6 +129,11 @@ class Fold:
         self.seed = derive_seed(self.options.seed, split.test)
 
     @property
+    def task(self) -> Task:
+        """What the corpus asks for."""
+        return task_of(self.job.manifest)
+
+    @property
     def batches(self) -> int:
         """Batches of this process: training and validation in every epoch, and the test."""
         size = self.options.batch_size
@@ -145,12 +148,12 @@ class Fold:
         if done is not None and not self.options.test_only:
             self.job.progress.update(batches=self.batches)
             log = self.job.output.log(self.split.test)
-            for record in done["history"]:
+            for record in done.history:
                 log(record)
             return
         brain = self.brain()
         if done is not None:
-            brain.history.epochs = done["history"]
+            brain.history.epochs = done.history
         if not self.options.test_only:
             self.fit(brain)
         predictions = brain.predict(self._share_of(self.test, brain))
@@ -174,11 +177,10 @@ class Fold:
 
     def _plan(self) -> TrainingPlan:
         """How to train: as configured, for the corpus's task, weighted by the training clips."""
-        manifest, weights = self.job.manifest, None
+        weights = None
         if self.options.class_weights == "balanced":
-            weights = balanced_class_weights(self.train["label"], len(manifest.classes))
-        plan = self.experiment.plan(self.seed)
-        return dataclasses.replace(plan, task=task_of(manifest), class_weights=weights)
+            weights = balanced_class_weights(self.train["label"], len(self.job.manifest.classes))
+        return self.experiment.plan(self.seed, self.task, weights)
 
     def fit(self, brain: ClassificationBrain) -> None:
         """Train for all epochs, with the validation fold after each."""
@@ -212,11 +214,11 @@ class Fold:
         return self.evaluation_loader(clips, brain.rank, brain.world_size)
 
     def _loader(self, clips: pd.DataFrame, batches: Sampler | list) -> SaveableDataLoader:
-        pipeline, workers = self.experiment.pipeline, self.options.num_workers
+        workers = self.options.num_workers
         return SaveableDataLoader(
-            pipeline.dataset(clips, self.job.rows, self.job.cache),
+            clip_dataset(clips, self.job.rows, self.job.cache),
             batch_sampler=batches,
-            collate_fn=pipeline.collate(self.experiment.spec),
+            collate_fn=collate(self.experiment.spec),
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory="cuda" in self.experiment.device,
@@ -235,36 +237,46 @@ class Fold:
         predictions["fold"] = self.split.test
         history = brain.history.epochs
         best = history[brain.best_epoch - 1]
-        task = brain.plan.task
-        score = task.score(predictions)
-        found = {
-            "test_fold": self.split.test,
-            "valid_fold": self.split.valid,
-            "train_folds": self.split.train,
-            "metric": task.metric,
-            "test_accuracy": score,
-            "valid_accuracy": best["valid_accuracy"],
-            "best_epoch": brain.best_epoch,
-            **task.details(predictions, len(classes)),
-            "parameters": dataclasses.asdict(brain.model.count()),
-            "peak_memory_bytes": brain.peak_memory(),
-            "training_clips": len(self.train),
-            "history": history,
-        }
+        found = self.task.evaluate(predictions, len(classes))
+        result = FoldResult(
+            test_fold=self.split.test,
+            valid_fold=self.split.valid,
+            train_folds=list(self.split.train),
+            metric=self.task.metric,
+            score=found.score,
+            valid_score=best.valid_score,
+            best_epoch=brain.best_epoch,
+            metrics=found.metrics,
+            per_class=found.per_class,
+            confusion=found.confusion,
+            parameters=brain.model.count(),
+            peak_memory_bytes=brain.peak_memory(),
+            training_clips=len(self.train),
+            history=history,
+        )
         origin = {
             "recipe": self.options.recipe,
             "corpus": self.job.manifest.corpus,
-            "multi_label": self.job.manifest.multi_label,
             "seed": self.options.seed,
-            **{key: found[key] for key in ("test_fold", "valid_accuracy", "best_epoch")},
+            "test_fold": result.test_fold,
+            "metric": result.metric,
+            "valid_score": result.valid_score,
+            "best_epoch": result.best_epoch,
         }
         write_table(self.folder / "predictions.csv", predictions, classes)
-        save_bundle(self.folder / "bundle", brain.model, self.experiment.source, classes, origin)
-        write_atomically(self.folder / "fold.json", json.dumps(found))
+        save_bundle(
+            self.folder / "bundle",
+            brain.model,
+            classes,
+            self.task,
+            pipeline=self.experiment.pipeline,
+            origin=origin,
+        )
+        write_fold(self.folder, result)
         self.job.progress.line(
-            f"fold {self.split.test}: {task.metric} {100 * score:.1f} % on the test fold, "
-            f"with the weights of epoch {brain.best_epoch} "
-            f"({100 * best['valid_accuracy']:.1f} % on fold {self.split.valid})"
+            f"fold {self.split.test}: {result.metric} {100 * result.score:.1f} % on the test fold, "
+            f"with the weights of epoch {result.best_epoch} "
+            f"({100 * result.valid_score:.1f} % on fold {self.split.valid})"
         )
 
 

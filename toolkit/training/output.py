@@ -8,7 +8,6 @@ results/<recipe>/<method>/<seed>/
 """
 
 import fcntl
-import json
 import logging.config
 import platform
 import shutil
@@ -22,10 +21,19 @@ import pandas as pd
 from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from speechbrain.utils.train_logger import FileTrainLogger, TensorboardLogger
 
-from toolkit import __version__
 from toolkit.config import Configuration, flatten
 from toolkit.errors import RunError, listing
 from toolkit.files import write_atomically
+from toolkit.results import (
+    FOLD_FILE,
+    RUN_FILE,
+    EpochRecord,
+    FoldResult,
+    RunResult,
+    Statistics,
+    read_fold,
+    read_run,
+)
 
 VOLATILE = (
     "output_folder", "cache_folder", "device", "noprogressbar", "num_workers", "download",
@@ -64,13 +72,14 @@ class OutputFolder:
         """The folder of one fold."""
         return self.path / f"fold-{number}"
 
-    def finished_fold(self, number: int) -> dict[str, Any] | None:
+    def finished_fold(self, number: int) -> FoldResult | None:
         """What a finished fold found, or None."""
-        return _read_json(self.fold(number) / "fold.json")
+        folder = self.fold(number)
+        return read_fold(folder) if (folder / FOLD_FILE).is_file() else None
 
-    def result(self) -> dict[str, Any] | None:
+    def result(self) -> RunResult | None:
         """The result of a finished run, or None."""
-        return _read_json(self.path / "result.json")
+        return read_run(self.path) if (self.path / RUN_FILE).is_file() else None
 
     def log(self, fold: int) -> "EpochLog":
         """Where a fold's epochs are logged."""
@@ -117,20 +126,20 @@ class EpochLog:
             shutil.rmtree(events, ignore_errors=True)
         self.board = TensorboardLogger(str(events))
 
-    def __call__(self, record: dict[str, Any]) -> None:
+    def __call__(self, record: EpochRecord) -> None:
         """Log one epoch's record."""
-        meta = {"fold": self.fold, "epoch": record["epoch"], "lr": record["lr"]}
-        auxiliary = {f"loss_{name}": value for name, value in record["auxiliary"].items()}
-        train = {"loss": record["train_loss"], **auxiliary}
-        valid = {"loss": record["valid_loss"], record["metric"]: record["valid_accuracy"]}
+        meta = {"fold": self.fold, "epoch": record.epoch, "lr": record.lr}
+        auxiliary = {f"loss_{name}": value for name, value in record.auxiliary.items()}
+        train = {"loss": record.train_loss, **auxiliary}
+        valid = {"loss": record.valid_loss, record.metric: record.valid_score}
         self.text.log_stats(meta, train, valid, verbose=False)
-        self.board.log_stats(meta, train, {**valid, **_scalars(record["statistics"])})
+        self.board.log_stats(meta, train, {**valid, **_scalars(record.statistics)})
         if self.board.writer is not None:
             self.board.writer.flush()
 
 
-def _scalars(statistics: dict[str, float | list[float]]) -> dict[str, float]:
-    """Statistics with a list, such as load by expert, as one scalar each."""
+def _scalars(statistics: Statistics) -> dict[str, float]:
+    """Statistics with one scalar per item of a list, such as the load of each expert."""
     flat: dict[str, float] = {}
     for name, value in statistics.items():
         if isinstance(value, list):
@@ -140,15 +149,10 @@ def _scalars(statistics: dict[str, float | list[float]]) -> dict[str, float]:
     return flat
 
 
-def description() -> dict[str, Any]:
-    """Versions and commit, for `result.json`."""
-    packages = ("torch", "torchaudio", "transformers", "speechbrain", "einops", "numpy")
-    return {
-        "toolkit": __version__,
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in packages},
-    }
+def package_versions() -> dict[str, str]:
+    """The versions of the packages that results depend on."""
+    names = ("torch", "torchaudio", "transformers", "speechbrain", "einops", "numpy")
+    return {name: version(name) for name in names}
 
 
 def write_table(path: Path, predictions: pd.DataFrame, classes: list[str]) -> None:
@@ -169,13 +173,6 @@ def write_table(path: Path, predictions: pd.DataFrame, classes: list[str]) -> No
 
 def _named(label: int | tuple[int, ...], classes: list[str]) -> str:
     return ";".join(classes[i] for i in label) if isinstance(label, tuple) else classes[label]
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
 
 
 def _log_to(file: Path | None) -> None:
@@ -212,14 +209,14 @@ def _environment() -> str:
         f"command: {' '.join(sys.argv)}",
         f"python: {sys.version}",
         f"platform: {platform.platform()}",
-        f"commit: {_commit()}",
+        f"commit: {commit()}",
         "packages:",
         *installed,
     ]
     return "\n".join(lines) + "\n"
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of this checkout, `-dirty` if files differ; None outside a git checkout."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:

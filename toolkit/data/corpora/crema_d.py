@@ -1,7 +1,7 @@
 """CREMA-D (Cao et al., 2014): 7442 clips of 91 actors, 6 emotions.
 
-Layout: `AudioWAV/<actor>_<sentence>_<emotion>_<level>.wav`. There is no official split; random
-ones leak speakers. Here the actors are dealt into five folds by their numbers (actor modulo 5),
+Layout: `AudioWAV/<actor>_<sentence>_<emotion>_<level>.wav`. There is no official split, and random
+splits leak speakers. Here the actors are assigned to five folds by their numbers (actor modulo 5),
 which needs no list and is the same everywhere.
 """
 
@@ -24,25 +24,25 @@ FOLDS = 5
 
 @CORPORA.register("crema_d", paper="10.1109/TAFFC.2014.2336244")
 class CremaD(Corpus):
-    """Emotions of 91 actors, 6 classes, five folds that no actor crosses."""
+    """Emotions of 91 actors, 6 classes, five folds with different actors."""
 
     def published_clips(self, manifest: Manifest) -> int:
-        """See `Corpus.published_clips`."""
+        """The number of clips in the published corpus."""
         return 7442
 
     def manifest(self, folder: Path) -> Manifest:
-        """See `Corpus.manifest`."""
+        """Check the corpus on disk and return its table of clips."""
         files = sorted((folder / "AudioWAV").glob("[!.]*.wav"))
         if not files:
             raise DataError(
                 f"{folder / 'AudioWAV'} holds no .wav files: name the folder that holds AudioWAV "
                 "with `--data_folder`"
             )
-        matches = {file: NAME.fullmatch(file.stem) for file in files}
+        matches = {file: match for file in files if (match := NAME.fullmatch(file.stem))}
         strange = [
             f"{file} is not named <actor>_<sentence>_<emotion>_<level>.wav"
-            for file, match in matches.items()
-            if match is None or match["code"] not in CODES
+            for file in files
+            if file not in matches or matches[file]["code"] not in CODES
         ]
         refuse(f"CREMA-D in {folder}", strange + unreadable(files))
         labels = {code: place for place, code in enumerate(CODES)}
@@ -56,7 +56,7 @@ class CremaD(Corpus):
         return Manifest("CREMA-D", clips, list(CODES.values()))
 
     def embed(self, folder: Path) -> None:
-        """See `Corpus.embed`: ten actors, every emotion once."""
+        """Write a miniature: ten actors, each emotion once."""
         make_once(folder, write_miniature)
 
 

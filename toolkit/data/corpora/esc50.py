@@ -31,7 +31,7 @@ class ESC50(Corpus):
     esc10: bool = setting(False, "only the ten classes of ESC-10")
 
     def manifest(self, folder: Path) -> Manifest:
-        """See `Corpus.manifest`; targets may be any numbers, labels follow their order."""
+        """Check the corpus on disk and return its table; labels follow the order of the targets."""
         table_path = folder / "meta" / "esc50.csv"
         if not table_path.is_file():
             raise DataError(
@@ -65,7 +65,7 @@ class ESC50(Corpus):
         )
 
     def published_clips(self, manifest: Manifest) -> int:
-        """See `Corpus.published_clips`."""
+        """The number of clips in the published corpus."""
         return 400 if self.esc10 else CLIPS
 
     def _read(self, path: Path) -> pd.DataFrame:
@@ -93,7 +93,7 @@ class ESC50(Corpus):
             return
         if any((folder / part).exists() for part in PARTS):
             raise DataError(
-                f"{folder} holds a part of ESC-50, or something else: remove 'audio' and 'meta' "
+                f"{folder} holds part of ESC-50, or something else: remove 'audio' and 'meta' "
                 "from it, or name another folder with `--data_folder`"
             )
         try:
@@ -140,4 +140,4 @@ def fetch(url: str, path: Path) -> None:
     except Exception:  # BadZipFile, zlib.error, NotImplementedError, ...: zipfile raises many
         damaged = path.name
     if damaged:
-        raise DataError(f"{url} came damaged ({damaged}): try again, or {alternatives}")
+        raise DataError(f"{url} was damaged in transfer ({damaged}): try again, or {alternatives}")

@@ -2,7 +2,7 @@
 
 Layout: `data/{train,valid,test}_data.csv` and `wavs/speakers/<speaker>/*.wav`. A clip has one
 label, its whole intent (action, object, location): accuracy over slots is another, easier measure.
-The parts are official and no speaker stands in two of them, which is checked.
+The split is official; that no speaker is in two parts is checked.
 """
 
 from pathlib import Path
@@ -44,11 +44,11 @@ class FluentSpeechCommands(Corpus):
     """Spoken commands to a house, 31 intents, a fixed split by speakers."""
 
     def published_clips(self, manifest: Manifest) -> int:
-        """See `Corpus.published_clips`."""
+        """The number of clips in the published corpus."""
         return 30043
 
     def manifest(self, folder: Path) -> Manifest:
-        """See `Corpus.manifest`."""
+        """Check the corpus on disk and return its table of clips."""
         tables = []
         for name, part in PARTS.items():
             path = folder / "data" / f"{name}_data.csv"
@@ -59,7 +59,7 @@ class FluentSpeechCommands(Corpus):
         paths = [folder / name for name in table["path"]]
         refuse(
             f"Fluent Speech Commands in {folder}",
-            [f"{i} is none of the 31 intents" for i in dict.fromkeys(intents) if i not in places]
+            [f"{i} is not one of the 31 intents" for i in dict.fromkeys(intents) if i not in places]
             + unreadable(paths),
         )
         clips = pd.DataFrame(
@@ -74,7 +74,7 @@ class FluentSpeechCommands(Corpus):
         return Manifest("Fluent Speech Commands", clips, CLASSES, FIXED)
 
     def embed(self, folder: Path) -> None:
-        """See `Corpus.embed`: every intent once in every part."""
+        """Write a miniature: each intent once in each part."""
         make_once(folder, write_miniature)
 
 

@@ -1,17 +1,19 @@
-"""A user's own sounds: a folder with a folder a class, or a CSV or JSONL table.
+"""A user's own sounds: a folder with one subfolder per class, or a CSV or JSONL table.
 
 The table has `path` (relative to the table), `label`, or `labels` where a clip may have several
-(in CSV separated by semicolons), and where wanted `split` (train, valid, test), `fold`, `group`
-(what must stay together: a speaker, a recording), `start` and `stop` or `end` (seconds). Parts
-that are not given are made: stratified, with no group and no file torn.
+(separated by semicolons in CSV), and optionally `split` (train, valid, test), `fold`, `group`
+(clips that must stay together: one speaker, one recording), `start` and `stop` or `end` (seconds).
+Parts that are not given are made: stratified, without splitting a group or a file.
 """
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from toolkit.data.corpora.miniature import write_tones
 from toolkit.data.manifest import (
@@ -22,7 +24,7 @@ from toolkit.data.manifest import (
     refuse,
     segment_problems,
 )
-from toolkit.data.splits import FIXED, TEST, TRAIN, VALID, stratified_parts
+from toolkit.data.splits import FIXED, TEST, TRAIN, VALID, Split, stratified_parts
 from toolkit.errors import ConfigError, DataError, did_you_mean
 from toolkit.files import make_once
 from toolkit.registry import CORPORA
@@ -31,21 +33,23 @@ from toolkit.settings import setting
 AUDIO = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif", ".au", ".w64")
 TABLES = ("clips.csv", "clips.jsonl")
 COLUMNS = ("path", "label", "labels", "split", "fold", "group", "start", "stop", "end")
+Rounds = Sequence[Split] | None
 PARTS = {"train": TRAIN, "valid": VALID, "val": VALID, "validation": VALID, "dev": VALID,
          "test": TEST}  # fmt: skip
 
 
 @CORPORA.register("folder", paper="this toolkit")
 class Folder(Corpus):
-    """Your own sounds: a folder a class, or a table (clips.csv, clips.jsonl, or its path)."""
+    """Your own sounds: one folder per class, or a table (clips.csv, clips.jsonl, or its path)."""
 
-    name: str = setting("your sounds", "of the corpus, for messages and results")
+    name: str = setting("your sounds", "name of the corpus in messages and results")
     folds: int = setting(0, "make this many folds; 0: train, valid and test", minimum=0)
-    valid_share: float = setting(0.1, "of the clips, where it is made", minimum=0.01, maximum=0.5)
-    test_share: float = setting(0.2, "of the clips, where it is made", minimum=0.01, maximum=0.5)
-    split_seed: int = setting(0, "of the parts that are made", minimum=0)
+    valid_share: float = setting(0.1, "share of the clips, if not given", minimum=0.01, maximum=0.5)
+    test_share: float = setting(0.2, "share of the clips, if not given", minimum=0.01, maximum=0.5)
+    split_seed: int = setting(0, "seed of the parts that are made", minimum=0)
     group_pattern: str | None = setting(
-        None, "expression whose first group in a file's name says its group, e.g. '^([a-z]+)_'"
+        None,
+        "regular expression; its first group in a file's name is the clip's group: '^([a-z]+)_'",
     )
 
     def check(self) -> None:
@@ -55,12 +59,12 @@ class Folder(Corpus):
         try:
             groups = 1 if self.group_pattern is None else re.compile(self.group_pattern).groups
         except re.error as error:
-            raise ConfigError(f"'group_pattern' is no regular expression: {error}") from None
+            raise ConfigError(f"'group_pattern' is not a regular expression: {error}") from None
         if not groups:
             raise ConfigError("'group_pattern' needs brackets around the part that is the group")
 
     def manifest(self, folder: Path) -> Manifest:
-        """See `Corpus.manifest`; `folder` may be the table itself."""
+        """Check the sounds and return their table; `folder` may be the table itself."""
         table = next((folder / name for name in TABLES if (folder / name).is_file()), folder)
         clips = _of_table(table) if table.is_file() else _of_folders(folder)
         if self.group_pattern is not None:
@@ -80,16 +84,16 @@ class Folder(Corpus):
         return Manifest(self.name, clips, classes, rounds, many, official=False)
 
     def _groups(self, paths: pd.Series) -> pd.Series:
-        names = paths.map(lambda path: Path(path).name)
-        found = names.map(lambda name: re.search(self.group_pattern, name))
+        pattern = re.compile(self.group_pattern or "")
+        found = {path: pattern.search(Path(path).name) for path in paths}
         refuse(
             self.name,
-            [f"{n}: 'group_pattern' is not in its name" for n in names[found.isna()]],
+            [f"{p}: its name does not match 'group_pattern'" for p, m in found.items() if not m],
         )
-        return found.map(lambda match: match[1])
+        return paths.map({path: match[1] for path, match in found.items() if match})
 
-    def _parts(self, clips: pd.DataFrame, count: int) -> tuple[pd.DataFrame, tuple | None]:
-        """The clips with their `fold`, and the rounds."""
+    def _parts(self, clips: pd.DataFrame, count: int) -> tuple[pd.DataFrame, Rounds]:
+        """The clips with their `fold`, and the rounds of the evaluation."""
         given = [column for column in ("fold", "split") if column in clips]
         if len(given) == 2:
             raise DataError(f"{self.name}: give a 'split' or a 'fold', not both")
@@ -104,8 +108,8 @@ class Folder(Corpus):
             refuse(self.name, [f"no clip has the split '{name}'" for name in missing])
             if VALID not in set(clips["fold"]):
                 train = (clips["fold"] == TRAIN).to_numpy()
-                shares = (1 - self.valid_share, self.valid_share)
-                made = stratified_parts(held[train], groups[train], shares, self.split_seed)
+                two = (1 - self.valid_share, self.valid_share)
+                made = stratified_parts(held[train], list(groups[train]), two, self.split_seed)
                 clips.loc[train, "fold"] = np.where(made == 0, TRAIN, VALID)
             return clips, FIXED
         if self.folds:
@@ -113,17 +117,17 @@ class Folder(Corpus):
         else:
             rest = 1 - self.valid_share - self.test_share
             shares = (rest, self.valid_share, self.test_share)
-        made = stratified_parts(held, groups, shares, self.split_seed)
+        made = stratified_parts(held, list(groups), shares, self.split_seed)
         empty = sorted(set(range(len(shares))) - set(made))
         if empty:
             raise DataError(
-                f"{self.name}: {len(set(groups))} groups cannot fill {len(shares)} parts; record "
-                "more, or give parts of your own (a column 'split' or 'fold')"
+                f"{self.name}: {len(set(groups))} groups are too few for {len(shares)} parts; "
+                "record more, or give the parts yourself (a column 'split' or 'fold')"
             )
         return clips.assign(fold=made + 1), None if self.folds else FIXED
 
     def _require_training_clips(self, clips: pd.DataFrame, classes: list[str], fixed: bool) -> None:
-        """Refuse classes that no clip teaches; of folds, those that stand in one fold alone."""
+        """Refuse classes without a training clip; with folds, those that occur in only one."""
         held = class_matrix(clips["label"], len(classes)) == 1
         folds = clips["fold"].to_numpy()
         if fixed:
@@ -131,7 +135,7 @@ class Folder(Corpus):
             where = "has no training clip"
         else:
             poor = np.array([len(np.unique(folds[column])) < 2 for column in held.T])
-            where = "stands in one fold only"
+            where = "occurs in one fold only"
         refuse(
             self.name,
             [
@@ -141,12 +145,12 @@ class Folder(Corpus):
         )
 
     def embed(self, folder: Path) -> None:
-        """See `Corpus.embed`: a folder for each of four classes, twelve clips in each."""
+        """Write a miniature: four classes with twelve clips each."""
         make_once(folder, write_miniature)
 
 
-def _together(clips: pd.DataFrame) -> np.ndarray:
-    """[N] names of what must not be torn: groups and files, joined where they overlap."""
+def _together(clips: pd.DataFrame) -> NDArray[np.object_]:
+    """[N] names of what must stay together: groups and files, joined where they overlap."""
     if "group" not in clips:
         return clips["path"].to_numpy()
     groups = clips["group"].where(clips["group"].notna(), clips["path"])
@@ -154,13 +158,13 @@ def _together(clips: pd.DataFrame) -> np.ndarray:
     torn = clips["path"][first != groups].unique()
     refuse(
         "your sounds",
-        [f"{path} stands in more than one group: give all of its clips one" for path in torn],
+        [f"{path} is in more than one group: give all of its clips the same one" for path in torn],
     )
     return groups.to_numpy()
 
 
 def _of_folders(folder: Path) -> pd.DataFrame:
-    """The clips of a folder a class."""
+    """The clips of a folder with one subfolder per class."""
     if not folder.is_dir():
         raise DataError(f"{folder} is neither a folder nor a table: check `--data_folder`")
     files = sorted(
@@ -172,8 +176,8 @@ def _of_folders(folder: Path) -> pd.DataFrame:
     sounds = [file for file in files if file.suffix.lower() in AUDIO]
     if not sounds:
         raise DataError(
-            f"{folder} holds neither a folder a class with audio files ({', '.join(AUDIO)}) nor "
-            f"{' nor '.join(TABLES)}: check `--data_folder`"
+            f"{folder} holds neither one folder per class with audio files ({', '.join(AUDIO)}) "
+            f"nor {' nor '.join(TABLES)}: check `--data_folder`"
         )
     names = [file.relative_to(folder) for file in sounds]
     return pd.DataFrame(
@@ -207,20 +211,22 @@ def _of_table(path: Path) -> pd.DataFrame:
     clips["path"] = [str(path.parent / str(name)) for name in table["path"]]
     stop = "stop" if "stop" in table else "end"
     for column, source in (("start", "start"), ("stop", stop)):
-        values = table.get(source, pd.Series(np.nan, index=table.index)).replace("", np.nan)
+        values = table.get(source, pd.Series(np.nan, index=table.index, dtype=object)).replace(
+            "", np.nan
+        )
         clips[column] = pd.to_numeric(values, errors="coerce")
-        problems += [f"{source} {value!r} is no number of seconds"
+        problems += [f"{source} {value!r} is not a number of seconds"
                      for value in values[clips[column].isna() & values.notna()]]  # fmt: skip
     if "group" in table:
         clips["group"] = table["group"].replace("", np.nan)
     if "split" in table:
         clips["split"] = table["split"].astype(str).str.lower().map(PARTS)
-        problems += [f"the split {value!r} is none of {', '.join(PARTS)}"
+        problems += [f"the split {value!r} is not one of {', '.join(PARTS)}"
                      for value in table["split"][clips["split"].isna()].unique()]  # fmt: skip
     if "fold" in table:
         clips["fold"] = pd.to_numeric(table["fold"], errors="coerce")
         wrong = clips["fold"].isna() | (clips["fold"] % 1 != 0)
-        problems += [f"the fold {value!r} is no whole number" for value in table["fold"][wrong]]
+        problems += [f"the fold {value!r} is not a whole number" for value in table["fold"][wrong]]
     refuse(str(path), problems)
     for column in {"fold", "split"} & set(clips):
         clips[column] = clips[column].astype(int)
@@ -251,7 +257,7 @@ def _ids(paths: pd.Series, clips: pd.DataFrame) -> pd.Series:
 
 
 def write_miniature(folder: Path) -> None:
-    """Fill a folder with a miniature of the layout with a folder a class."""
+    """Fill a folder with a miniature of the layout with one folder per class."""
     write_tones(
         {
             folder / name / f"{number:02d}.wav": label

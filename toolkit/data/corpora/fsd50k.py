@@ -1,4 +1,4 @@
-"""FSD50K (Fonseca et al., arXiv:2010.00475): 51,197 clips of 0.3 to 30 s, 200 labels, any number.
+"""FSD50K (Fonseca et al., arXiv:2010.00475): 51,197 clips of 0.3 to 30 s, multi-label, 200 classes.
 
 Layout: `FSD50K.dev_audio/`, `FSD50K.eval_audio/` and `FSD50K.ground_truth/` with `dev.csv`,
 `eval.csv` and `vocabulary.csv`. The split is official; the metric is the mean average precision.
@@ -25,11 +25,11 @@ class FSD50K(Corpus):
     """Freesound clips with any of 200 labels, a fixed split, mean average precision."""
 
     def published_clips(self, manifest: Manifest) -> int:
-        """See `Corpus.published_clips`."""
+        """The number of clips in the published corpus."""
         return 51197
 
     def manifest(self, folder: Path) -> Manifest:
-        """See `Corpus.manifest`."""
+        """Check the corpus on disk and return its table of clips."""
         classes = _vocabulary(folder / TRUTH / "vocabulary.csv")
         dev = read_csv(folder / TRUTH / "dev.csv", ["fname", "labels", "split"], "FSD50K")
         test = read_csv(folder / TRUTH / "eval.csv", ["fname", "labels"], "FSD50K")
@@ -56,7 +56,7 @@ class FSD50K(Corpus):
         return Manifest("FSD50K", clips, classes, FIXED, multi_label=True)
 
     def embed(self, folder: Path) -> None:
-        """See `Corpus.embed`: five labels, one or two a clip."""
+        """Write a miniature: five labels, one or two per clip."""
         make_once(folder, write_miniature)
 
 

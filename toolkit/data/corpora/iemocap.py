@@ -2,9 +2,9 @@
 
 Layout: `Session1` to `Session5`, each with `sentences/wav/<dialogue>/<utterance>.wav` and
 `dialog/EmoEvaluation/*.txt`. The classes are neutral, happy with excited, angry and sad (5531
-utterances); all other labels are left out. There is no official split, and random ones leak
-speakers: either a session is left out (`session`: the next one validates) or a speaker (`speaker`:
-the other speaker of the session validates, the four other sessions train).
+utterances); all other labels are left out. There is no official split, and random splits
+leak speakers: each round leaves out a session (`session`: the next one validates) or a speaker
+(`speaker`: the other speaker of the session validates, the four other sessions train).
 """
 
 import re
@@ -34,11 +34,11 @@ class IEMOCAP(Corpus):
     protocol: Literal["session", "speaker"] = setting("session", "what each round leaves out")
 
     def published_clips(self, manifest: Manifest) -> int:
-        """See `Corpus.published_clips`."""
+        """The number of clips in the published corpus."""
         return 5531
 
     def manifest(self, folder: Path) -> Manifest:
-        """See `Corpus.manifest`."""
+        """Check the corpus on disk and return its table of clips."""
         rows = [row for session in SESSIONS for row in self._session(folder, session)]
         table = pd.DataFrame(rows, columns=["id", "path", "label", "session", "speaker"])
         refuse(f"IEMOCAP in {folder}", unreadable([Path(path) for path in table["path"]]))
@@ -67,7 +67,7 @@ class IEMOCAP(Corpus):
         return rows
 
     def embed(self, folder: Path) -> None:
-        """See `Corpus.embed`: every class twice of each of the ten speakers."""
+        """Write a miniature: each class twice for each of the ten speakers."""
         make_once(folder, write_miniature)
 
 

@@ -1,13 +1,14 @@
-"""Speech Commands v1 and v2 (Warden, arXiv:1804.03209): one spoken word a clip.
+"""Speech Commands v1 and v2 (Warden, arXiv:1804.03209): one spoken word per clip.
 
-Layout: a folder a word, `<speaker>_nohash_<n>.wav` in it, `_background_noise_/`, and
-`validation_list.txt` and `testing_list.txt`; what stands in neither trains. Two protocols:
+Layout: one folder per word with `<speaker>_nohash_<n>.wav` in it, `_background_noise_/`, and
+`validation_list.txt` and `testing_list.txt`; clips in neither list train. Two protocols:
 
 - `words`: all words (30 in v1, 35 in v2), the official lists.
-- `twelve`: ten commands, silence and everything else. Its test is an archive of its own, unpacked
-  into `test_folder`; its silence is cut from the background noise, a second every half second,
+- `twelve`: ten commands, silence and everything else. Its test set is a separate archive, unpacked
+  into `test_folder`; silence is cut from the background noise, one second every half second,
   `running_tap.wav` for validation and the other files for training, and all other words are
-  unknown: so TensorFlow Datasets makes it, whose parts have 85,511, 10,102 and 4,890 clips (v2).
+  unknown. This is how TensorFlow Datasets makes it; its parts have 85,511, 10,102 and 4,890 clips
+  (v2).
 
 Accuracies of the two are not comparable.
 """
@@ -43,16 +44,16 @@ class SpeechCommands(Corpus):
 
     protocol: Literal["words", "twelve"] = setting("words", "all words, or the 12-class protocol")
     test_folder: str | None = setting(
-        None, "of `twelve`: its test archive, unpacked; none: in the data folder or beside it"
+        None, "for `twelve`: its test archive, unpacked; none: in the data folder or beside it"
     )
-    speaker_disjoint: bool = setting(True, "refuse lists that put a speaker into two parts")
+    speaker_disjoint: bool = setting(True, "refuse lists with a speaker in two parts")
 
     def published_clips(self, manifest: Manifest) -> int | None:
-        """See `Corpus.published_clips`; known of the protocol `words`."""
+        """The number of clips in the published corpus; known for the protocol `words` only."""
         return PUBLISHED.get(len(manifest.classes)) if self.protocol == "words" else None
 
     def manifest(self, folder: Path) -> Manifest:
-        """See `Corpus.manifest`."""
+        """Check the corpus on disk and return its table of clips."""
         clips = self._words(folder)
         words = sorted(clips["word"].unique())
         if self.protocol == "twelve":
@@ -82,7 +83,7 @@ class SpeechCommands(Corpus):
         )
         there = set(names)
         problems = [
-            f"{folder / name} is listed and missing" for name in sorted(parts) if name not in there
+            f"{folder / name} is listed but missing" for name in sorted(parts) if name not in there
         ]
         found = headers(folder / name for name in names)
         problems += [header for header in found.values() if isinstance(header, str)]
@@ -112,7 +113,8 @@ class SpeechCommands(Corpus):
             (f"{NOISE}/{file.name}@{start}", str(file), SILENCE, fold, start, start + WINDOW)
             for file in files
             for fold in [VALID if file.name == VALID_NOISE else TRAIN]
-            for start in _starts(found[str(file)])
+            if isinstance(header := found[str(file)], Header)
+            for start in _starts(header)
         ]
         return pd.DataFrame(rows, columns=["id", "path", "word", "fold", "start", "stop"])
 
@@ -124,7 +126,7 @@ class SpeechCommands(Corpus):
         place = next((place for place in places if place.is_dir()), None)
         if place is None:
             raise DataError(
-                "the 12-class protocol has a test archive of its own "
+                "the 12-class protocol has a separate test archive "
                 f"({TEST_FOLDERS[0]}.tar.gz), which is not at {places[0]}: unpack it and name its "
                 "folder with `--corpus.test_folder`"
             )
@@ -145,7 +147,7 @@ class SpeechCommands(Corpus):
         )
 
     def embed(self, folder: Path) -> None:
-        """See `Corpus.embed`: twelve words of six speakers, noise, and the test archive."""
+        """Write a miniature: twelve words of six speakers, noise, and the test archive."""
         make_once(folder, write_miniature)
 
 

@@ -13,18 +13,18 @@ from toolkit.settings import setting
 class Synthetic(ESC50):
     """Ten everyday sounds that the program makes itself, written once in ESC-50's layout."""
 
-    seed: int = setting(0, "of the sounds", minimum=0)
+    seed: int = setting(0, "seed of the sounds", minimum=0)
     clips_per_class: int = setting(40, "clips of each of the ten classes", minimum=5)
 
     def manifest(self, folder: Path) -> Manifest:
-        """Write the corpus if it is not there, and read it as any other."""
+        """Write the corpus if it is not there, and read it like any other."""
         folder = folder / f"seed-{self.seed}-clips-{self.clips_per_class}"
         write_corpus(folder, seed=self.seed, clips_per_class=self.clips_per_class)
         manifest = super().manifest(folder)
         return Manifest("the synthetic corpus", manifest.clips, manifest.classes)
 
     def published_clips(self, manifest: Manifest) -> int:
-        """See `Corpus.published_clips`: ten classes."""
+        """The number of clips: those of ten classes."""
         return 10 * self.clips_per_class
 
     def embed(self, folder: Path) -> None:

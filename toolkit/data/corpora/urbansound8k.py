@@ -1,7 +1,7 @@
 """UrbanSound8K (Salamon, Jacoby, Bello, ACM MM 2014): 8732 clips of at most 4 s, 10 classes.
 
 Layout: `audio/fold1` to `audio/fold10` and `metadata/UrbanSound8K.csv`. The ten folds are official
-and never reshuffled: slices of one recording share a fold, and that is checked.
+and must not be reshuffled: that slices of one recording share a fold is checked.
 """
 
 from pathlib import Path
@@ -25,14 +25,14 @@ FOLDS = range(1, 11)
 
 @CORPORA.register("urbansound8k", paper="10.1145/2647868.2655045")
 class UrbanSound8K(Corpus):
-    """Sounds of the city, 10 classes, 10 official folds."""
+    """City sounds, 10 classes, 10 official folds."""
 
     def published_clips(self, manifest: Manifest) -> int:
-        """See `Corpus.published_clips`."""
+        """The number of clips in the published corpus."""
         return 8732
 
     def manifest(self, folder: Path) -> Manifest:
-        """See `Corpus.manifest`."""
+        """Check the corpus on disk and return its table of clips."""
         table = read_csv(folder / TABLE, COLUMNS, "UrbanSound8K")
         folds = pd.to_numeric(table["fold"], errors="coerce")
         problems = [
@@ -61,7 +61,7 @@ class UrbanSound8K(Corpus):
         return Manifest("UrbanSound8K", clips, CLASSES)
 
     def embed(self, folder: Path) -> None:
-        """See `Corpus.embed`: a clip of every class in every fold."""
+        """Write a miniature: one clip of each class in each fold."""
         make_once(folder, write_miniature)
 
 

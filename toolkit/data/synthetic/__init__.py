@@ -1,1 +1,1 @@
-"""Ten everyday classes of sound that the program makes itself, in ESC-50's own layout."""
+"""Ten classes of everyday sounds that the program makes itself, in ESC-50's layout."""

@@ -1,7 +1,4 @@
-"""The corpus as files: a folder in ESC-50's own layout.
-
-Everything after it is thereby the path that real recordings take.
-"""
+"""The synthetic corpus as files in ESC-50's layout, so that it is read as real recordings are."""
 
 import csv
 import json
@@ -31,7 +28,7 @@ WAV_HEADER_BYTES = 44
 
 @dataclass(frozen=True)
 class _Settings:
-    """What decides every byte of a corpus; written beside it."""
+    """What determines every byte of a corpus; written into its folder."""
 
     seed: int
     clips_per_class: int
@@ -42,7 +39,7 @@ class _Settings:
 
 @dataclass(frozen=True)
 class _Clip:
-    """One row of the table."""
+    """One clip, and its row of the table."""
 
     name: str
     number: int
@@ -77,11 +74,11 @@ def write_corpus(
 ) -> Path:
     """Write the corpus in ESC-50's layout, unless it is already there.
 
-    The folder appears complete or not at all: it is made beside its place and renamed.
+    The folder appears complete or not at all: it is made under another name and renamed.
 
     Args:
         folder: holds `audio/`, `meta/esc50.csv` and `synthetic.json` afterwards.
-        seed: another seed gives other clips; not negative.
+        seed: different seeds give different clips; not negative.
         clips_per_class: a multiple of 5, so that the folds are balanced.
         seconds: duration of each clip, at least 0.5.
         sample_rate: in Hz, at least 8000.
@@ -101,7 +98,7 @@ def write_corpus(
     if folder.exists() and not _replaceable(folder):
         raise DataError(
             f"{folder} holds something other than a synthetic corpus, and is left as it is; "
-            f"name another folder or an empty one"
+            "name another folder or an empty one"
         )
     make_once(
         folder,

@@ -1,16 +1,16 @@
 """A clip: an event of a class in a scene.
 
 The scene is a quieter event of a neighbour class, a room, background noise, a microphone and a
-level, so that no single cue such as the mean spectrum gives the class away. Every clip has a random
-generator of its own, seeded by (seed, target, number), and so depends on no other clip.
+level, so that no single cue such as the mean spectrum gives the class away. Every clip has its
+own random generator, seeded by (seed, target, number), and so depends on no other clip.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
 from toolkit.data.synthetic.signals import (
     Signal,
     add,
+    convolve,
     decibels,
     equalise,
     log_uniform,
@@ -28,10 +28,10 @@ SPAN = (0.75, 1.0)  # part of the clip in which the event sounds
 DISTRACTOR_CHANCE = 0.8
 DISTRACTOR_DB = (-24.0, -6.0)  # below the loudest moment of the event
 NOISE_DB = (-40.0, -25.0)  # likewise
-NOISE_SLOPE = (-6.0, 0.0)  # dB an octave
+NOISE_SLOPE = (-6.0, 0.0)  # dB per octave
 ROOM_SECONDS = (0.08, 1.0)  # time in which the reverberation falls by 60 dB
 ROOM_DB = (-24.0, -6.0)  # reverberant against direct sound
-TILT = (-2.0, 2.0)  # dB an octave around 1 kHz
+TILT = (-2.0, 2.0)  # dB per octave around 1 kHz
 COLOUR_DB = 3.0  # standard deviation of the random frequency response of a microphone
 PEAK_DB = (-6.0, -1.0)  # below full scale
 
@@ -42,7 +42,7 @@ def make_clip(name: str, number: int, *, seed: int, seconds: float, sample_rate:
     Args:
         name: a key of `CLASSES`.
         number: which clip of that class, from 0.
-        seed: of the corpus.
+        seed: seed of the corpus.
         seconds: duration.
         sample_rate: in Hz.
 
@@ -60,7 +60,8 @@ def make_clip(name: str, number: int, *, seed: int, seconds: float, sample_rate:
     background *= wander(rng, len(scene), 0.5, 1.0) * decibels(rng.uniform(*NOISE_DB))
     scene = scene / loudest(scene, sample_rate) + background
     scene = _record(rng, scene, sample_rate)
-    return scene / np.abs(scene).max() * decibels(rng.uniform(*PEAK_DB))
+    clip: Signal = scene / np.abs(scene).max() * decibels(rng.uniform(*PEAK_DB))
+    return clip
 
 
 def _event(rng: np.random.Generator, name: str, seconds: float, sample_rate: int) -> Signal:
@@ -84,8 +85,7 @@ def _reverberate(rng: np.random.Generator, signal: Signal, sample_rate: int) -> 
     tail *= decibels(rng.uniform(*ROOM_DB)) / np.sqrt(np.sum(tail**2) + 1e-12)
     tail[0] = 1
     length = 1 << (len(signal) + len(tail) - 2).bit_length()
-    product = np.fft.rfft(signal, length) * np.fft.rfft(tail, length)
-    return np.fft.irfft(product, length)[: len(signal)]
+    return convolve(signal, tail, length)
 
 
 def _record(rng: np.random.Generator, signal: Signal, sample_rate: int) -> Signal:
@@ -95,10 +95,11 @@ def _record(rng: np.random.Generator, signal: Signal, sample_rate: int) -> Signa
     response = rng.normal(0, COLOUR_DB, len(bands))
     low, high = rng.choice([20.0, rng.uniform(20, 200)]), rng.choice([2e4, rng.uniform(5e3, 9e3)])
 
-    def gain(frequencies: Signal) -> NDArray:
+    def gain(frequencies: Signal) -> Signal:
         octaves = np.log2(np.clip(frequencies, 60, 12000) / 1000)
         level = tilt * octaves + np.interp(octaves, np.log2(bands / 1000), response)
         band = 1 / (1 + (low / np.maximum(frequencies, 1)) ** 4 + (frequencies / high) ** 8)
-        return 10 ** (level / 20) * band
+        response_at: Signal = 10 ** (level / 20) * band
+        return response_at
 
     return equalise(signal, sample_rate, gain)

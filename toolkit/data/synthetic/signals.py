@@ -1,10 +1,10 @@
-"""What sounds are put together from.
+"""Building blocks of synthetic sounds.
 
 Every signal is a float64 array of shape [samples], its amplitudes in arbitrary units. Frequencies
 are in Hz and durations in seconds.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,31 +52,51 @@ def loudest(signal: Signal, sample_rate: int) -> float:
     return float(np.sqrt((frames**2).mean(axis=1).max()) + 1e-12)
 
 
-def equalise(signal: Signal, sample_rate: int, gain: Callable[[Signal], NDArray]) -> Signal:
+def equalise(signal: Signal, sample_rate: int, gain: Callable[[Signal], Signal]) -> Signal:
     """Filter by a zero-phase gain, a function of frequency in Hz."""
     length = 1 << (len(signal) + sample_count(0.02, sample_rate) - 1).bit_length()
+    return shape_spectrum(signal, sample_rate, gain, length)
+
+
+def shape_spectrum(
+    signal: Signal, sample_rate: int, gain: Callable[[Signal], NDArray], length: int
+) -> Signal:
+    """Multiply the spectrum by a gain, a function of frequency in Hz.
+
+    The filter is circular over `length` samples: what rings past the end comes back at the start
+    unless `length` leaves room for it.
+    """
     spectrum = np.fft.rfft(signal, length)
-    frequencies = np.fft.rfftfreq(length, 1 / sample_rate)
+    frequencies = np.asarray(np.fft.rfftfreq(length, 1 / sample_rate), dtype=np.float64)
     return np.fft.irfft(spectrum * gain(frequencies), length)[: len(signal)]
+
+
+def convolve(signal: Signal, response: Signal, length: int) -> Signal:
+    """Convolve with an impulse response and keep the first `len(signal)` samples.
+
+    `length` is the size of the transform, at least `len(signal) + len(response) - 1`.
+    """
+    product = np.fft.rfft(signal, length) * np.fft.rfft(response, length)
+    return np.fft.irfft(product, length)[: len(signal)]
 
 
 def noise(
     rng: np.random.Generator, samples: int, sample_rate: int, decibels_per_octave: float = 0.0
 ) -> Signal:
-    """Coloured noise of unit root mean square: 0 dB an octave is white, -3 pink, -6 brown."""
+    """Coloured noise of unit root mean square: 0 dB per octave is white, -3 pink, -6 brown."""
     exponent = decibels_per_octave / (20 * np.log10(2))
     signal = equalise(
-        rng.standard_normal(samples), sample_rate, lambda f: np.maximum(f, 40.0) ** exponent
+        rng.standard_normal(samples), sample_rate, lambda f: np.maximum(f, 40.0) ** float(exponent)
     )
     return signal / rms(signal)
 
 
 def peaks(
     centres: Sequence[float], widths: Sequence[float], floor: float = 0.02
-) -> Callable[[Signal], NDArray]:
+) -> Callable[[Signal], Signal]:
     """Gain with a resonance of a given width (Hz) at each centre (Hz), over a floor."""
 
-    def gain(frequencies: Signal) -> NDArray:
+    def gain(frequencies: Signal) -> Signal:
         total = np.full_like(frequencies, floor)
         for centre, width in zip(centres, widths, strict=True):
             total += 1 / (1 + ((frequencies - centre) / (0.5 * width)) ** 2)
@@ -93,7 +113,7 @@ def harmonics(pitch: Signal, amplitudes: Sequence[float], sample_rate: int) -> S
     allowed = max(1, int(0.45 * sample_rate / np.max(pitch)))
     rotation = np.exp(2j * np.pi * np.cumsum(pitch) / sample_rate)
     total = np.zeros(len(pitch), dtype=complex)
-    for amplitude in reversed(amplitudes[:allowed]):  # Horner's rule: one product a harmonic
+    for amplitude in reversed(amplitudes[:allowed]):  # Horner's rule: one product per harmonic
         total += amplitude
         total *= rotation
     return total.imag
@@ -101,9 +121,9 @@ def harmonics(pitch: Signal, amplitudes: Sequence[float], sample_rate: int) -> S
 
 def struck(
     rng: np.random.Generator,
-    frequencies: Sequence[float],
-    decays: Sequence[float],
-    gains: Sequence[float],
+    frequencies: Iterable[float],
+    decays: Iterable[float],
+    gains: Iterable[float],
     seconds: float,
     sample_rate: int,
 ) -> Signal:
@@ -125,7 +145,7 @@ def bump(samples: int, attack: float, power: float = 1.0) -> Signal:
 
 
 def add(track: Signal, event: Signal, start: float, sample_rate: int) -> None:
-    """Add an event into a track in place, from `start` seconds; what hangs over is cut."""
+    """Add an event into a track in place, from `start` seconds; what exceeds the track is cut."""
     first = round(start * sample_rate)
     event = event[max(0, -first) : max(0, len(track) - first)]
     first = max(0, first)

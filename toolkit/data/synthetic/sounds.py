@@ -1,4 +1,4 @@
-"""The ten classes, a synthesiser each: from (generator, seconds, sample rate) to [samples].
+"""The ten classes, one synthesiser each: from (generator, seconds, sample rate) to [samples].
 
 Ranges overlap between classes on purpose: what tells them apart is the shape of the event, not
 where its energy lies.

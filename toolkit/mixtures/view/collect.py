@@ -4,9 +4,7 @@ Shapes: T tokens, E experts, S slots an expert.
 """
 
 import dataclasses
-import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +16,7 @@ from toolkit.mixtures.observe import watched
 from toolkit.model import AudioClassifier
 from toolkit.peft import insertion
 from toolkit.peft.base import Recorder
+from toolkit.results import FOLD_FILE, EpochRecord, read_fold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,14 +115,14 @@ def recorders(model: AudioClassifier) -> list[tuple[str, Recorder]]:
     ]
 
 
-def training_record(folder: Path, test_fold: int | None) -> list[dict[str, Any]]:
-    """The epochs that made a bundle, as its fold's `fold.json` has them; none if it is not there.
+def training_record(folder: Path, test_fold: int | None) -> list[EpochRecord]:
+    """The epochs that made a bundle, from the `fold.json` of its fold; empty if there is none.
 
     Args:
         folder: the bundle, in the folder of a run or of one of its folds.
         test_fold: of the fold that the bundle comes from.
     """
-    for file in (folder.parent / "fold.json", folder.parent / f"fold-{test_fold}" / "fold.json"):
-        if file.is_file():
-            return json.loads(file.read_text(encoding="utf-8"))["history"]
+    for place in (folder.parent, folder.parent / f"fold-{test_fold}"):
+        if (place / FOLD_FILE).is_file():
+            return read_fold(place).history
     return []

@@ -1,7 +1,5 @@
 """The pictures of the expert viewer, one function each, drawn without a display."""
 
-from typing import Any
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
@@ -11,6 +9,7 @@ from torch import Tensor
 
 from toolkit.features.log_mel import SHIFT_SECONDS
 from toolkit.mixtures.view.collect import LayerView
+from toolkit.results import EpochRecord
 
 MEANING = {
     "gate": "weight of the expert for a token",
@@ -74,19 +73,19 @@ def draw_similarity(views: list[LayerView], most: int) -> Figure:
     return figure
 
 
-def draw_training(history: list[dict[str, Any]]) -> Figure | None:
-    """Expert load, entropies and slot similarity on the validation fold after each epoch.
+def draw_training(history: list[EpochRecord]) -> Figure | None:
+    """Expert load, entropies and slot similarity in the validation of each epoch.
 
     Args:
-        history: the epochs as `training_record` returns them.
+        history: one record per epoch.
 
     Returns:
         the figure, or None if no such statistics were recorded.
     """
-    epochs = [record["epoch"] for record in history]
+    epochs = [record.epoch for record in history]
     series = {
-        name: np.array([record["statistics"][name] for record in history])
-        for name in (history[0]["statistics"] if history else ())
+        name: np.array([record.statistics[name] for record in history])
+        for name in (history[0].statistics if history else ())
         if name == "load" or name.endswith(("entropy", "similarity"))
     }
     if not series:

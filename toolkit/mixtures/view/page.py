@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 
 from toolkit.bundle import Bundle, load_bundle
 from toolkit.errors import ConfigError
-from toolkit.features.pipelines import fbank_of_file, padded
+from toolkit.features.batch import padded
+from toolkit.features.cache import Segment
 from toolkit.files import write_atomically
 from toolkit.inference.predict import split_windows
 from toolkit.mixtures.view import figures
@@ -60,7 +61,7 @@ def show_experts(
             "does not read: use a bundle of a backbone that does, such as AST"
         )
     length = bundle.features.max_length
-    frames = fbank_of_file(file, bundle.features)
+    frames = bundle.pipeline.read(Segment(str(file)), bundle.features)
     windows = split_windows(frames, length)
     if not 1 <= window <= len(windows):
         raise ConfigError(f"{file} has the windows 1 to {len(windows)}, not {window}")

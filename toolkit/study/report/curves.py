@@ -26,7 +26,7 @@ def draw_epochs(results: Results, methods: list[str], group: tuple[str, ...]) ->
     """
     figure, axes = _new("epoch", "validation accuracy %")
     for method in methods[:MOST_LINES]:
-        curve = mean_curve(results, (*group, method), "valid_accuracy")
+        curve = mean_curve(results, (*group, method), "valid_score")
         axes.plot(range(1, len(curve) + 1), [100 * value for value in curve], label=method, lw=1.2)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(fontsize=7)
@@ -34,10 +34,10 @@ def draw_epochs(results: Results, methods: list[str], group: tuple[str, ...]) ->
 
 
 def mean_curve(results: Results, key: tuple[str, ...], name: str) -> list[float]:
-    """One of the curves in `outcome.CURVES`, averaged over the folds and seeds of a method."""
-    curves = results.curves[key]
-    length = min(len(curve[name]) for curve in curves)
-    return [sum(curve[name][i] for curve in curves) / len(curves) for i in range(length)]
+    """A curve of a method (a field of `records.Curves`), averaged over its folds and seeds."""
+    curves: list[list[float]] = [getattr(curves, name) for curves in results.curves[key]]
+    length = min(len(curve) for curve in curves)
+    return [sum(curve[i] for curve in curves) / len(curves) for i in range(length)]
 
 
 def draw_few_shot(folds: pd.DataFrame) -> Figure:

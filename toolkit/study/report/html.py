@@ -14,7 +14,7 @@ from toolkit.study.report.sections import Table
 
 FOLDER = Path(__file__).with_name("templates")
 SCRIPTS = ("elements.js", "table.js", "plot.js", "heat.js", "main.js")
-CURVES = ("valid_accuracy", "valid_loss", "train_loss")
+CURVES = ("valid_score", "valid_loss", "train_loss")
 
 
 def render(results: Results, tables: list[Table], pictures: Iterable[tuple[str, Path]]) -> str:
@@ -78,7 +78,7 @@ def page_data(
 def summary(results: Results) -> str:
     """How many runs finished, and with which versions of the toolkit."""
     missing = len(results.cells) - len(results.records)
-    versions = sorted({f"{r.outcome['toolkit']} ({r.outcome['commit']})" for r in results.done})
+    versions = sorted({f"{o.toolkit} ({o.commit})" for o in (r.found() for r in results.done)})
     return (
         f"{len(results.done)} runs finished, {len(results.failed)} failed, {missing} still to run. "
         f"Toolkit {', '.join(versions) or 'unknown'}."
@@ -143,13 +143,14 @@ def _settings(records: list[Record]) -> tuple[dict[str, Any], list[dict[str, Any
 
 def _described(record: Record) -> dict[str, Any]:
     """The exact settings and versions of a run that is done."""
-    if record.outcome is None:
+    outcome = record.outcome
+    if outcome is None:
         return {}
-    names = ("toolkit", "commit", "python", "device")
     return {
-        **record.outcome["configuration"],
-        **{f"peft.{key}": value for key, value in record.outcome["peft"].items()},
-        **{name: record.outcome[name] for name in names},
-        **record.outcome["packages"],
+        **outcome.configuration,
+        **{f"peft.{key}": value for key, value in outcome.peft.items()},
+        "toolkit": outcome.toolkit, "commit": outcome.commit, "python": outcome.python,
+        "device": outcome.device,
+        **outcome.packages,
         "host": record.host, "engine": record.engine, "threads": record.threads,
     }  # fmt: skip

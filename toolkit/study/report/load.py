@@ -9,7 +9,7 @@ import pandas as pd
 
 from toolkit.errors import ConfigError
 from toolkit.study.plan import Planner
-from toolkit.study.records import Record, Timing, read_records, read_timing
+from toolkit.study.records import Curves, Record, Timing, read_records, read_timing
 from toolkit.study.run.queue import default_folder
 from toolkit.study.spec import COPY, Cell, Study
 from toolkit.study.variants import Variant
@@ -79,29 +79,29 @@ class Results:
         """A row for each tested fold of each run that is done; accuracies are in %."""
         rows = []
         for record in self.done:
-            cell, outcome = record.cell, record.outcome
-            for fold in outcome["folds"]:
+            cell, outcome = record.cell, record.found()
+            for fold in outcome.folds:
                 rows.append(
                     {
                         **identity(cell),
                         "series": self.variants[cell.method].series,
                         "seed": cell.seed,
-                        "fold": fold["fold"],
-                        "accuracy": 100 * fold["accuracy"],
-                        "uar": None if fold["uar"] is None else 100 * fold["uar"],
-                        "entropy": fold["entropy"],
-                        "busiest": fold["busiest"],
-                        "valid_accuracy": 100 * fold["valid_accuracy"],
-                        "epochs": len(fold["curves"]["train_loss"]),
-                        "best_epoch": fold["best_epoch"],
-                        "epoch_to_95": fold["epoch_to_95"],
-                        "epoch_seconds": _mean(fold["curves"]["train_seconds"]),
-                        "peak_memory": outcome["peak_memory_bytes"],
-                        "bundle_bytes": outcome["bundle_bytes"],
-                        "trained": outcome["parameters"]["method"],
-                        "share": share(outcome["parameters"]),
-                        "stored": outcome["parameters"]["stored"],
-                        "active": outcome["parameters"]["active"],
+                        "fold": fold.fold,
+                        "accuracy": 100 * fold.score,
+                        "uar": None if fold.uar is None else 100 * fold.uar,
+                        "entropy": fold.entropy,
+                        "busiest": fold.busiest,
+                        "valid_accuracy": 100 * fold.valid_score,
+                        "epochs": len(fold.curves.train_loss),
+                        "best_epoch": fold.best_epoch,
+                        "epoch_to_95": fold.epoch_to_95,
+                        "epoch_seconds": _mean(fold.curves.train_seconds),
+                        "peak_memory": outcome.peak_memory_bytes,
+                        "bundle_bytes": outcome.bundle_bytes,
+                        "trained": outcome.parameters.method,
+                        "share": outcome.parameters.share,
+                        "stored": outcome.parameters.stored,
+                        "active": outcome.parameters.active,
                         "target": record.fit["target"] if record.fit else None,
                     }
                 )
@@ -126,11 +126,11 @@ class Results:
         return found.assign(right=found["truth"] == found["prediction"].astype(str))
 
     @functools.cached_property
-    def curves(self) -> dict[tuple[str, ...], list[dict[str, list[float]]]]:
-        """(corpus, backbone, shots, method) -> the curves of its folds, see `outcome.CURVES`."""
-        found: dict[tuple[str, ...], list[dict[str, list[float]]]] = {}
+    def curves(self) -> dict[tuple[str, ...], list[Curves]]:
+        """(corpus, backbone, shots, method) -> the curves of its folds."""
+        found: dict[tuple[str, ...], list[Curves]] = {}
         for record in self.done:
-            curves = [fold["curves"] for fold in record.outcome["folds"]]
+            curves = [fold.curves for fold in record.found().folds]
             found.setdefault(tuple(identity(record.cell).values()), []).extend(curves)
         return found
 
@@ -143,13 +143,13 @@ class Results:
         found: dict[tuple[str, ...], tuple[list[str], list[list[int]]]] = {}
         for record in self.done:
             key = tuple(identity(record.cell).values())
-            for fold in record.outcome["folds"]:
-                counts = fold["confusion"]
+            for fold in record.found().folds:
+                counts = fold.confusion
                 if counts is None:  # clips may have several classes
                     continue
                 if key in found:
                     counts = _sum(found[key][1], counts)
-                found[key] = (record.outcome["classes"], counts)
+                found[key] = (record.found().classes, counts)
         return found
 
 
@@ -159,11 +159,6 @@ def identity(cell: Cell) -> dict[str, str]:
     return {
         "corpus": cell.corpus, "backbone": cell.backbone, "shots": shots, "method": cell.method
     }  # fmt: skip
-
-
-def share(parameters: dict[str, int]) -> float:
-    """Parameters trained outside the head, in % of all outside the head."""
-    return 100 * parameters["method"] / (parameters["total"] - parameters["head"])
 
 
 def _mean(values: list[float]) -> float:

@@ -50,7 +50,7 @@ def _kind(cell: Cell) -> tuple[str, str, int | None, str]:
 
 
 def _epoch_seconds(record: Record) -> float:
-    epochs = sum(len(fold["curves"]["train_loss"]) for fold in record.outcome["folds"])
+    epochs = sum(len(fold.curves.train_loss) for fold in record.found().folds)
     return max(0.0, record.seconds - START_SECONDS) / epochs
 
 

@@ -20,7 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from toolkit.data.manifest import Manifest
 from toolkit.data.sampling import TrainingBatches
 from toolkit.errors import ConfigError
-from toolkit.features.pipelines import Batch
+from toolkit.features.batch import Batch, collate
+from toolkit.features.dataset import clip_dataset
+from toolkit.task import task_of
 from toolkit.training.brain import ClassificationBrain
 from toolkit.training.experiment import Experiment, main
 from toolkit.training.progress import Progress
@@ -74,9 +76,8 @@ def some_clips(
     """A batch of the first clips, again from the first if there are fewer."""
     cache = experiment.features(manifest.clips)
     rows = pd.Series(range(len(manifest.clips)), index=manifest.clips["id"])
-    dataset = experiment.pipeline.dataset(clips, rows, cache)
-    collate = experiment.pipeline.collate(experiment.spec)
-    return collate([dataset[i % len(clips)] for i in range(count)])
+    dataset = clip_dataset(clips, rows, cache)
+    return collate(experiment.spec)([dataset[i % len(clips)] for i in range(count)])
 
 
 def trainer(experiment: Experiment, manifest: Manifest, clips: int) -> ClassificationBrain:
@@ -84,7 +85,7 @@ def trainer(experiment: Experiment, manifest: Manifest, clips: int) -> Classific
     torch.manual_seed(0)
     brain = ClassificationBrain(
         experiment.model(len(manifest.classes)),
-        experiment.plan(seed=0),
+        experiment.plan(seed=0, task=task_of(manifest)),
         experiment.run_opts(),
         checkpointer=None,
         progress=Progress(0, hidden=True),

@@ -85,8 +85,8 @@ class Benchmark:
 def _line(record: Record) -> str:
     if not record.done:
         return f"{record.cell.name}: failed: {record.reason}"
-    accuracies = ", ".join(f"{100 * fold['accuracy']:.1f}" for fold in record.outcome["folds"])
-    return f"{record.cell.name}: {accuracies} % in {duration(record.seconds)}"
+    scores = ", ".join(f"{100 * fold.score:.1f}" for fold in record.found().folds)
+    return f"{record.cell.name}: {scores} % in {duration(record.seconds)}"
 
 
 def _total(times: list[float], runs: int) -> str:

@@ -50,9 +50,9 @@ function picture(numbers, state, redraw, plot) {
 function epochs() {
   const made = section("Over the epochs", "Means over folds and seeds, on the validation folds that " +
     "chose the epoch: this is not test accuracy.");
-  const names = { valid_accuracy: "validation accuracy", valid_loss: "validation loss", train_loss: "training loss" };
+  const names = { valid_score: "validation accuracy", valid_loss: "validation loss", train_loss: "training loss" };
   const plot = element("div", { id: "epochs" });
-  const state = { key: "valid_accuracy", chosen: new Set(data.curves.slice(0, 6)) };
+  const state = { key: "valid_score", chosen: new Set(data.curves.slice(0, 6)) };
   const redraw = () => plot.replaceChildren(curves([...state.chosen], state.key, names[state.key]));
   const boxes = data.curves.map((one) => element("label", {}, element("input", {
     type: "checkbox", checked: state.chosen.has(one),

@@ -1,0 +1,1 @@
+"""Pretraining of small backbones: the embedded AST, or any backbone on a folder of sounds."""

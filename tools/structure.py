@@ -1,0 +1,56 @@
+#!/usr/bin/env python
+"""How large the library is and which room imports which: `python tools/structure.py [CHECKOUT]`.
+
+A room is a folder of `toolkit/`, or one of the files beside them. Prints lines and files of each
+room and the rooms that it imports with the number of import statements, as a Markdown table.
+"""
+
+import ast
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def room_of(parts: tuple[str, ...]) -> str:
+    """`("toolkit", "peft", "lora")` -> `"peft"`."""
+    return parts[1] if len(parts) > 1 else "toolkit"
+
+
+def imports(file: Path, names: frozenset[str]) -> Iterator[str]:
+    """The rooms of the library that a file imports, once per statement."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "toolkit":
+            module = tuple((node.module or "").split("."))
+            if len(module) > 1:
+                yield room_of(module)
+            else:
+                yield from {alias.name for alias in node.names if alias.name in names}
+
+
+def table(checkout: Path) -> str:
+    """The table of a checkout."""
+    library = checkout / "toolkit"
+    names = frozenset(p.stem for p in library.iterdir() if p.suffix == ".py" or p.is_dir())
+    lines: Counter[str] = Counter()
+    files: Counter[str] = Counter()
+    edges: dict[str, Counter[str]] = {}
+    for file in sorted(library.rglob("*.py")):
+        room = room_of(file.relative_to(checkout).with_suffix("").parts)
+        files[room] += 1
+        lines[room] += len(file.read_text(encoding="utf-8").splitlines())
+        edges.setdefault(room, Counter()).update(r for r in imports(file, names) if r != room)
+    rows = [
+        f"| {room} | {files[room]} | {lines[room]} | "
+        + ", ".join(f"{to} {count}" for to, count in sorted(edges[room].items()))
+        + " |"
+        for room in sorted(files)
+    ]
+    total = f"| **all** | {sum(files.values())} | {sum(lines.values())} | "
+    crossing = sum(sum(to.values()) for to in edges.values())
+    head = ["| room | files | lines | imports |", "|---|---|---|---|"]
+    return "\n".join([*head, *rows, f"{total}{crossing} imports between rooms |"])
+
+
+if __name__ == "__main__":
+    print(table(Path(sys.argv[1] if len(sys.argv) > 1 else ".").resolve()))
