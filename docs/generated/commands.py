@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Iterator
 
-from toolkit.cli import _parser as parser
+from toolkit.cli.main import parser
 
 INTRODUCTION = """# Command line
 

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"(?P<indent> *)```(?P<language>\w*)(?P<options>.*)")
 TITLE = re.compile(r'title="([^"]+)"')
 NOT_RUN = re.compile(r"\s*<!-- not run: (.+) -->")
