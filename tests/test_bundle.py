@@ -9,7 +9,7 @@ import torch
 from toolkit.backbones.ast import ASTTiny
 from toolkit.bundle import load_bundle, save_bundle
 from toolkit.errors import BundleError
-from toolkit.inference.predict import split_windows
+from toolkit.inference.windows import split_windows
 from toolkit.model import AudioClassifier
 from toolkit.registry import PEFT
 from toolkit.task import ONE_CLASS, SEVERAL_CLASSES, Task

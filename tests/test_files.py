@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.files import locked, make_once, new_folder
+from toolkit.files import locked, locked_with_others, make_once, new_folder
 
 
 def listing(folder: Path) -> list[str]:
@@ -85,8 +85,8 @@ def test_what_is_there_is_only_looked_at(tmp_path: Path) -> None:
     assert listing(tmp_path / "folder") == ["new"]
 
 
-def _hold(path: Path, log: Path, shared: bool) -> None:
-    with locked(path, shared):
+def _hold(path: Path, log: Path, shared: bool | None) -> None:
+    with locked(path) if shared is None else locked_with_others(path, shared):
         with log.open("a") as file:
             file.write("in\n")
         time.sleep(0.3)
@@ -94,8 +94,10 @@ def _hold(path: Path, log: Path, shared: bool) -> None:
             file.write("out\n")
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_of_several_processes_one_goes_on_or_all_that_share(tmp_path: Path, shared: bool) -> None:
+@pytest.mark.parametrize("shared", [None, False, True])
+def test_of_several_processes_one_goes_on_or_all_that_share(
+    tmp_path: Path, shared: bool | None
+) -> None:
     context = multiprocessing.get_context("fork")
     place, log = tmp_path / "folder" / "lock", tmp_path / "log"
     processes = [context.Process(target=_hold, args=(place, log, shared)) for _ in range(2)]

@@ -1,9 +1,11 @@
 """Plugins: where they are found, and that a broken one is reported and hurts nobody else."""
 
-import dataclasses
 import os
+import shutil
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -28,15 +30,6 @@ class Method(PeftMethod):
 '''
 
 
-@dataclasses.dataclass
-class EntryPoint:
-    """As `importlib.metadata` gives them."""
-
-    name: str
-    value: str
-    load: Callable[[], object]
-
-
 @pytest.fixture(autouse=True)
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An empty working directory, no entry points; what a test loads is forgotten after it."""
@@ -44,7 +37,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("TOOLKIT_PLUGINS", raising=False)
     monkeypatch.setattr(plugins, "entry_points", lambda group: [])
-    monkeypatch.setattr(plugins, "_loaded", dict(plugins._loaded))
+    monkeypatch.setattr(plugins, "_found", dict(plugins._found))
     names = {kind: registry.snapshot() for kind, registry in REGISTRIES.items()}
     modules = set(sys.modules)
     yield
@@ -88,7 +81,7 @@ def test_in_the_working_directory() -> None:
     method("plugins/blue")
     assert {"red", "blue"} <= loaded().keys()
     assert PEFT.names("[rb]*e*") == ["blue", "red"]
-    assert PEFT.create("red").registered_name == "red"
+    assert PEFT.create("red", "peft").registered_name == "red"
 
 
 def test_in_folders_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,16 +105,38 @@ def test_in_folders_named_on_the_command_line(
     assert output.err == ""
 
 
-def test_entry_points(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    write("installed_method", __init__=METHOD.format(name="from_wheel"))
+def entry_point(name: str, value: str) -> EntryPoint:
+    """As an installed package declares it."""
+    return EntryPoint(name, value, plugins.ENTRY_POINT_GROUP)
+
+
+@pytest.mark.parametrize("module", ["installed", "installed.deep", "installed.deep.method"])
+def test_entry_points(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, module: str) -> None:
+    write("installed", __init__="")
+    write("installed/deep", __init__="")
+    path = Path(*module.split("."))
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    file.write_text(METHOD.format(name="from_wheel"))
     monkeypatch.syspath_prepend(tmp_path)
-    point = EntryPoint("wheel", "installed_method", lambda: __import__("installed_method"))
-    asked = []
+    point, asked = entry_point("wheel", f"{module}:Method"), []
     monkeypatch.setattr(plugins, "entry_points", lambda group: asked.append(group) or [point])
-    assert loaded()["wheel"] == Plugin("wheel", "installed_method")
-    assert PEFT.entry("from_wheel").description == "The method from_wheel."
+    found = {plugin.name: plugin for plugin in plugins.discover()}
+    assert (found["wheel"].origin, found["wheel"].error) == (f"{module}:Method", None)
+    assert PEFT.peek("from_wheel").description == "The method from_wheel."
+    assert "installed" not in sys.modules
+    assert PEFT.get("from_wheel").__module__ == module
     assert asked == ["toolkit.plugins"]
-    del sys.modules["installed_method"]
+    for name in [name for name in sys.modules if name.split(".")[0] == "installed"]:
+        del sys.modules[name]
+
+
+def test_the_modules_beside_an_entry_point(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    write("several", __init__="", one=METHOD.format(name="one"), two=METHOD.format(name="two"))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [entry_point("it", "several")])
+    plugins.discover()
+    assert {"one", "two"} <= set(PEFT.names())
+    assert "several" not in sys.modules
 
 
 def test_each_is_imported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,8 +152,7 @@ def test_each_is_imported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_several_files_and_relative_imports() -> None:
     write(
         "plugins/large",
-        a_method="from .parts import NAME\nfrom . import parts\n"
-        + METHOD.format(name="large").replace('"large"', "NAME"),
+        a_method="from .parts import NAME\nfrom . import parts\n" + METHOD.format(name="large"),
         parts="from toolkit_plugins.large.words import WORD\nNAME = WORD\n",
         words="WORD = 'large'\n",
     )
@@ -149,7 +163,7 @@ def test_several_files_and_relative_imports() -> None:
 def test_a_folder_name_need_not_be_an_identifier() -> None:
     method("plugins/my-method", "mine")
     assert loaded()["my-method"].error is None
-    assert PEFT.create("mine").registered_name == "mine"
+    assert PEFT.create("mine", "peft").registered_name == "mine"
 
 
 def test_tests_hidden_folders_and_stray_files_are_no_plugins() -> None:
@@ -186,7 +200,7 @@ def test_the_command_says_which_folder_is_missing(capsys: pytest.CaptureFixture[
 
 BROKEN = {
     "raises": ("raise RuntimeError('boom')", "RuntimeError: boom"),
-    "syntax": ("def f(:\n    pass", "SyntaxError"),
+    "syntax": ("def f(:\n    pass", "line 1: invalid syntax"),
     "exits": ("import sys\nsys.exit('bye')", "SystemExit: bye"),
     "missing import": ("import no_such_package_at_all", "ModuleNotFoundError"),
     "duplicate": (METHOD.format(name="lora"), "the PEFT method 'lora' is registered twice"),
@@ -210,13 +224,13 @@ def test_a_broken_plugin_is_reported_and_hurts_nobody(kind: str) -> None:
     assert [name for name, plugin in found.items() if plugin.error] == ["m_broken"]
     report = plugins.report(found.values())
     assert report.startswith(f"plugin 'm_broken' ({Path('plugins/m_broken').resolve()}) is broken")
-    assert "Traceback (most recent call last)" in report
+    assert ("Traceback (most recent call last)" in report) == (kind not in ("syntax", "duplicate"))
     assert "m_broken/broken.py" in report
     assert complaint in report
     assert set(PEFT.names()) - before["peft"] == {"a_good", "z_good"}
     assert all(set(REGISTRIES[k].names()) == before[k] for k in before if k != "peft")
     assert PEFT.get("lora") is lora
-    assert PEFT.create("z_good").registered_name == "z_good"
+    assert PEFT.create("z_good", "peft").registered_name == "z_good"
     with pytest.raises(UnknownName):
         PEFT.get("first_file")
 
@@ -224,10 +238,11 @@ def test_a_broken_plugin_is_reported_and_hurts_nobody(kind: str) -> None:
 def test_all_broken_plugins_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     write("plugins/one", code="1 / 0")
     write("plugins/two", code="[][0]")
-    point = EntryPoint("three", "three:plugin", lambda: {}["key"])
+    point = entry_point("three", "three:plugin")
     monkeypatch.setattr(plugins, "entry_points", lambda group: [point])
     report = plugins.report(plugins.load())
-    for name, complaint in (("one", "ZeroDivision"), ("two", "IndexError"), ("three", "KeyError")):
+    complaints = {"one": "ZeroDivision", "two": "IndexError", "three": "no source file of three:p"}
+    for name, complaint in complaints.items():
         assert f"plugin '{name}'" in report
         assert complaint in report
 
@@ -235,10 +250,42 @@ def test_all_broken_plugins_are_reported(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_two_folders_of_one_name(tmp_path: Path) -> None:
     method("plugins/twin", "first_twin")
     other = method(tmp_path / "elsewhere" / "twin", "second_twin")
-    broken = [plugin for plugin in plugins.load([other]) if plugin.error]
-    assert [plugin.origin for plugin in broken] == [str(other)]
-    assert "another plugin folder is also called 'twin'" in broken[0].error
+    assert plugins.report(plugins.load([other])) == ""
+    assert PEFT.names("*_twin") == ["second_twin"]
+    assert plugins.shadowed([other]) == (
+        f"plugins of {other.parent} are used instead of those in {Path('plugins').resolve()}: twin"
+    )
+
+
+def test_what_is_imported_stays_when_a_nearer_one_is_named_later(tmp_path: Path) -> None:
+    method("plugins/twin", "first_twin")
+    other = method(tmp_path / "elsewhere" / "twin", "second_twin")
+    plugins.load()
+    assert plugins.report(plugins.load([other])) == ""
     assert PEFT.names("*_twin") == ["first_twin"]
+
+
+def test_a_folder_reached_in_two_ways_is_one(tmp_path: Path) -> None:
+    Path("link").symlink_to(method("plugins/alone").parent)
+    assert [f.name for f in plugins.candidates(["plugins", "link"])].count("alone") == 1
+    assert plugins.shadowed(["plugins", "link"]) == ""
+
+
+def test_another_checkout_in_the_working_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its plugins are the nearer ones; one line says so, and nothing is broken."""
+    own = Path(__file__).parents[1] / "plugins"
+    shutil.copytree(own, "plugins", ignore=shutil.ignore_patterns("test_*", "__pycache__"))
+    command = [sys.executable, "-m", "toolkit", "list", "peft"]
+    environment = {**os.environ, "PYTHONPATH": str(own.parent)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "ssf" in done.stdout
+    names = sorted(folder.name for folder in plugins.nearest() if folder.parent != own)
+    assert done.stderr == (
+        f"plugins of {Path('plugins').resolve()} are used instead of those in {own}: "
+        f"{', '.join(names)}\n"
+    )
 
 
 def test_an_interrupt_is_not_a_broken_plugin() -> None:
@@ -247,12 +294,72 @@ def test_an_interrupt_is_not_a_broken_plugin() -> None:
         plugins.load()
 
 
-def test_the_command_reports_and_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
-    method("plugins/good")
-    write("plugins/bad", code="raise RuntimeError('boom')")
+# ---------------------------------------------------------------- read, not imported
+
+
+def test_nothing_is_imported_until_an_entry_is_asked_for() -> None:
+    method("plugins/lazy")
+    plugins.discover()
+    assert PEFT.peek("lazy").description == "The method lazy."
+    assert PEFT.peek("lazy").plugin == "lazy"
+    assert "toolkit_plugins.lazy.method" not in sys.modules
+    assert PEFT.create("lazy").registered_name == "lazy"
+    assert "toolkit_plugins.lazy.method" in sys.modules
+    assert PEFT.peek("lazy").plugin == "lazy"
+
+
+def test_a_plugin_may_import_another_one() -> None:
+    method("plugins/z_base", "base_method")
+    write(
+        "plugins/a_child",
+        child="from toolkit_plugins.z_base.method import Method as Base\n"
+        + METHOD.format(name="child").replace("PeftMethod)", "Base)"),
+    )
+    plugins.discover()
+    assert PEFT.get("child").__mro__[1] is PEFT.get("base_method")
+
+
+UNREADABLE = {
+    "syntax": ("def f(:\n    pass", "broken.py, line 1: invalid syntax"),
+    "binary": ("\0", "null bytes"),
+    "duplicate": (METHOD.format(name="lora"), "the PEFT method 'lora' is registered twice"),
+    "twice": (METHOD.format(name="a_first"), "the PEFT method 'a_first' is registered twice"),
+    "a variable": (
+        "NAME = 'x'\n" + METHOD.format(name="x").replace('"x"', "NAME"),
+        "broken.py:7: write the arguments of `register` as literals, the name first",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_a_plugin_that_cannot_be_read_is_left_out_in_one_line(
+    kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, complaint = UNREADABLE[kind]
+    before = set(PEFT.names())
+    method("plugins/a_good")
+    write("plugins/m_broken", a_first=METHOD.format(name="a_first"), broken=source)
     main(["list", "peft"])
     output = capsys.readouterr()
-    assert "The method good." in output.out
-    assert "soft_moa" in output.out
-    assert output.err.startswith("plugin 'bad' (")
-    assert output.err.rstrip().endswith("RuntimeError: boom")
+    assert "The method a_good." in output.out
+    assert output.err.count("\n") == 1
+    assert output.err.startswith("plugin 'm_broken' (") and complaint in output.err
+    assert set(PEFT.names()) - before == {"a_good"}
+    assert PEFT.get("lora").__module__ == "toolkit.peft.lora"
+
+
+def test_a_plugin_that_cannot_be_imported_is_reported_when_it_is_used(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source = METHOD.format(name="half") + "\nraise RuntimeError('boom')"
+    write("plugins/bad", code=source, other=METHOD.format(name="whole"))
+    main(["list", "peft", "half"])
+    assert "The method half." in capsys.readouterr().out
+    for _ in range(2):
+        with pytest.raises(SystemExit) as stopped:
+            main(["describe", "peft", "half"])
+        error = capsys.readouterr().err
+        assert stopped.value.code == 2
+        assert error.startswith("error: 'half' cannot be used, because its plugin 'bad' is broken")
+        assert "bad/code.py" in error and "RuntimeError: boom" in error
+    assert PEFT.create("whole").registered_name == "whole"

@@ -1,12 +1,13 @@
 """Files and folders that are whole or not there, whatever kills the process that writes them."""
 
-import fcntl
 import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, ReadWriteLock
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -70,14 +71,29 @@ def make_once(
 
 
 @contextmanager
-def locked(path: Path, shared: bool = False) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Hold a file as a lock: of several processes one goes on, and the others wait.
 
     Args:
         path: the file; it and the folders above it are made, and it stays.
-        shared: go on together with others that hold it shared.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+    with FileLock(path):
         yield
+
+
+@contextmanager
+def locked_with_others(path: Path, shared: bool) -> Iterator[None]:
+    """Hold a file as a lock that is either shared by several processes or held by one alone.
+
+    Args:
+        path: the file, which nothing else may use; it and the folders above it are made.
+        shared: go on together with others that hold it shared; else wait to be alone.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = ReadWriteLock(path, is_singleton=False)
+    try:
+        with lock.read_lock() if shared else lock.write_lock():
+            yield
+    finally:
+        lock.close()

@@ -1,32 +1,31 @@
-"""Registries: one generic class, and an instance for each kind of part.
+"""Registries: one generic class, and an instance for each kind of thing.
 
-A decorator registers a thing where it is written:
+A decorator registers a class where it is written:
 
     @PEFT.register("soft_moa", paper="arXiv:2402.00828")
     class SoftMoA(PeftMethod): ...
 
-The library's own modules are not imported to be listed: their decorators are found in the
-source text, and a module is imported when one of its entries is asked for. So `toolkit list`
-needs neither torch nor transformers.
+Nothing is imported to be listed, neither the library's own modules nor plugins: decorators are
+found by reading the source text, and a module is imported when one of its entries is asked for.
+So `toolkit list` needs neither torch nor transformers.
 """
 
 import ast
 import dataclasses
 import fnmatch
 import importlib
-import re
 import sys
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from ruamel.yaml import YAML
-
-from toolkit.errors import ConfigError, DuplicateName, UnknownName, did_you_mean
+from toolkit.errors import ConfigError, DuplicateName, PluginError, UnknownName, did_you_mean
 from toolkit.settings import Settings
 
-if TYPE_CHECKING:  # for the type checker alone: at run time the registry knows none of them
+if TYPE_CHECKING:  # at run time the registry knows none of the classes that it holds
     from toolkit.backbones.base import BackboneSource
     from toolkit.data.manifest import Corpus
     from toolkit.features.pipeline import Pipeline
@@ -35,12 +34,12 @@ if TYPE_CHECKING:  # for the type checker alone: at run time the registry knows 
     from toolkit.training.search import Search
 
 T = TypeVar("T", bound=Settings)
-C = TypeVar("C", bound=type[Settings])
+C = TypeVar("C", bound=Settings)
 
 
 @dataclasses.dataclass
 class Entry(Generic[T]):
-    """One registered thing.
+    """One registered class.
 
     Attributes:
         name: what a configuration calls it.
@@ -48,6 +47,7 @@ class Entry(Generic[T]):
         origin: `file:line` of its definition.
         module: where it is defined; imported when the entry is asked for.
         metadata: keywords given to `register`, such as `paper`.
+        plugin: the plugin that registers it; empty if it is one of the library's own.
         target: the class itself, or None while its module is not imported.
     """
 
@@ -56,6 +56,7 @@ class Entry(Generic[T]):
     origin: str
     module: str
     metadata: dict[str, Any]
+    plugin: str = ""
     target: type[T] | None = None
 
 
@@ -65,7 +66,7 @@ class Registry(Generic[T]):
     Args:
         variable: the name under which modules import this registry, e.g. `"PEFT"`.
         key: the key of such a thing in a configuration, e.g. `"peft"`.
-        kind: what an entry is, in messages, e.g. `"PEFT method"`.
+        kind: what messages call an entry, e.g. `"PEFT method"`.
         package: the package whose modules hold the library's own entries.
     """
 
@@ -74,42 +75,51 @@ class Registry(Generic[T]):
         self._entries: dict[str, Entry[T]] = {}
         self._scanned = False
 
-    def register(self, name: str, **metadata: Any) -> Callable[[C], C]:
+    def register(self, name: str, **metadata: Any) -> Callable[[type[C]], type[C]]:
         """Decorator that registers a class under `name`.
+
+        Write the name and the metadata as literals: listings read them from the source text.
 
         Args:
             name: unique among this registry's entries.
             metadata: anything worth showing, by convention `paper` (arXiv id or citation).
 
         Raises:
-            DuplicateName: another place has registered that name.
+            DuplicateName: the name is registered elsewhere.
         """
         caller = sys._getframe(1)
         origin = f"{caller.f_code.co_filename}:{caller.f_lineno}"
 
-        def decorate(target: C) -> C:
+        def decorate(target: type[C]) -> type[C]:
             entry = Entry(
                 name=name,
                 description=_first_line(target.__doc__),
                 origin=origin,
                 module=target.__module__,
                 metadata=metadata,
-                target=target,
+                target=cast(type[T], target),
             )
-            self._add(entry)
+            self.add(entry)
             target.registered_name = name
             return target
 
         return decorate
 
-    def _add(self, entry: Entry[T]) -> None:
+    def add(self, entry: Entry[T]) -> None:
+        """Add an entry, or replace the one of the same name and origin.
+
+        Raises:
+            DuplicateName: the name is registered elsewhere.
+        """
         self._scan()
         known = self._entries.get(entry.name)
-        if known is not None and known.origin != entry.origin:
-            raise DuplicateName(
-                f"the {self.kind} '{entry.name}' is registered twice: at {known.origin} "
-                f"and at {entry.origin}; rename one of them"
-            )
+        if known is not None:
+            if known.origin != entry.origin:
+                raise DuplicateName(
+                    f"the {self.kind} '{entry.name}' is registered twice: at {known.origin} "
+                    f"and at {entry.origin}; rename one of them"
+                )
+            entry.plugin = known.plugin
         self._entries[entry.name] = entry
 
     def _scan(self) -> None:
@@ -117,18 +127,20 @@ class Registry(Generic[T]):
         if self._scanned:
             return
         self._scanned = True
-        for folder in find_spec(self.package).submodule_search_locations:
+        spec = find_spec(self.package)
+        for folder in (spec and spec.submodule_search_locations) or ():
             for file in sorted(Path(folder).glob("*.py")):
-                for entry in _registrations(file, self.variable, f"{self.package}.{file.stem}"):
-                    self._add(entry)
+                for variable, entry in read_entries(file, f"{self.package}.{file.stem}"):
+                    if variable == self.variable:
+                        self.add(entry)
 
     def names(self, pattern: str = "*") -> list[str]:
         """Sorted names that match a shell-style pattern."""
         self._scan()
         return sorted(fnmatch.filter(self._entries, pattern))
 
-    def entry(self, name: str) -> Entry[T]:
-        """The entry of that name, its module imported.
+    def peek(self, name: str) -> Entry[T]:
+        """The entry of that name; its module is not imported.
 
         Raises:
             UnknownName: no such entry; the nearest names are suggested.
@@ -139,17 +151,22 @@ class Registry(Generic[T]):
                 f"no {self.kind} is called {name!r}{did_you_mean(name, self._entries)} "
                 f"(`toolkit list` shows all)"
             )
-        if self._entries[name].target is None:
-            importlib.import_module(self._entries[name].module)
         return self._entries[name]
 
-    def peek(self, name: str) -> Entry[T]:
-        """The entry of that name without importing its module (for listings)."""
-        self._scan()
+    def entry(self, name: str) -> Entry[T]:
+        """The entry of that name, with its module imported.
+
+        Raises:
+            UnknownName: no such entry; the nearest names are suggested.
+            PluginError: its module belongs to a plugin and cannot be imported.
+        """
+        entry = self.peek(name)
+        if entry.target is None:
+            _import(entry)
         return self._entries[name]
 
     def get(self, name: str) -> type[T]:
-        """The registered class of that name."""
+        """The registered class of that name; see `entry`."""
         target = self.entry(name).target
         assert target is not None  # `entry` has imported its module
         return target
@@ -162,7 +179,8 @@ class Registry(Generic[T]):
             where: what error messages call that part; the registry's key by default.
 
         Raises:
-            UnknownName, ConfigError: see `Settings.from_mapping`.
+            UnknownName: no such entry.
+            ConfigError: no name, an unknown setting, or a value that a setting does not take.
         """
         where = where or self.key
         config = {"name": config} if isinstance(config, str) else dict(config)
@@ -173,63 +191,86 @@ class Registry(Generic[T]):
         return self.get(config.pop("name")).from_mapping(config, where)
 
     def snapshot(self) -> frozenset[str]:
-        """The names as they are, for `restore`."""
+        """The present names, for `restore`."""
         self._scan()
         return frozenset(self._entries)
 
     def restore(self, names: frozenset[str]) -> None:
         """Undo every registration since `snapshot`.
 
-        An entry that was there stays as it is now: its module may have been imported since, and
-        a module is imported but once.
+        An entry that was there before keeps its class if its module has been imported since: a
+        module is imported only once.
         """
         self._entries = {name: self._entries[name] for name in names}
+        for entry in self._entries.values():
+            if entry.plugin and entry.module not in sys.modules:
+                entry.target = None
+
+
+def read_entries(file: Path, module: str, plugin: str = "") -> Iterator[tuple[str, Entry[Any]]]:
+    """The entries that a source file defines, found without importing it.
+
+    Args:
+        file: a Python file.
+        module: the name under which it is imported.
+        plugin: the plugin that it belongs to, if any.
+
+    Yields:
+        for every class decorated with `@VARIABLE.register("name", ...)`: the variable, and the
+        entry.
+
+    Raises:
+        SyntaxError: the file is not Python.
+        PluginError: a decorator's arguments are not literals.
+    """
+    for node in ast.parse(file.read_bytes(), file).body:
+        if not isinstance(node, ast.ClassDef):
+            continue
+        for decorator in node.decorator_list:
+            if not isinstance(decorator, ast.Call):
+                continue
+            variable, _, function = ast.unparse(decorator.func).rpartition(".")
+            if function != "register":
+                continue
+            origin = f"{file}:{decorator.lineno}"
+            try:
+                name = ast.literal_eval(decorator.args[0])
+                metadata = {str(k.arg): ast.literal_eval(k.value) for k in decorator.keywords}
+            except (ValueError, IndexError):
+                raise PluginError(
+                    f"{origin}: write the arguments of `register` as literals, the name first"
+                ) from None
+            description = _first_line(ast.get_docstring(node))
+            yield variable, Entry(name, description, origin, module, metadata, plugin)
+
+
+@contextmanager
+def undone_on_failure() -> Iterator[None]:
+    """Undo what was registered inside the block if the block fails."""
+    before = {key: registry.snapshot() for key, registry in REGISTRIES.items()}
+    try:
+        yield
+    except BaseException:
+        for key, registry in REGISTRIES.items():
+            registry.restore(before[key])
+        raise
+
+
+def _import(entry: Entry[Any]) -> None:
+    try:
+        with undone_on_failure():
+            importlib.import_module(entry.module)
+    except (Exception, SystemExit) as error:  # a plugin may raise anything
+        if not entry.plugin:
+            raise
+        raise PluginError(
+            f"'{entry.name}' cannot be used, because its plugin '{entry.plugin}' is broken "
+            f"({entry.origin}):\n{traceback.format_exc()}"
+        ) from error
 
 
 def _first_line(docstring: str | None) -> str:
     return (docstring or "").strip().split("\n")[0].strip()
-
-
-def _registrations(file: Path, variable: str, module: str) -> list[Entry]:
-    """Entries that the decorators `@variable.register("name", ...)` of a source file define."""
-    entries = []
-    for node in ast.parse(file.read_text(encoding="utf-8")).body:
-        if not isinstance(node, ast.ClassDef):
-            continue
-        for decorator in node.decorator_list:
-            if not (
-                isinstance(decorator, ast.Call)
-                and ast.unparse(decorator.func) == f"{variable}.register"
-            ):
-                continue
-            entries.append(
-                Entry(
-                    name=ast.literal_eval(decorator.args[0]),
-                    description=_first_line(ast.get_docstring(node)),
-                    origin=f"{file}:{decorator.lineno}",
-                    module=module,
-                    metadata={k.arg: ast.literal_eval(k.value) for k in decorator.keywords},
-                )
-            )
-    return entries
-
-
-def parse_spec(text: str) -> dict[str, Any]:
-    """`"soft_moa:num_experts=14,placement=ffn"` -> `{"name": "soft_moa", "num_experts": 14, ...}`.
-
-    Values are read as YAML; commas inside brackets do not separate settings.
-
-    Raises:
-        ConfigError: a setting without a value.
-    """
-    name, _, settings = text.partition(":")
-    config: dict[str, Any] = {"name": name}
-    for pair in re.split(r",(?![^\[]*\])", settings) if settings else []:
-        key, given, value = pair.partition("=")
-        if not given:
-            raise ConfigError(f"'{text}': write settings as key=value, not {pair!r}")
-        config[key.strip()] = YAML(typ="safe").load(value)
-    return config
 
 
 BACKBONES: "Registry[BackboneSource]" = Registry(

@@ -1,7 +1,6 @@
 """`toolkit new-plugin`: the files of a new PEFT method, which work as they stand."""
 
 import keyword
-import os
 import re
 from pathlib import Path
 
@@ -42,8 +41,8 @@ class Scale(nn.Module):
         return self.gamma * x
 '''
 
-CONFIG = """# {title}: python recipes/ESC50/train.py {folder}/{name}.yaml
-extends: {base}
+CONFIG = """# {title}: toolkit train ESC50 {folder}/{name}.yaml
+extends: ESC50/hparams/base.yaml
 lr: 0.005
 peft: {{name: {name}, placement: both}}
 """
@@ -69,7 +68,7 @@ def test_parameter_count() -> None:
     from toolkit.registry import PEFT
 
     backbone = tiny_backbone()
-    PEFT.create({{"name": "{name}", "final_norm": False}}).apply(backbone)
+    PEFT.create({{"name": "{name}", "final_norm": False}}, "peft").apply(backbone)
     trained = sum(p.numel() for p in backbone.parameters() if p.requires_grad)
     assert trained == backbone.depth * 2 * backbone.dim
 
@@ -106,12 +105,10 @@ def new_plugin(name: str, place: Path) -> list[Path]:
     folder = place / name
     if folder.exists():
         raise PluginError(f"{folder} is already there; choose another name or delete it")
-    base = Path(__file__).parent.parent / "recipes" / "ESC50" / "hparams" / "base.yaml"
     values = {
         "name": name,
         "title": "".join(part.capitalize() for part in name.split("_")),
         "folder": place / name,
-        "base": os.path.relpath(base, folder.resolve()),
     }
     folder.mkdir(parents=True)
     files = {f"{name}.py": METHOD, f"{name}.yaml": CONFIG, f"test_{name}.py": TEST}

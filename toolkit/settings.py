@@ -33,6 +33,9 @@ def setting(
 class Settings:
     """Base of settings classes: subclasses are dataclasses, checked when they are made.
 
+    A field may itself hold settings, alone or in a list, a dict or a union; `from_mapping` then
+    builds them from nested mappings.
+
     Raises:
         ConfigError: a value of the wrong type or out of its range; subclasses raise it in
             `check` for combinations that cannot work.
@@ -40,6 +43,8 @@ class Settings:
 
     registered_name: ClassVar[str]
     """The name under which a registry knows the class; set by `Registry.register`."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -58,10 +63,11 @@ class Settings:
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as plain values, fit for JSON."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
     def __repr__(self) -> str:
-        values = ", ".join(f"{k}={v!r}" for k, v in self.as_dict().items())
+        names = [field.name for field in dataclasses.fields(self)]
+        values = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
         return f"{type(self).__name__}({values})"
 
     @classmethod
@@ -69,9 +75,10 @@ class Settings:
         """Make the settings from a mapping, refusing keys that are not settings.
 
         Args:
-            values: setting name -> value.
+            values: setting name -> value; settings inside are mappings too (see `from_plain`).
             where: what the mapping is called in the configuration, for the error message.
         """
+        hints = typing.get_type_hints(cls)
         known = [field.name for field in dataclasses.fields(cls)]
         for key in values:
             if key not in known:
@@ -79,10 +86,61 @@ class Settings:
                     f"unknown setting '{where}.{key}'{did_you_mean(key, known)} "
                     f"(known: {', '.join(known) or 'none'})"
                 )
+        built = {key: _build(value, hints[key], f"{where}.{key}") for key, value in values.items()}
         try:
-            return cls(**values)
+            return cls(**built)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
+
+    @classmethod
+    def from_plain(cls, value: Any, where: str) -> typing.Self:
+        """Make the settings from whatever stands for them in a configuration.
+
+        That is a mapping, unless a subclass accepts a short form as well.
+
+        Args:
+            value: as read from YAML.
+            where: see `from_mapping`.
+        """
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"'{where}' must be a mapping of settings, not {value!r}")
+        return cls.from_mapping(value, where)
+
+
+def _plain(value: Any) -> Any:
+    """A value as it was before `_build`."""
+    if isinstance(value, Settings):
+        return value.as_dict()
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return value
+
+
+def _may_become(value: Any, hint: Any) -> bool:
+    """Whether `_build` is the one to turn a value into an option of a union, or to refuse it."""
+    if isinstance(hint, type) and issubclass(hint, Settings):
+        return True
+    kinds = {list: list | tuple, dict: Mapping}
+    return isinstance(value, kinds.get(typing.get_origin(hint), ()))
+
+
+def _build(value: Any, hint: Any, where: str) -> Any:
+    """A value in which the mappings that stand for settings have become settings."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if isinstance(hint, type) and issubclass(hint, Settings):
+        return value if isinstance(value, hint) else hint.from_plain(value, where)
+    if origin in (Union, types.UnionType):
+        if any(_matches(value, option) for option in arguments):
+            return value
+        options = [option for option in arguments if _may_become(value, option)]
+        return _build(value, options[0], where) if options else value
+    if origin is list and isinstance(value, list | tuple):
+        return [_build(v, arguments[0], f"{where}.{i}") for i, v in enumerate(value)]
+    if origin is dict and isinstance(value, Mapping):
+        return {key: _build(v, arguments[1], f"{where}.{key}") for key, v in value.items()}
+    return value
 
 
 def _matches(value: Any, hint: Any) -> bool:
@@ -97,7 +155,9 @@ def _matches(value: Any, hint: Any) -> bool:
         items = arguments[:1]
         return isinstance(value, list | tuple) and all(_matches(v, i) for v in value for i in items)
     if origin is dict:
-        return isinstance(value, Mapping)
+        return isinstance(value, Mapping) and all(
+            _matches(k, arguments[0]) and _matches(v, arguments[1]) for k, v in value.items()
+        )
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int:
@@ -114,6 +174,8 @@ def type_name(hint: Any) -> str:
         return " or ".join(type_name(a) for a in arguments)
     if origin in (list, tuple):
         return f"list of {type_name(arguments[0])}" if arguments else "list"
+    if isinstance(hint, type) and issubclass(hint, Settings):
+        return "mapping of settings"
     if hint is type(None):
         return "none"
     return getattr(hint, "__name__", str(hint))

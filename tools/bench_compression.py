@@ -28,9 +28,10 @@ from toolkit.data.manifest import Corpus
 from toolkit.features.cache import write_atomically
 from toolkit.mixtures.tool import MixtureData, mixtures, run_tool
 from toolkit.registry import CORPORA, TOOLS
+from toolkit.study.plan import Cell
 from toolkit.study.records import read_record
 from toolkit.study.report.plots import save_small
-from toolkit.study.spec import COPY, Cell, Study
+from toolkit.study.spec import COPY, Study
 from toolkit.training.experiment import main
 
 EXPERTS = 7

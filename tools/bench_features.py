@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import soundfile
 import soxr
 import torch
@@ -116,8 +117,7 @@ def memory(folder: Path, count: int) -> None:
 
 def resident() -> float:
     """Resident memory of this process now, MiB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096 / 2**20
+    return psutil.Process().memory_info().rss / 2**20
 
 
 def main() -> None:

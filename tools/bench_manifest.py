@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import soundfile
 
 from toolkit.training.experiment import Experiment
@@ -86,11 +87,9 @@ def look(arguments: list[str], began: float) -> None:
 
 
 def resident() -> float:
-    """Resident memory of this process now, MiB, without the pages of files (the cache's)."""
-    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError("this system does not say how much memory a process has")
+    """Memory of this process now that no other has, MiB: without pages of files (the cache's)."""
+    memory = psutil.Process().memory_info()
+    return (memory.rss - memory.shared) / 2**20
 
 
 def measured(folder: Path, cache: Path) -> dict[str, float]:

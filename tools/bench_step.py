@@ -16,7 +16,6 @@ matrix products that no method on a frozen backbone can do without, at this mach
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -31,8 +30,10 @@ from torch.nn import functional
 from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
 
 from toolkit import backbones, plugins
+from toolkit.config import parse_spec
 from toolkit.model import AudioClassifier
-from toolkit.registry import PEFT, parse_spec
+from toolkit.registry import PEFT
+from toolkit.system import peak_memory
 
 FRAMES, CLASSES = 500, 50
 FLOOR = "floor"
@@ -76,7 +77,7 @@ def measure(spec: str, backbone: str, batch: int, steps: int) -> dict[str, float
         seconds.append(time.perf_counter() - start)
     return {
         "seconds": min(seconds[1:]) / batch,
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak": peak_memory() / 2**30,
         "trained": sum(p.numel() for p in parameters)
         - sum(p.numel() for p in model.head.parameters()),
     }

@@ -27,12 +27,13 @@ from transformers import ASTConfig, ASTModel
 
 from toolkit import config
 from toolkit.backbones.ast import TINY
+from toolkit.config import parse_spec
 from toolkit.data.manifest import Corpus, Manifest
 from toolkit.data.splits import cross_validation, selected
 from toolkit.errors import DataError
 from toolkit.features.audio import read_audio
 from toolkit.features.log_mel import log_mel
-from toolkit.registry import CORPORA, parse_spec
+from toolkit.registry import CORPORA
 from toolkit.results import RunResult
 from toolkit.training.experiment import EMBEDDED, Experiment, main
 from toolkit.training.folds import cross_validate

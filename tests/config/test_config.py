@@ -270,7 +270,7 @@ def test_a_file_that_is_nowhere(recipe: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         config.load(config.parse_command_line(["hparams/bas.yaml"]), recipe)
     message = str(caught.value)
-    assert "no configuration hparams/bas.yaml; did you mean 'hparams/base.yaml'?" in message
+    assert "no configuration hparams/bas.yaml; did you mean 'hparams/base.yaml'" in message
     assert str(recipe) in message
 
 
@@ -443,7 +443,7 @@ ATTACKS = {
     "new through torch": f"{LABEL}!new:torch.hub.subprocess.Popen [[touch, sentinel]]",
     "name": f"{LABEL}!name:os.system {{command: touch sentinel}}",
     "name through builtins": f"{LABEL}!name:toolkit.config.load.__builtins__.eval",
-    "name of another package": f"{LABEL}!name:toolkit.config.load_hyperpyyaml",
+    "name of another package": f"{LABEL}!name:toolkit.config.trust.load_hyperpyyaml",
     "name of a module": f"{LABEL}!name:torch.os",
     "name by way of another package": f"{LABEL}!name:torch.os.sep.join",
     "name of a look-alike": f"{LABEL}!name:torchaudio.load",

@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 from recipe import ROOT
 
-from toolkit.errors import ConfigError
+from toolkit.errors import ConfigError, RunError
 from toolkit.registry import PEFT
 from toolkit.study import budget
-from toolkit.study.plan import Planner, Problem, Run
+from toolkit.study.methods import methods_of
+from toolkit.study.plan import Cell, Problem, Run, read_plan
+from toolkit.study.planner import Planner
 from toolkit.study.report.published import read_published
-from toolkit.study.run.estimate import duration
-from toolkit.study.spec import Cell, Study
-from toolkit.study.variants import variants
+from toolkit.study.run.time_estimate import duration
+from toolkit.study.spec import Study
 
 FILES = sorted((ROOT / "tools" / "studies").glob("*.yaml"))
 
@@ -42,17 +43,17 @@ def test_esc10_runs_its_core_twice_and_the_rest_of_the_registry_once(tmp_path: P
     """Ten methods on 5 folds x 2 seeds, every other one on 5 x 1."""
     planner = Planner(Study.read(ROOT / "tools" / "studies" / "esc10.yaml"), tmp_path)
     cells = planner.cells()
-    runs = {name: sum(c.method == name for c in cells) for name in planner.variants}
+    runs = {name: sum(c.method == name for c in cells) for name in planner.methods}
     assert list(runs.values()).count(10) == 10
     assert set(runs.values()) == {5, 10}
-    assert {variant.method for variant in planner.variants.values()} >= set(PEFT.names())
+    assert {method.peft for method in planner.methods.values()} >= set(PEFT.names())
 
 
 def test_positions_is_every_combination(tmp_path: Path) -> None:
     """Five methods, right and zero table, our initial values and the reference's; both take hold
     on ESC-10 in the configuration that a run is given."""
     study = Study.read(ROOT / "tools" / "studies" / "positions.yaml")
-    assert len(variants(study)) == 20
+    assert len(methods_of(study)) == 20
     [run] = Planner(study, tmp_path, data=tmp_path).runs(
         ["ESC-10/softmoa,zero_positions=true,reference_init=false/*/seed-1/fold-1"]
     )
@@ -66,13 +67,13 @@ def test_positions_is_every_combination(tmp_path: Path) -> None:
 def test_published_numbers_have_sources_and_methods(tmp_path: Path) -> None:
     """Each is a share in % with its source; each of Table 1's has a method in paper_petl.yaml."""
     table = read_published()
-    assert table["accuracy"].between(0, 100).all()
+    assert table["score"].between(0, 100).all()
     assert table["source"].notna().all()
     assert set(table["evidence"]) == {"paper", "secondary"}
     printed = table[table["source"] == "arXiv:2312.03694v4 Table 1"]
     assert len(printed) == 44
     planner = Planner(Study.read(ROOT / "tools" / "studies" / "paper_petl.yaml"), tmp_path)
-    run = {(cell.corpus, planner.variants[cell.method].published) for cell in planner.cells()}
+    run = {(cell.corpus, planner.methods[cell.method].published) for cell in planner.cells()}
     assert set(zip(printed["corpus"], printed["method"], strict=True)) <= run
 
 
@@ -87,11 +88,11 @@ def test_globs_sweeps_names_and_first_mentions(tmp_path: Path) -> None:
         ],
         seeds=[1, 2],
     )
-    assert next(iter(planner.variants)) == "lora"
-    assert {"adalora", "rslora", "moa,slots=1", "moa,slots=2"} <= set(planner.variants)
+    assert next(iter(planner.methods)) == "lora"
+    assert {"adalora", "rslora", "moa,slots=1", "moa,slots=2"} <= set(planner.methods)
     assert {c.seed for c in planner.cells() if c.method == "lora"} == {7}
     assert {c.seed for c in planner.cells() if c.method == "rslora"} == {1, 2}
-    assert {v.series for v in planner.variants.values() if v.factors} == {"moa"}
+    assert {v.series for v in planner.methods.values() if v.factors} == {"moa"}
 
 
 def test_seeds_of_a_method_go_over_a_corpuss_and_these_over_the_studys(tmp_path: Path) -> None:
@@ -180,6 +181,39 @@ def test_a_file_that_is_no_study_is_said(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("study: [")
     with pytest.raises(ConfigError, match="not valid YAML"):
         Study.read(tmp_path / "bad.yaml")
+
+
+# ---------------------------------------------------------------- plan.json
+
+
+def test_a_saved_plan_is_read_back(tmp_path: Path) -> None:
+    """All methods and runs in their order; a digest stays known when other runs are planned."""
+    methods = ["linear", {"hparams": "lora", "published": "LoRA", "sweep": {"peft.rank": [1, 2]}}]
+    planner = plan(tmp_path, methods=methods, seeds=[1, 2])
+    assert read_plan(tmp_path) is None
+    planner.save(planner.runs(["*linear*"]))
+    runs = list(planner.runs())
+    planner.save(run for run in runs if run.cell.method != "linear")
+    found = read_plan(tmp_path)
+    assert list(found.digests) == planner.cells()
+    assert found.digests == {run.cell: run.digest for run in runs}
+    assert list(found.methods) == ["linear", "lora,rank=1", "lora,rank=2"]
+    swept = found.methods["lora,rank=2"]
+    assert (swept.series, swept.peft, swept.published) == ("lora", "lora", "LoRA,rank=2")
+    assert swept.factors == {"peft.rank": 2}
+
+
+def test_a_run_that_cannot_be_planned_has_no_digest(tmp_path: Path) -> None:
+    planner = plan(tmp_path, methods=[{"hparams": "lora", "overrides": {"peft.rnak": 3}}])
+    planner.save(planner.runs())
+    assert list(read_plan(tmp_path).digests.values()) == [None]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"methods": [{}], "runs": []}'])
+def test_a_damaged_plan_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(RunError, match=r"plan.json is damaged.*delete it"):
+        read_plan(tmp_path)
 
 
 # ---------------------------------------------------------------- budgets

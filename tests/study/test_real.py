@@ -18,7 +18,7 @@ from toolkit.registry import PEFT
 from toolkit.study.records import Record
 from toolkit.study.report.load import Results
 from toolkit.study.report.write import write_report
-from toolkit.study.run import measure
+from toolkit.study.run import measure_cost
 from toolkit.testing import tiny_batch, tiny_classifier
 from toolkit.training.experiment import Experiment
 
@@ -135,13 +135,13 @@ def test_it_has_a_report(results: Results, tmp_path: Path) -> None:
 
 def test_what_the_quiet_phase_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     """LoRA costs what its products cost, and nothing once it is merged; an adapter cannot be."""
-    monkeypatch.setattr(measure, "SECONDS", 0.0)
-    monkeypatch.setattr(measure, "REPETITIONS", (1, 1))
+    monkeypatch.setattr(measure_cost, "SECONDS", 0.0)
+    monkeypatch.setattr(measure_cost, "REPETITIONS", (1, 1))
     words = ["--corpus.clips_per_class", "5", "--max_length", "64", "--batch_size", "4"]
     found = {}
     for name in ("linear", "lora", "adapter"):
         experiment = Experiment.from_command_line(str(TRAIN), [f"hparams/{name}.yaml", *words])
-        found[name] = measure.measure(experiment)
+        found[name] = measure_cost.measure(experiment)
     tokens = 2 + (64 // 16) * (128 // 16)
     products = 6 * 2 * (2 * tokens * 192 * 6 * 2)  # blocks, q and v, A and B
     assert found["lora"]["flops"] - found["linear"]["flops"] == products
@@ -160,6 +160,6 @@ def test_the_operations_of_every_method_can_be_counted(name: str) -> None:
     features, _ = tiny_batch(model.backbone)
     trainable = model.trainable().keys()
     with torch.inference_mode():
-        counted = measure.operations(model, lambda: model(features))
+        counted = measure_cost.operations(model, lambda: model(features))
     assert counted > 2 * sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
     assert model.trainable().keys() == trainable and trainable

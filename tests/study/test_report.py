@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,9 @@ from recipe import ROOT
 from scipy import stats
 
 from toolkit.errors import ConfigError
-from toolkit.study.report import columns, sections, tables
+from toolkit.peft.base import PeftMethod
+from toolkit.registry import PEFT
+from toolkit.study.report import columns, contents, tables
 from toolkit.study.report.columns import Column
 from toolkit.study.report.curves import draw_sweep
 from toolkit.study.report.load import Results
@@ -67,7 +70,7 @@ def test_methods_by_hand(results: Results) -> None:
         row = table.loc[method]
         half = stats.t.ppf(0.975, 49) * values.std(ddof=1) / np.sqrt(50)
         assert row["runs"] == "50/50"
-        assert row["accuracy"] == pytest.approx(values.mean())
+        assert row["score"] == pytest.approx(values.mean())
         assert row["sd"] == pytest.approx(values.std(ddof=1))
         assert (row["high"] - row["low"]) / 2 == pytest.approx(half)
         assert row["trained"] == round(10_000 * SKILLS[method])
@@ -82,7 +85,7 @@ def test_methods_by_hand(results: Results) -> None:
 
 def test_what_is_said_of_the_timings(results: Results) -> None:
     """How many rounds there were, where, and how far they lie apart."""
-    [note] = [table.note for table in sections.all_tables(results) if table.key == "methods"]
+    [note] = [table.note for table in contents.all_tables(results) if table.key == "methods"]
     assert "medians of 3 interleaved rounds" in note and "a processor, 2 cores" in note
     assert "differed by 11 % in training speed and 0 % in latency" in note  # 36, 40, 36 clips/s
 
@@ -151,7 +154,7 @@ def test_factors_pair_runs_that_differ_in_one_setting(tmp_path: Path) -> None:
         np.concatenate([values["false", init] for init in ("false", "true")]).mean()
     )
     assert row["low"] < row["difference"] < row["high"]
-    names = {picture.name for picture in sections.all_pictures(results, tables.methods(results))}
+    names = {picture.name for picture in contents.all_pictures(results, tables.methods(results))}
     assert any(name.startswith("sweep-zero_positions") for name in names)
 
 
@@ -167,9 +170,9 @@ def test_published_numbers_stand_beside_measured_ones(tmp_path: Path) -> None:
         folds=2,
     )
     results = Results.read(tmp_path)
-    [table] = [t for t in sections.all_tables(results) if t.key == "published"]
+    [table] = [t for t in contents.all_tables(results) if t.key == "published"]
     rows = table.rows[table.rows["evidence"] == "paper"].set_index("method")
-    assert rows["accuracy_published"].to_dict() == {"linear": 75.85, "lora_reference": 86.45}
+    assert rows["score_published"].to_dict() == {"linear": 75.85, "lora_reference": 86.45}
     mean = accuracies(results, "lora_reference").mean()
     assert rows.loc["lora_reference", "difference"] == pytest.approx(mean - 86.45)
     assert rows["source"].str.startswith("arXiv:2312.03694").all()
@@ -187,10 +190,10 @@ def test_few_shot_and_scaling_have_pictures(tmp_path: Path) -> None:
     results = Results.read(tmp_path)
     found = tables.methods(results), tables.comparisons(results)
     assert [list(dict.fromkeys(t["shots"])) for t in found] == [["1", "2", "16", "all"]] * 2
-    pictures = sections.all_pictures(results, tables.methods(results))
+    pictures = contents.all_pictures(results, tables.methods(results))
     names = {picture.name for picture in pictures}
     assert "Accuracy, Sounds, ast_tiny, 1 clip per class" in {p.title for p in pictures}
-    [note] = [table.note for table in sections.all_tables(results) if table.key == "ranks"]
+    [note] = [table.note for table in contents.all_tables(results) if table.key == "ranks"]
     for group in ("ast_tiny, 1 clip per class", "ast_tiny, 16 clips per class", "ast_tiny"):
         assert f"{group}, over 2 folds: Friedman" in note
     assert "few-shot-Sounds-ast_tiny" in names
@@ -203,17 +206,23 @@ def test_a_sweep_shows_every_mean_with_its_interval(values: list) -> None:
     """A line each for two combinations of the other settings, all within the axes."""
     rng = np.random.default_rng(0)
     rows = [
-        {"series": "lora", "others": others, "value": value, "accuracy": rng.uniform(60, 90)}
+        {
+            "series": "lora",
+            "others": others,
+            "value": value,
+            "metric": "accuracy",
+            "score": rng.uniform(60, 90),
+        }
         for others in ("slots=1", "slots=2")
         for value in values
         for _ in range(5)
     ]
-    folds = pd.DataFrame(rows)
+    folds = pd.DataFrame(rows).assign(metric="accuracy")
     axes = draw_sweep(folds, "peft.rank").axes[0]
     assert [bars.get_label() for bars in axes.containers] == ["lora slots=1", "lora slots=2"]
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     for bars, (_, part) in zip(axes.containers, folds.groupby("others"), strict=True):
-        by_value = part.groupby("value", sort=False)["accuracy"]
+        by_value = part.groupby("value", sort=False)["score"]
         line, _, [sticks] = bars
         assert all(left < x < right for x in line.get_xdata())
         np.testing.assert_allclose(np.array(line.get_ydata(), float), by_value.mean())
@@ -223,10 +232,45 @@ def test_a_sweep_shows_every_mean_with_its_interval(values: list) -> None:
         assert bottom < ends.min() and ends.max() < top
 
 
+def test_a_report_names_the_metric(tmp_path: Path) -> None:
+    """Of clips with several classes: no comparison of right clips, no confusion, no recall."""
+    studies.made_up(tmp_path, {"linear": 0.5, "lora": 0.8}, folds=2, metrics={"Sounds": "mAP"})
+    results = Results.read(tmp_path)
+    found = {table.key: table for table in contents.all_tables(results)}
+    assert "comparisons" not in found
+    titles = {column.key: column.title for column in found["methods"].columns}
+    assert titles["score"] == "mAP %" and "uar" not in titles and "metric" not in titles
+    assert "Mean test mAP over folds" in found["methods"].note
+    pictures = contents.all_pictures(results, found["methods"].rows)
+    assert {"mAP-Sounds-ast_tiny", "pareto-Sounds-ast_tiny"} <= {p.name for p in pictures}
+    assert "classes-Sounds-ast_tiny" not in {p.name for p in pictures}
+    [scores] = [p.figure for p in pictures if p.name == "mAP-Sounds-ast_tiny"]
+    assert scores.axes[0].get_xlabel().startswith("test mAP %")
+    list(write_report(results, tmp_path / "report"))
+    data = studies.page_data(tmp_path / "report" / "report.html")
+    assert data["metric"] == "mAP" and data["confusions"] == []
+
+
+def test_corpora_with_different_metrics_have_scores(tmp_path: Path) -> None:
+    """The table says which is which; each corpus has pictures of its own metric."""
+    corpora = {"Sounds": "accuracy", "Scenes": "mAP"}
+    studies.made_up(
+        tmp_path, {"linear": 0.5, "lora": 0.8}, corpora=list(corpora), folds=2, metrics=corpora
+    )
+    results = Results.read(tmp_path)
+    table = contents.all_tables(results)[0]
+    titles = {column.key: column.title for column in table.columns}
+    assert (titles["score"], titles["metric"]) == ("score %", "metric")
+    assert dict(zip(table.rows["corpus"], table.rows["metric"], strict=True)) == corpora
+    names = {picture.name for picture in contents.all_pictures(results, table.rows)}
+    assert {"mAP-Scenes-ast_tiny", "accuracy-Sounds-ast_tiny"} <= names
+    assert set(tables.comparisons(results)["corpus"]) == {"Sounds"}
+
+
 def test_the_front_is_what_no_other_beats() -> None:
     """Against trying all pairs."""
     rng = np.random.default_rng(3)
-    table = pd.DataFrame(rng.integers(0, 12, (40, 2)), columns=["cost", "accuracy"])
+    table = pd.DataFrame(rng.integers(0, 12, (40, 2)), columns=["cost", "score"])
     found = set(pareto_front(table, "cost").itertuples(index=False, name=None))
     points = set(table.itertuples(index=False, name=None))
     best = {
@@ -243,7 +287,8 @@ def test_names_in_a_picture_do_not_cover_one_another_and_are_always_in_the_same_
     """Points in pairs so near that names beside them would lie upon one another."""
     costs = [100 * 1.05 ** (i % 2) * 3 ** (i // 2) for i in range(12)]
     table = pd.DataFrame({"method": [f"long_name_{i}" for i in range(12)], "cost": costs})
-    table["accuracy"] = [80.0 + (i // 2) % 3 for i in range(12)]
+    table["metric"] = "accuracy"
+    table["score"] = [80.0 + (i // 2) % 3 for i in range(12)]
     written = []
     for name in ("first", "second"):
         figure = draw_pareto(table, "cost", "cost")
@@ -260,8 +305,8 @@ def test_cells_are_read_easily() -> None:
     """Digits, thousands, and nothing where there is no value."""
     number = Column("n", "n", "", 1)
     assert [number.text(v) for v in (1234.56, None, float("nan"))] == ["1,234.6", "", ""]
-    table = pd.DataFrame({"method": ["a"], "corpus": ["x"], "accuracy": [None]})
-    kept = columns.present(table, columns.of("method", "corpus", "accuracy"))
+    table = pd.DataFrame({"method": ["a"], "corpus": ["x"], "score": [None]})
+    kept = columns.present(table, columns.of("method", "corpus", "score"))
     assert [column.key for column in kept] == ["method"]
 
 
@@ -277,7 +322,7 @@ def test_the_files_of_a_report(report: Path, results: Results) -> None:
     for file in (report / "figures").glob("*.svg"):
         assert ET.parse(file).getroot().tag.endswith("svg")
     table = pd.read_csv(report / "report.csv").set_index("method")
-    assert table.loc["lora", "accuracy"] == pytest.approx(accuracies(results, "lora").mean())
+    assert table.loc["lora", "score"] == pytest.approx(accuracies(results, "lora").mean())
 
 
 def test_pictures_for_a_repository_are_small(report: Path) -> None:
@@ -354,8 +399,45 @@ def test_a_report_needs_a_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no run of 'made-up' has finished \(1 failed\)"):
         list(write_report(Results.read(tmp_path / "a"), tmp_path / "report"))
     (tmp_path / "a" / "runs").rename(tmp_path / "gone")
-    with pytest.raises(ConfigError, match="holds no run of the study that has ended"):
+    with pytest.raises(ConfigError, match=r"no run of 'made-up' has ended in .*`toolkit study"):
         Results.read(tmp_path / "a")
+
+
+def test_results_open_without_the_plugin_that_made_them(tmp_path: Path) -> None:
+    """A registered method and a plugin's folder that are gone, and no recipe; without the plan
+    that was saved, the study would have to be planned again."""
+    before = PEFT.snapshot()
+    PEFT.register("strange")(type("Strange", (PeftMethod,), {"__doc__": "Not here for long."}))
+    plugin = tmp_path / "plugins" / "odd"
+    plugin.mkdir(parents=True)
+    (plugin / "odd.py").touch()
+    (plugin / "odd.yaml").write_text("extends: base.yaml\npeft: strange\n")
+    skills = {"odd": 0.9, "lora": 0.5}
+    folder = tmp_path / "study"
+    methods = [{"hparams": "odd", "sweep": {"lr": [1, 2]}}, "lora"]
+    studies.made_up(
+        folder, skills, methods=methods, baseline="odd,lr=1", plugins=[str(plugin)],
+    )  # fmt: skip
+    PEFT.restore(before)
+    shutil.rmtree(plugin)
+    results = Results.read(folder)
+    assert results.methods["odd,lr=2"].factors == {"lr": 2}
+    list(write_report(results, tmp_path / "report"))
+    table = pd.read_csv(tmp_path / "report" / "report.csv")
+    assert set(table["method"]) == {"odd,lr=1", "odd,lr=2", "lora"}
+    assert set(tables.factors(results)["factor"]) == {"lr"}
+    (folder / "plan.json").unlink()
+    with pytest.raises(ConfigError, match="'odd' is no configuration of a method"):
+        Results.read(folder)
+
+
+def test_results_of_a_version_that_saved_no_plan_still_open(tmp_path: Path) -> None:
+    studies.made_up(tmp_path, {"linear": 0.5, "lora": 0.6}, folds=2)
+    saved = Results.read(tmp_path)
+    (tmp_path / "plan.json").unlink()
+    planned = Results.read(tmp_path)
+    assert planned.cells == saved.cells and planned.records == saved.records
+    pd.testing.assert_frame_equal(tables.methods(planned), tables.methods(saved))
 
 
 # ---------------------------------------------------------------- page

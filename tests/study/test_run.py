@@ -15,7 +15,7 @@ from toolkit.study.records import OutcomeParameters, Record, read_record
 from toolkit.study.report.load import Results
 from toolkit.study.run import process
 from toolkit.study.run.outcome import epoch_to, read_outcome
-from toolkit.study.run.process import failure_reason, finished
+from toolkit.study.run.process import Workplace, execute, failure_reason, finished
 
 
 @pytest.fixture
@@ -158,6 +158,21 @@ def test_a_killed_study_is_resumed(recipe: Path, tmp_path: Path) -> None:
     assert studies.executions(recipe) == [
         "linear 1 1", "lora 1 1", "lora 1 1", "linear 1 2", "lora 1 2",
     ]  # fmt: skip
+
+
+def test_the_process_of_a_killed_study_is_left_to_its_end(recipe: Path, tmp_path: Path) -> None:
+    """SIGKILL of the study alone: its run goes on, and nobody starts that run beside it."""
+    study, folder = studies.study_of(recipe, methods=["lora"], baseline="lora"), tmp_path / "out"
+    (recipe / "lora.hangs").touch()
+    process = studies.start(study, folder)
+    wait_for(lambda: "lora 1 1" in studies.executions(recipe))
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    run, place = studies.planned(study, folder)[0], Workplace("local", str(tmp_path))
+    assert execute(run, place, before=0) is None
+    (recipe / "lora.hangs").unlink()
+    wait_for(lambda: (record := execute(run, place, before=0)) is not None and record.done)
+    assert studies.executions(recipe) == ["lora 1 1", "lora 1 1"]
 
 
 def test_two_processes_share_a_study(recipe: Path, tmp_path: Path) -> None:

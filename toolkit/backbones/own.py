@@ -101,6 +101,7 @@ class OwnBackbone(Backbone):
             embedding=parts.embedding,
             prefix_tokens=parts.prefix_tokens,
             pre_norm=parts.pre_norm,
+            refused={"kv": "its attention is code of your own, which asks for none"},
         )
 
     def encode(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -41,11 +41,31 @@ def read_audio(
         raise DataError(f"{path}: {reason}") from None
     if len(samples) == 0:
         raise DataError(f"{path}: contains no samples")
+    return resampled(samples, rate, sample_rate, str(path))
+
+
+def resampled(
+    samples: NDArray[np.float32], rate: int, sample_rate: int, name: str
+) -> NDArray[np.float32]:
+    """Mix channels to mono and resample.
+
+    Args:
+        samples: [samples, channels].
+        rate: their rate, Hz.
+        sample_rate: rate of the returned waveform, Hz.
+        name: what messages call the clip.
+
+    Returns:
+        [samples].
+
+    Raises:
+        DataError: there are samples that are not finite.
+    """
     mono: NDArray[np.float32] = samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0]
     if rate != sample_rate:
         mono = soxr.resample(mono, rate, sample_rate, quality="HQ")
     if not np.isfinite(mono).all():
-        raise DataError(f"{path}: contains samples that are not finite numbers")
+        raise DataError(f"{name}: contains samples that are not finite numbers")
     return mono
 
 

@@ -27,6 +27,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from toolkit import system
 from toolkit.errors import DataError, listing
 from toolkit.files import locked, new_folder, write_atomically
 
@@ -91,7 +92,7 @@ class FeatureCache:
         rows: Rows = self._rows[offset : offset + frames]
         self._read += rows.nbytes
         if self._read > RELEASE_BYTES:  # pages stay in the system's cache, not in this process
-            self._mapped.madvise(mmap.MADV_DONTNEED)
+            _release(self._mapped)
             self._read = 0
         return rows
 
@@ -198,6 +199,12 @@ def _hash_text(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
+def _release(mapped: mmap.mmap) -> None:
+    """Let the pages that were read leave this process, where the system can be told so."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
 def _is_whole(folder: Path, width: int, keys: Collection[str]) -> bool:
     """Whether a cache of these clips exists and the checksum of every clip is right."""
     if not folder.is_dir():
@@ -210,7 +217,7 @@ def _is_whole(folder: Path, width: int, keys: Collection[str]) -> bool:
         with ThreadPoolExecutor() as pool:
             for begin in range(0, len(clips) if whole else 0, CHUNK):
                 whole = all(pool.map(lambda c: _is_intact(rows, c), clips[begin : begin + CHUNK]))
-                mapped.madvise(mmap.MADV_DONTNEED)
+                _release(mapped)
                 if not whole:
                     break
     except (OSError, ValueError, KeyError, TypeError):
@@ -272,7 +279,7 @@ def _computed(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        with ThreadPoolExecutor(system.cores()) as pool:
             for begin in range(0, len(keys), CHUNK):
                 chunk = keys[begin : begin + CHUNK]
                 yield from zip(chunk, pool.map(attempt, chunk), strict=True)

@@ -53,7 +53,15 @@ class Pipeline(Settings, ABC):
             ConfigError: the pipeline makes rows of another shape than the backbone reads.
         """
         samples = read_audio(segment.path, spec.sample_rate, segment.start, segment.stop)
-        rows = self.rows(torch.from_numpy(samples), spec)
+        return self.checked_rows(torch.from_numpy(samples), spec)
+
+    def checked_rows(self, waveform: Tensor, spec: FeatureSpec) -> Tensor:
+        """What `rows` makes, refused if the backbone cannot read it.
+
+        Raises:
+            ConfigError: the rows have another shape than the backbone reads.
+        """
+        rows = self.rows(waveform, spec)
         if rows.ndim != 2 or rows.shape[1] != spec.width:
             raise ConfigError(
                 f"the pipeline '{self.registered_name}' makes rows of shape "

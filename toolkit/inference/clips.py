@@ -28,7 +28,7 @@ def rows_of(clip: Clip, pipeline: Pipeline, spec: FeatureSpec) -> Tensor:
     if isinstance(clip, str | Path):
         return pipeline.read(Segment(str(clip)), spec)
     samples, rate = clip
-    return pipeline.rows(_mono(samples, rate, spec.sample_rate), spec)
+    return pipeline.checked_rows(_mono(samples, rate, spec.sample_rate), spec)
 
 
 def read_clips(
@@ -74,4 +74,4 @@ def _mono(samples: np.ndarray | Tensor, rate: int, wanted: int) -> Tensor:
         )
     if rate < 1:
         raise DataError(f"a rate of {rate} Hz is not one: give the samples' rate in Hz")
-    return torch.from_numpy(resampled(array.mean(axis=0), rate, wanted, "the array"))
+    return torch.from_numpy(resampled(array.T, rate, wanted, "the array"))

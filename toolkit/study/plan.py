@@ -1,34 +1,72 @@
-"""The plan of a study: every run with its command line, checked before anything is run."""
+"""The plan of a study: its methods and runs, kept as `plan.json` beside the results.
+
+A report reads that file, so that results open without the plugins and recipes that made them.
+`planner.py` makes plans.
+"""
 
 import dataclasses
-import hashlib
 import json
-import math
-from collections.abc import Iterator, Sequence
-from fnmatch import fnmatch
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
-from toolkit import backbones, config, parameter_count
-from toolkit.config import Configuration
-from toolkit.errors import ConfigError, ToolkitError, did_you_mean
-from toolkit.registry import BACKBONES, PEFT
-from toolkit.study import budget
+from toolkit.errors import RunError
+from toolkit.files import write_atomically
 from toolkit.study.budget import Fit
-from toolkit.study.records import read_timing
-from toolkit.study.spec import Cell, CorpusSpec, Study, resolve
-from toolkit.study.variants import Variant, variants
-from toolkit.training.experiment import Options, configured
-from toolkit.training.output import VOLATILE
 
-ANYWHERE = (*VOLATILE, "data_folder", "seed")
-"""Keys that do not tell one configuration of a cell from another: where it runs, and its seed,
-which the cell has."""
+FILE = "plan.json"
 
-SAME_STEP = (*ANYWHERE, "epochs", "few_shot", "label")
-"""Keys that do not change what one training step costs."""
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run of a study, by what distinguishes it from the others.
+
+    Attributes:
+        corpus, method, backbone: names in the study.
+        shots: training clips per class; None: all.
+        seed: of the run.
+        fold: the tested fold; None: all folds of the recipe.
+    """
+
+    corpus: str
+    method: str
+    backbone: str
+    shots: int | None
+    seed: int
+    fold: int | None
+
+    @property
+    def name(self) -> str:
+        """Such as `ESC-10/lora/ast_tiny/all/seed-1/fold-2`; also the run's folder."""
+        shots = "all" if self.shots is None else f"{self.shots}-shot"
+        fold = "folds" if self.fold is None else f"fold-{self.fold}"
+        return "/".join(
+            [self.corpus, self.method, short_name(self.backbone), shots, f"seed-{self.seed}", fold]
+        )
+
+
+def short_name(backbone: str) -> str:
+    """A backbone's name as a part of a path: `MIT/ast-base` -> `ast-base`."""
+    return backbone.rstrip("/").rpartition("/")[2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A method of a study, as its report knows it.
+
+    Attributes:
+        name: unique in the study.
+        series: the entry of the study that it comes from; the methods of a sweep share it.
+        peft: its registered name.
+        factors: swept key -> value.
+        published: its name in `published.csv`.
+    """
+
+    name: str
+    series: str
+    peft: str
+    factors: Mapping[str, Any]
+    published: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,15 +74,15 @@ class Run:
     """One run, ready to be executed.
 
     Attributes:
-        cell: which it is.
+        cell: which run of the study.
         folder: where its files go.
         train: the recipe's train.py.
         arguments: what follows it on the command line, except for the output folder.
-        digest: hash of the configuration; a run with another one is another run.
+        digest: hash of the configuration; a run with another digest is another run.
         step: hash of what decides the cost of a step; runs that share it share their timings.
         epochs: passes over the training clips.
         fit: the size that a budget of parameters chose.
-        timeout: seconds after which it has failed.
+        timeout: seconds after which it counts as failed.
     """
 
     cell: Cell
@@ -67,215 +105,60 @@ class Problem:
     reason: str
 
 
-class Planner:
-    """Makes the runs of a study.
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All methods and runs of a study.
 
-    Args:
-        study: the study.
-        folder: of its results.
-        data: the folder below which the corpora lie.
-        plugins: further plugin folders.
-        to_time: plan runs for the quiet phase: a budget of seconds comes after it.
-
-    Raises:
-        ConfigError: a glob, a name or the baseline is not a method's.
+    Attributes:
+        methods: by name, in the order of the study.
+        digests: every run of the study -> its digest when it was last planned; None: it never
+            was, or it could not be.
     """
 
-    def __init__(
-        self,
-        study: Study,
-        folder: Path,
-        data: Path = Path("data"),
-        plugins: Sequence[str] = (),
-        to_time: bool = False,
-    ) -> None:
-        self.to_time = to_time
-        self.study, self.folder, self.data = study, folder.resolve(), data.resolve()
-        self.plugins = [str(Path(place).resolve()) for place in plugins]
-        self.corpora = study.corpus_specs
-        self.variants = {variant.name: variant for variant in variants(study, plugins)}
-        if study.baseline is not None and study.baseline not in self.variants:
-            near = did_you_mean(study.baseline, self.variants)
-            raise ConfigError(f"'baseline': the study has no method {study.baseline!r}{near}")
-        self._configurations: dict[str, Planned | str] = {}
+    methods: dict[str, Method]
+    digests: dict[Cell, str | None]
 
-    def cells(self, only: Sequence[str] = ()) -> list[Cell]:
-        """The runs that there should be; methods follow each other, so that a study that is
-        stopped has a fold of all of them before it has all folds of one.
+    def write(self, folder: Path) -> None:
+        """Write `plan.json`; runs without a digest keep the one that the file has.
 
         Args:
-            only: shell-style patterns of names such as `ESC-10/lora*`; none: all.
+            folder: of the study's results.
         """
-        found = []
-        for name, corpus in self.corpora.items():
-            methods = [v for v in self.variants.values() if v.runs_on(name)]
-            for backbone in self.study.backbones:
-                for shots in corpus.shots or self.study.shots:
-                    for variant in methods:
-                        for seed in variant.seeds or corpus.seeds or self.study.seeds:
-                            for fold in corpus.folds or [None]:
-                                cell = (name, variant.name, backbone, shots, seed, fold)
-                                found.append(Cell(*cell))
-        seeds = {seed: place for place, seed in enumerate(self.study.seeds)}
-        found.sort(key=lambda cell: (seeds.get(cell.seed, math.inf), cell.fold or 0))
-        return [cell for cell in found if not only or _matches(cell, only)]
-
-    def runs(self, only: Sequence[str] = ()) -> Iterator[Run | Problem]:
-        """The planned runs, and those that cannot be."""
-        for cell in self.cells(only):
-            folder = self.folder / "runs" / cell.name
-            try:
-                yield self._run(cell, folder)
-            except ToolkitError as error:
-                yield Problem(cell, folder, str(error))
-
-    def _run(self, cell: Cell, folder: Path) -> Run:
-        planned = self._planned(cell)
-        arguments = [*planned.arguments, "--seed", str(cell.seed)]
-        if cell.fold is not None:
-            arguments += ["--folds", str(cell.fold)]
-        minutes = self.study.timeout_minutes
-        return Run(
-            cell=cell,
-            folder=folder,
-            train=planned.train,
-            arguments=tuple(arguments),
-            digest=planned.configuration.digest(ignore=ANYWHERE),
-            step=planned.step,
-            epochs=planned.options.epochs,
-            fit=planned.fit,
-            timeout=None if minutes is None else 60 * minutes,
-        )
-
-    def _planned(self, cell: Cell) -> "Planned":
-        """The configuration that all seeds and folds of a cell share, loaded once."""
-        key = dataclasses.replace(cell, seed=0, fold=None).name
-        if key not in self._configurations:
-            try:
-                self._configurations[key] = self._configure(cell)
-            except ToolkitError as error:
-                self._configurations[key] = str(error)
-        planned = self._configurations[key]
-        if isinstance(planned, str):
-            raise ConfigError(planned)
-        return planned
-
-    def _configure(self, cell: Cell) -> "Planned":
-        corpus, variant = self.corpora[cell.corpus], self.variants[cell.method]
-        train = resolve(corpus.recipe) / "train.py"
-        if not train.is_file():
-            raise ConfigError(
-                f"there is no recipe {corpus.recipe}: name a folder with a train.py in "
-                f"'corpora.{cell.corpus}.recipe', or leave the corpus out with `--only`"
-            )
-        planned = self._load(train, corpus, variant, cell, {})
-        spending = self.study.budget_spec
-        if spending is None or (self.to_time and spending.seconds is not None):
-            return planned
-        if spending.seconds is not None:
-            epochs = self._epochs(planned, spending.seconds, cell.shots)
-            return self._load(train, corpus, variant, cell, {"epochs": epochs})
-        target = self._target(cell, spending.parameters)
-        fit = self._fit(planned, target, spending.within, variant.size)
-        loaded = self._load(train, corpus, variant, cell, fit.overrides)
-        return dataclasses.replace(loaded, fit=fit)
-
-    def _load(
-        self,
-        train: Path,
-        corpus: CorpusSpec,
-        variant: Variant,
-        cell: Cell,
-        extra: dict[str, Any],
-    ) -> "Planned":
-        hparams, own = variant.arguments(train.parent)
-        values = {**self.study.overrides, **corpus.overrides, **own, **extra}
-        if corpus.data_folder is not None:
-            values["data_folder"] = str(self.data / corpus.data_folder)
-        values["backbone"] = _place(cell.backbone)
-        if cell.shots is not None:
-            values["few_shot"] = cell.shots
-        values["noprogressbar"] = True
-        arguments = [hparams]
-        for key in sorted(values, key=lambda key: key.count(".")):  # `peft` before `peft.slots`
-            arguments += [f"--{key}", _text(values[key])]
-        for place in self.plugins:
-            arguments += ["--plugins", place]
-        command = config.parse_command_line(arguments)
-        configuration, options = configured(command, train.parent)
-        PEFT.create(configuration.values["peft"])  # its settings are right, or it says
-        return Planned(train, tuple(arguments), configuration, options)
-
-    def _target(self, cell: Cell, parameters: int | str) -> int:
-        """The parameters that a budget names, by number or as those of a method."""
-        if isinstance(parameters, int):
-            return parameters
-        if parameters not in self.variants:
-            raise ConfigError(f"'budget.parameters': the study has no method {parameters!r}")
-        corpus, variant = self.corpora[cell.corpus], self.variants[parameters]
-        train = resolve(corpus.recipe) / "train.py"
-        return self._load(train, corpus, variant, cell, {}).count()
-
-    def _fit(self, planned: "Planned", target: int, within: float, size: str | None) -> Fit:
-        digest = planned.configuration.digest(ignore=ANYWHERE)
-        key = hashlib.blake2b(f"{digest} {target} {within} {size}".encode(), digest_size=8)
-        return budget.remembered(
-            self.folder / "budget" / f"{key.hexdigest()}.json",
-            lambda: budget.fit(planned.peft, target, within, planned.count, size),
-        )
-
-    def _epochs(self, planned: "Planned", seconds: float, shots: int | None) -> int:
-        timing = read_timing(self.folder, planned.step)
-        if timing is None:
-            raise ConfigError(
-                "a budget of seconds needs the time of a step: run the study with `--timings` first"
-            )
-        return max(1, round(seconds / timing.epoch_seconds(shots)))
+        before = read_plan(folder)
+        known = {} if before is None else before.digests
+        methods = [_fields_of(Method, method) for method in self.methods.values()]
+        runs = [
+            {**_fields_of(Cell, cell), "digest": digest or known.get(cell)}
+            for cell, digest in self.digests.items()
+        ]
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / FILE, json.dumps({"methods": methods, "runs": runs}, indent=1))
 
 
-@dataclasses.dataclass(frozen=True)
-class Planned:
-    """What the seeds and folds of a cell share: their command line and configuration."""
+def read_plan(folder: Path) -> Plan | None:
+    """The plan in the folder of a study's results; None if there is none.
 
-    train: Path
-    arguments: tuple[str, ...]
-    configuration: Configuration
-    options: Options
-    fit: Fit | None = None
-
-    @property
-    def peft(self) -> dict[str, Any]:
-        """The method, `{"name": ..., setting: value}`."""
-        return dict(self.configuration.values["peft"])
-
-    @property
-    def step(self) -> str:
-        """Hash of what decides the cost of a step."""
-        return self.configuration.digest(ignore=SAME_STEP)
-
-    def count(self, peft: dict[str, Any] | None = None) -> int:
-        """Trainable parameters outside the head, of the method or of a changed one."""
-        source = backbones.create(self.configuration.values["backbone"])
-        options = self.options
-        return parameter_count.count(
-            source, peft or self.peft, options.max_length, 2, options.pooling
-        ).method
+    Raises:
+        RunError: the file is damaged.
+    """
+    file = folder / FILE
+    if not file.is_file():
+        return None
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        methods = [Method(**method) for method in values["methods"]]
+        digests = {
+            Cell(**{key: value for key, value in run.items() if key != "digest"}): run["digest"]
+            for run in values["runs"]
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(
+            f"{file} is damaged ({error}): delete it and run the study again, which skips what is "
+            "done"
+        ) from None
+    return Plan({method.name: method for method in methods}, digests)
 
 
-def _matches(cell: Cell, patterns: Sequence[str]) -> bool:
-    return any(
-        fnmatch(cell.name, pattern) or fnmatch(cell.name, f"{pattern}/*") for pattern in patterns
-    )
-
-
-def _place(backbone: str) -> str:
-    """A backbone's folder as an absolute path; a registered name or a hub id as it is."""
-    known = backbone in BACKBONES.names() or not resolve(backbone).is_dir()
-    return backbone if known else str(resolve(backbone))
-
-
-def _text(value: Any) -> str:
-    """A value as a word of a command line, which is read as YAML."""
-    if isinstance(value, str) and YAML(typ="safe").load(value) == value:
-        return value
-    return json.dumps(value)
+def _fields_of(kind: type[Cell | Method], value: Cell | Method) -> dict[str, Any]:
+    """The fields that a class declares, also of an object of a subclass."""
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(kind)}

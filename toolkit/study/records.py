@@ -10,12 +10,13 @@ from typing import Any, TypeVar
 from toolkit.errors import RunError
 from toolkit.files import write_atomically
 from toolkit.results import OLD_NAMES
-from toolkit.study.spec import Cell
+from toolkit.study.plan import Cell
 from toolkit.typed_json import from_plain, to_json
 
 RECORD = "record.json"
 OLD_RECORD = "result.json"
 """What the record was called while the recipe's own file had the same name."""
+
 
 DONE, FAILED = "done", "failed"
 T = TypeVar("T")

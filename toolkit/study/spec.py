@@ -12,19 +12,18 @@
 Every key is described at the fields below.
 """
 
-import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML, YAMLError
 
+from toolkit import places
 from toolkit.errors import ConfigError, did_you_mean
 from toolkit.settings import Settings, setting
 
 NAME = re.compile(r"[\w.+,=-]+")  # of anything that names a folder
-ROOT = Path(__file__).resolve().parents[2]
 COPY = "study.yaml"
 
 ELSEWHERE = {
@@ -33,7 +32,7 @@ ELSEWHERE = {
     "few_shot": "list it in 'shots'",
     "folds": "give them as 'folds' of the corpus",
     "seed": "list it in 'seeds'",
-    "output_folder": "choose it with `--output` of tools/benchmark.py",
+    "output_folder": "choose it with `--output` of `toolkit study run`",
     "debug": "a debug run is no result; set a small 'epochs' to try a study",
     "test_only": "a study trains its runs; use the recipe itself to test one again",
 }
@@ -50,7 +49,9 @@ class CorpusSpec(Settings):
     folds: list[int] | None = setting(None, "folds, a run each; none: one run of the whole recipe")
     shots: list[int | None] | None = setting(None, "instead of the study's shots")
     seeds: list[int] | None = setting(None, "instead of the study's seeds")
-    overrides: dict = setting({}, "keys of the recipe's configuration, such as epochs: 20")
+    overrides: dict[str, Any] = setting(
+        {}, "keys of the recipe's configuration, such as epochs: 20"
+    )
 
     def check(self) -> None:
         """Overrides leave alone what the study sets."""
@@ -67,8 +68,12 @@ class MethodSpec(Settings):
         None, "instead of `glob`: the name of one configuration, such as softmoa, or a YAML file"
     )
     name: str | None = setting(None, "names it in the study; none: the configuration's name")
-    overrides: dict = setting({}, "keys of the configuration, such as peft.num_experts: 14")
-    sweep: dict = setting({}, "key -> list of values; every combination is a method of its own")
+    overrides: dict[str, Any] = setting(
+        {}, "keys of the configuration, such as peft.num_experts: 14"
+    )
+    sweep: dict[str, Any] = setting(
+        {}, "key -> list of values; every combination is a method of its own"
+    )
     seeds: list[int] | None = setting(None, "instead of the corpus's and the study's seeds")
     corpora: list[str] | None = setting(None, "the study's corpora that it runs on; none: all")
     published: str | None = setting(
@@ -77,6 +82,11 @@ class MethodSpec(Settings):
     size: str | None = setting(
         None, "the setting that a budget of parameters may change; none: found by its name"
     )
+
+    @classmethod
+    def from_plain(cls, value: Any, where: str) -> "MethodSpec":
+        """A mapping, or a glob by itself."""
+        return super().from_plain({"glob": value} if isinstance(value, str) else value, where)
 
     def check(self) -> None:
         """Exactly one of `glob` and `hparams`; a name and a sweep are for one configuration."""
@@ -113,13 +123,15 @@ class Study(Settings):
     question: str = setting("", "what it asks, printed at the head of the report")
     limits: str = setting("", "what it cannot show, printed there too")
     conclusion: str = setting("", "what was found, once somebody has looked at it")
-    corpora: dict = setting({}, "name -> see `CorpusSpec`")
-    methods: list = setting([], "globs, or mappings: see `MethodSpec`; the first mention counts")
+    corpora: dict[str, CorpusSpec] = setting({}, "name -> recipe, data and differences")
+    methods: list[MethodSpec] = setting(
+        [], "globs or mappings; where several give a method of the same name, the first counts"
+    )
     backbones: list[str] = setting(["ast_tiny"], "registered names, folders or hub ids")
     seeds: list[int] = setting([10], "of initialisation, order and augmentation")
     shots: list[int | None] = setting([None], "training clips per class; none: all")
-    overrides: dict = setting({}, "keys of every recipe's configuration")
-    budget: dict | None = setting(None, "see `Budget`; none: as configured")
+    overrides: dict[str, Any] = setting({}, "keys of every recipe's configuration")
+    budget: Budget | None = setting(None, "what every method may spend; none: as configured")
     baseline: str | None = setting(None, "the method that others are compared with")
     timeout_minutes: float | None = setting(None, "a run that takes longer has failed", minimum=0)
 
@@ -130,18 +142,13 @@ class Study(Settings):
                 raise ConfigError(f"'{key}' is empty: name what the study shall run")
         check_name("study", self.study)
         _check_overrides("overrides", self.overrides)
-        for name, value in self.corpora.items():
+        for name in self.corpora:
             check_name("corpora", name)
-            CorpusSpec.from_mapping(_mapping(value, name), f"corpora.{name}")
-        for position, value in enumerate(self.methods):
-            if isinstance(value, Mapping):
-                spec = MethodSpec.from_mapping(value, f"methods.{position}")
-                for name in spec.corpora or ():
-                    if name not in self.corpora:
-                        known = did_you_mean(name, self.corpora)
-                        raise ConfigError(f"methods.{position}: no corpus {name!r}{known}")
-        if self.budget is not None:
-            Budget.from_mapping(self.budget, "budget")
+        for position, method in enumerate(self.methods):
+            for name in method.corpora or ():
+                if name not in self.corpora:
+                    near = did_you_mean(name, self.corpora)
+                    raise ConfigError(f"'methods.{position}.corpora': no corpus {name!r}{near}")
 
     @classmethod
     def read(cls, path: Path) -> "Study":
@@ -160,7 +167,9 @@ class Study(Settings):
             ) from None
         except YAMLError as error:
             raise ConfigError(f"{file} is not valid YAML: {error}") from None
-        return cls.from_mapping(_mapping(values, str(file)), file.stem)
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{file} must hold keys and values, such as 'study: esc10'")
+        return cls.from_mapping(values, file.stem)
 
     def write(self, folder: Path) -> None:
         """Leave a copy beside the results."""
@@ -170,58 +179,16 @@ class Study(Settings):
         with open(folder / COPY, "w", encoding="utf-8") as stream:
             yaml.dump(self.as_dict(), stream)
 
-    @property
-    def corpus_specs(self) -> dict[str, CorpusSpec]:
-        """The corpora by name."""
-        return {n: CorpusSpec.from_mapping(v, f"corpora.{n}") for n, v in self.corpora.items()}
+    def folder(self, place: Path) -> Path:
+        """The folder of the study's results: the place that it was read from if that is a folder,
+        else the default one."""
+        return place if place.is_dir() else Path("results") / "studies" / self.study
 
-    @property
-    def method_specs(self) -> list[MethodSpec]:
-        """The entries of `methods`; a word is a glob."""
-        return [
-            MethodSpec(glob=value)
-            if isinstance(value, str)
-            else MethodSpec.from_mapping(value, f"methods.{position}")
-            for position, value in enumerate(self.methods)
-        ]
-
-    @property
-    def budget_spec(self) -> Budget | None:
-        """The budget, if there is one."""
-        return None if self.budget is None else Budget.from_mapping(self.budget, "budget")
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """One run of a study, by what distinguishes it from the others.
-
-    Attributes:
-        corpus, method, backbone: names in the study.
-        shots: training clips per class; None: all.
-        seed: of the run.
-        fold: the tested fold; None: all that the recipe has.
-    """
-
-    corpus: str
-    method: str
-    backbone: str
-    shots: int | None
-    seed: int
-    fold: int | None
-
-    @property
-    def name(self) -> str:
-        """Such as `ESC-10/lora/ast_tiny/all/seed-1/fold-2`; also the run's folder."""
-        shots = "all" if self.shots is None else f"{self.shots}-shot"
-        fold = "folds" if self.fold is None else f"fold-{self.fold}"
-        return "/".join(
-            [self.corpus, self.method, short_name(self.backbone), shots, f"seed-{self.seed}", fold]
-        )
-
-
-def short_name(backbone: str) -> str:
-    """A backbone's name as a part of a path: `MIT/ast-base` -> `ast-base`."""
-    return backbone.rstrip("/").rpartition("/")[2]
+    def check_baseline(self, methods: Collection[str]) -> None:
+        """Refuse a baseline that is not among the study's methods (raise `ConfigError`)."""
+        if self.baseline is not None and self.baseline not in methods:
+            near = did_you_mean(self.baseline, methods)
+            raise ConfigError(f"'baseline': the study has no method {self.baseline!r}{near}")
 
 
 def check_name(where: str, name: str) -> None:
@@ -231,9 +198,9 @@ def check_name(where: str, name: str) -> None:
 
 
 def resolve(path: str) -> Path:
-    """A path of a study: in the working directory, or else in this checkout."""
+    """A path of a study: in the working directory, or else where the recipes are."""
     here = Path(path)
-    return (here if here.exists() else ROOT / path).resolve()
+    return (here if here.exists() else places.home() / path).resolve()
 
 
 def _check_overrides(where: str, values: Mapping[str, Any]) -> None:
@@ -241,9 +208,3 @@ def _check_overrides(where: str, values: Mapping[str, Any]) -> None:
     for key in values:
         if key in ELSEWHERE:
             raise ConfigError(f"'{where}' cannot set '{key}': {ELSEWHERE[key]}")
-
-
-def _mapping(value: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"'{where}' must hold keys and values")
-    return value

@@ -64,15 +64,15 @@ def cells(methods: Iterable[str], backbones: Iterable[str]) -> Iterator[Cell]:
     return (cell(method, family) for method in methods for family in backbones)
 
 
-def table(found: Iterable[Cell]) -> str:
-    """The cells as text: a row a method, a column a backbone, then the reasons."""
-    by_place = {(c.method, c.family): c for c in found}
-    methods = list(dict.fromkeys(method for method, _ in by_place))
-    columns = list(dict.fromkeys(family for _, family in by_place))
-    lines = [f"{'':<20}" + "".join(f" {family:>14}" for family in columns)]
-    for method in methods:
-        signs = (SIGNS[by_place[method, family].verdict] for family in columns)
-        lines.append(f"{method:<20}" + "".join(f" {sign:>14}" for sign in signs))
-    lines.append("+ works   m works and merges exactly   - cannot exist   ! broken")
-    reasons = [c for c in by_place.values() if c.reason]
-    return "\n".join(lines + [f"{c.method} on {c.family}: {c.reason}" for c in reasons])
+def rows(found: Iterable[Cell]) -> list[list[str]]:
+    """One row per method: its name, and a sign for each backbone."""
+    signs: dict[str, list[str]] = {}
+    for c in found:
+        signs.setdefault(c.method, []).append(SIGNS[c.verdict])
+    return [[method, *verdicts] for method, verdicts in signs.items()]
+
+
+def notes(found: Iterable[Cell]) -> list[str]:
+    """What the signs mean, and why cells are impossible or broken."""
+    legend = "+ works   m works and merges exactly   - cannot exist   ! broken"
+    return [legend, *(f"{c.method} on {c.family}: {c.reason}" for c in found if c.reason)]

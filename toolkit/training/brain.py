@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import logging
 import math
-import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ from speechbrain.utils.distributed import ddp_all_reduce
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from toolkit import system
 from toolkit.data.augment import Augmentation
 from toolkit.data.sampling import TrainingBatches, derive_seed
 from toolkit.errors import RunError
@@ -385,4 +385,4 @@ class ClassificationBrain(sb.Brain):
         """Largest memory so far, bytes: of the GPU, or resident memory of this process."""
         if self.device_type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return system.peak_memory()

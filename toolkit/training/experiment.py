@@ -15,7 +15,7 @@ import torch
 from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from torch import Tensor
 
-from toolkit import backbones, config, plugins
+from toolkit import backbones, config, places, plugins
 from toolkit.backbones.base import BackboneSource
 from toolkit.config import CommandLine, Configuration
 from toolkit.data.augment import SpecAugment
@@ -74,9 +74,10 @@ class Experiment:
     def of(cls, recipe_file: str, command: CommandLine) -> "Experiment":
         """As `from_command_line`, with the command line parsed."""
         recipe = Path(recipe_file).resolve().parent
-        broken = plugins.report(plugins.load(command.plugins))
-        if broken and if_main_process():
-            print(broken, file=sys.stderr)
+        if if_main_process():
+            plugins.discover_and_report(command.plugins)
+        else:
+            plugins.discover(command.plugins)
         loaded, options = configured(command, recipe)
         values = loaded.values
         if values["pipeline"] is not None:
@@ -84,7 +85,7 @@ class Experiment:
         experiment = cls(
             configuration=loaded,
             options=options,
-            command=f"{os.path.relpath(recipe_file)} {command.hparams}",
+            command=_command(Path(recipe_file), command),
             method=PEFT.create(values["peft"]),
             source=backbones.create(values["backbone"]),
             corpus=CORPORA.create(values["corpus"]),
@@ -146,7 +147,7 @@ class Experiment:
             say(
                 "This is the embedded demonstration (hparams/embedded.yaml): sounds that the "
                 "program makes itself, a small backbone, few epochs.\n"
-                f"The real one: python {self.command} --data_folder PATH_TO_{self.options.recipe}"
+                f"The real one: {self.command} --data_folder PATH_TO_{self.options.recipe}"
             )
 
     def manifest(self) -> Manifest:
@@ -321,6 +322,14 @@ def configured(command: CommandLine, recipe: Path) -> tuple[Configuration, Optio
         loaded = config.load(command, recipe, [*layers, EMBEDDED])
         options = Options.of(loaded.values)
     return loaded, options
+
+
+def _command(recipe_file: Path, command: CommandLine) -> str:
+    """What starts a recipe with a configuration, for a user to read."""
+    recipe = recipe_file.resolve().parent
+    if recipe.parent == places.SHIPPED / "recipes":
+        return f"toolkit train {recipe.name} {Path(command.hparams).stem}"
+    return f"python {os.path.relpath(recipe_file)} {command.hparams}"
 
 
 def say(text: str) -> None:

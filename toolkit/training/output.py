@@ -7,7 +7,6 @@ results/<recipe>/<method>/<seed>/
     result.json       written last: it is there when, and only when, the run is done
 """
 
-import fcntl
 import logging.config
 import platform
 import shutil
@@ -18,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock, Timeout
 from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from speechbrain.utils.train_logger import FileTrainLogger, TensorboardLogger
 
+from toolkit import places
 from toolkit.config import Configuration, flatten
 from toolkit.errors import RunError, listing
 from toolkit.files import write_atomically
@@ -86,10 +87,10 @@ class OutputFolder:
         return EpochLog(self.path, fold)
 
     def _lock(self) -> None:
-        self._lock_file = open(self.path / ".lock", "w")  # noqa: SIM115 (held until we exit)
+        self._held = FileLock(self.path / ".lock")  # until this process ends
         try:
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            self._held.acquire(timeout=0)
+        except Timeout:
             raise RunError(
                 f"another process is writing to {self.path}; wait for it, or choose another "
                 "folder with `--output_folder`"
@@ -218,6 +219,8 @@ def _environment() -> str:
 
 def commit() -> str | None:
     """The commit of this checkout, `-dirty` if files differ; None outside a git checkout."""
+    if places.installed():  # the environment may lie in a checkout of something else
+        return None
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         run = subprocess.run(

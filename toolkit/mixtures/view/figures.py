@@ -74,7 +74,7 @@ def draw_similarity(views: list[LayerView], most: int) -> Figure:
 
 
 def draw_training(history: list[EpochRecord]) -> Figure | None:
-    """Expert load, entropies and slot similarity in the validation of each epoch.
+    """Expert load, entropies and slot similarity on the validation fold after each epoch.
 
     Args:
         history: one record per epoch.

@@ -34,13 +34,16 @@ class Column:
         return str(value) if self.digits is None else f"{Decimal(str(value)):,.{self.digits}f}"
 
 
+ORIGIN = ("corpus", "backbone", "shots", "metric")
+
 COLUMNS = [
     Column("method", "method", "name in the study", short=True),
     Column("corpus", "corpus", "the corpus of clips", short=True),
     Column("backbone", "backbone", "the frozen encoder", short=True),
     Column("shots", "clips per class", "training clips per class", short=True),
     Column("runs", "runs", "finished runs (folds x seeds) out of those planned", short=True),
-    Column("accuracy", "accuracy %", "mean test accuracy", 1, "high", short=True),
+    Column("metric", "metric", "what the score is", short=True),
+    Column("score", "{metric} %", "mean test {metric}", 1, "high", short=True),
     Column("sd", "sd", "standard deviation over folds and seeds", 1, short=True),
     Column("low", "95 % CI low", "lower end of the t-interval of the mean", 1, short=True),
     Column("high", "95 % CI high", "upper end of the interval", 1, short=True),
@@ -59,7 +62,7 @@ COLUMNS = [
     Column("epoch_seconds", "s/epoch", "training seconds per epoch", 2, "low"),
     Column("best_seconds", "s to best", "training seconds until the epoch that was kept", 1, "low"),
     Column("seconds_to_95", "s to 95 %", "training seconds until 95 % of the last epoch's "
-           "validation accuracy is reached", 1, "low"),
+           "validation {metric} is reached", 1, "low"),
     Column("samples_per_second", "training clips/s", "training speed", 1, "high", short=True),
     Column("peak_mib", "peak MiB", "peak memory in training: resident, or of the GPU", 0, "low",
            short=True),
@@ -78,11 +81,25 @@ def of(*keys: str) -> list[Column]:
     return [known[key] for key in keys]
 
 
+def named(columns: list[Column], metric: str) -> list[Column]:
+    """The columns with the name of the metric in their titles and explanations."""
+    return [
+        dataclasses.replace(
+            column,
+            title=column.title.replace("{metric}", metric),
+            about=column.about.replace("{metric}", metric),
+        )
+        for column in columns
+    ]
+
+
 GROUPED = of("method", "corpus", "backbone", "shots")
 
 COMPARISONS = [
     *GROUPED,
-    Column("difference", "difference", "accuracy minus the baseline's, in % points", 1, "high"),
+    Column(
+        "difference", "difference", "accuracy minus the baseline's, in percentage points", 1, "high"
+    ),
     Column("low", "95 % CI low", "lower end of its bootstrap interval over clips", 1),
     Column("high", "95 % CI high", "upper end of the interval", 1),
     Column("better", "clips better", "clips that the method gets right in more seeds", 0, "high"),
@@ -98,17 +115,17 @@ FACTORS = [
     Column("first", "from", "its first value"),
     Column("second", "to", "its second value"),
     Column("pairs", "pairs", "pairs of runs that differ only in this setting", 0),
-    Column("at_first", "% at first", "mean accuracy at the first value", 1),
-    Column("at_second", "% at second", "mean accuracy at the second value", 1),
-    Column("difference", "difference", "second minus first, in % points", 1),
+    Column("at_first", "% at first", "mean {metric} at the first value", 1),
+    Column("at_second", "% at second", "mean {metric} at the second value", 1),
+    Column("difference", "difference", "second minus first, in percentage points", 1),
     Column("low", "95 % CI low", "lower end of its t-interval over pairs", 1),
     Column("high", "95 % CI high", "upper end of the interval", 1),
 ]
 
 PUBLISHED = [
     *GROUPED,
-    Column("accuracy", "measured %", "mean test accuracy here", 1),
-    Column("accuracy_published", "published %", "as printed in the source", 1),
+    Column("score", "measured %", "mean test {metric} here", 1),
+    Column("score_published", "published %", "as printed in the source", 1),
     Column("difference", "difference", "measured minus published", 1),
     Column("low", "95 % CI low", "lower end of the interval of the measured mean", 1),
     Column("high", "95 % CI high", "upper end of the interval", 1),
@@ -131,10 +148,8 @@ FAILURES = [
 
 
 def present(table: pd.DataFrame, columns: list[Column]) -> list[Column]:
-    """Leave out empty columns, and those of corpus, backbone and shots that never vary."""
-    constant = {
-        key for key in ("corpus", "backbone", "shots") if key in table and table[key].nunique() < 2
-    }
+    """Leave out empty columns, and those that only say where a row comes from and never vary."""
+    constant = {key for key in ORIGIN if key in table and table[key].nunique() < 2}
     return [
         column
         for column in columns

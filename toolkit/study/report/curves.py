@@ -1,4 +1,4 @@
-"""Accuracy curves: over epochs, clips per class, trained parameters and swept settings."""
+"""Curves of scores: over epochs, clips per class, trained parameters and swept settings."""
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
-from toolkit.study.report.load import ALL_SHOTS, Results
+from toolkit.study.report.load import ALL_SHOTS, Results, metric_name
 from toolkit.study.report.plots import set_log_scale
 from toolkit.study.report.statistics import t_interval
 
@@ -16,15 +16,18 @@ MOST_LINES = 10
 BESIDE = 2.5  # points between lines with values at the same x
 
 
-def draw_epochs(results: Results, methods: list[str], group: tuple[str, ...]) -> Figure:
-    """Mean validation accuracy over the epochs.
+def draw_epochs(
+    results: Results, methods: list[str], group: tuple[str, ...], metric: str
+) -> Figure:
+    """Mean validation score over the epochs.
 
     Args:
         results: of the study.
         methods: those to draw; only the first `MOST_LINES` are.
         group: corpus, backbone, shots.
+        metric: name of the score.
     """
-    figure, axes = _new("epoch", "validation accuracy %")
+    figure, axes = _new("epoch", f"validation {metric} %")
     for method in methods[:MOST_LINES]:
         curve = mean_curve(results, (*group, method), "valid_score")
         axes.plot(range(1, len(curve) + 1), [100 * value for value in curve], label=method, lw=1.2)
@@ -41,12 +44,12 @@ def mean_curve(results: Results, key: tuple[str, ...], name: str) -> list[float]
 
 
 def draw_few_shot(folds: pd.DataFrame) -> Figure:
-    """Accuracy against training clips per class, one line per method; "all" is at the right end.
+    """Score against training clips per class, one line per method; "all" is at the right end.
 
     Args:
         folds: of one corpus and backbone, see `Results.folds`.
     """
-    figure, axes = _new("training clips of each class", "test accuracy %")
+    figure, axes = _new("training clips of each class", _score(folds))
     numbers = sorted(int(s) for s in folds["shots"].unique() if s != ALL_SHOTS)
     places = {str(number): float(number) for number in numbers}
     if (folds["shots"] == ALL_SHOTS).any():
@@ -57,27 +60,27 @@ def draw_few_shot(folds: pd.DataFrame) -> Figure:
 
 
 def draw_scaling(folds: pd.DataFrame) -> Figure:
-    """Accuracy against trained parameters, one line per series and combination of `others`.
+    """Score against trained parameters, one line per series and combination of `others`.
 
     Args:
         folds: of one corpus, backbone and number of clips per class, with the column `others`: the
             swept settings except the first, as text.
     """
-    figure, axes = _new("parameters trained outside the head", "test accuracy %")
+    figure, axes = _new("parameters trained outside the head", _score(folds))
     set_log_scale(axes)
     _lines(axes, folds.assign(x=folds["trained"]), ["series", "others"], beside=0)
     return figure
 
 
 def draw_sweep(folds: pd.DataFrame, factor: str) -> Figure:
-    """Accuracy against one swept setting, one line per series and combination of the others.
+    """Score against one swept setting, one line per series and combination of the others.
 
     Args:
         folds: of the methods that sweep it, with the columns `value` (of this setting) and
             `others` (the other settings as text).
         factor: the setting's name.
     """
-    figure, axes = _new(factor, "test accuracy %")
+    figure, axes = _new(factor, _score(folds))
     numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in folds["value"])
     words = [str(value).lower() for value in folds["value"]]
     order = dict.fromkeys(words)
@@ -90,6 +93,10 @@ def draw_sweep(folds: pd.DataFrame, factor: str) -> Figure:
     if not numeric:
         axes.margins(x=0.3)
     return figure
+
+
+def _score(folds: pd.DataFrame) -> str:
+    return f"test {metric_name(folds['metric'])} %"
 
 
 def _new(x: str, y: str) -> tuple[Figure, Axes]:
@@ -115,7 +122,7 @@ def _lines(axes: Axes, folds: pd.DataFrame, by: list[str], beside: float = BESID
     """
     groups = list(folds.groupby(by, sort=False))
     for number, (key, rows) in enumerate(groups):
-        points = {x: t_interval(part["accuracy"].to_numpy()) for x, part in rows.groupby("x")}
+        points = {x: t_interval(part["score"].to_numpy()) for x, part in rows.groupby("x")}
         mean = [interval.mean for interval in points.values()]
         below = [interval.mean - interval.low for interval in points.values()]
         above = [interval.high - interval.mean for interval in points.values()]

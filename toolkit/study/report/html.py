@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.study.records import Record
+from toolkit.study.report.contents import Table
 from toolkit.study.report.curves import mean_curve
 from toolkit.study.report.load import METHOD, Results
-from toolkit.study.report.sections import Table
 
 FOLDER = Path(__file__).with_name("templates")
 SCRIPTS = ("elements.js", "table.js", "plot.js", "heat.js", "main.js")
@@ -63,11 +63,13 @@ def page_data(
         "conclusion": study.conclusion,
         "summary": summary(results),
         "baseline": study.baseline,
+        "metric": results.metric,
         "tables": [_table(table) for table in tables],
         "curves": [_labelled(key, _curves(results, key)) for key in order],
         "confusions": [
             _labelled(key, dict(zip(("classes", "counts"), confusions[key], strict=True)))
             for key in order
+            if key in confusions
         ],
         "pictures": [{"title": title, "source": _embedded(file)} for title, file in pictures],
         "shared": shared,

@@ -2,17 +2,15 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from toolkit.errors import ConfigError
-from toolkit.study.plan import Planner
+from toolkit.study.plan import Cell, Method, Plan, read_plan
 from toolkit.study.records import Curves, Record, Timing, read_records, read_timing
-from toolkit.study.run.queue import default_folder
-from toolkit.study.spec import COPY, Cell, Study
-from toolkit.study.variants import Variant
+from toolkit.study.spec import Study
 
 GROUP = ["corpus", "backbone", "shots"]
 """What must be the same for methods to be compared."""
@@ -31,14 +29,14 @@ class Results:
         study: the study.
         folder: of its results.
         cells: the runs that there should be.
-        variants: its methods by name.
+        methods: its methods by name.
         records: those that ended, well or not.
     """
 
     study: Study
     folder: Path
     cells: list[Cell]
-    variants: dict[str, Variant]
+    methods: dict[str, Method]
     records: dict[Cell, Record]
 
     @classmethod
@@ -46,23 +44,24 @@ class Results:
         """Read a study's results.
 
         Args:
-            place: the study's file, if its results are where they are by default; or their folder.
-            plugins: further plugin folders.
+            place: the folder of the results, or the study's file if they are in the default folder.
+            plugins: further plugin folders, for results without a `plan.json`.
 
         Raises:
             ConfigError: there is no study, or none of its runs has ended.
         """
         study = Study.read(place)
-        folder = place if place.is_dir() else default_folder(study.study)
-        planner = Planner(study, folder, plugins=plugins)
-        cells = planner.cells()
-        records = read_records(planner.folder, cells)
+        folder = study.folder(place).resolve()
+        plan = read_plan(folder) or _planned_anew(study, folder, plugins)
+        study.check_baseline(plan.methods)
+        cells = list(plan.digests)
+        records = read_records(folder, cells)
         if not records:
             raise ConfigError(
-                f"{folder} holds no run of the study that has ended; start it with "
-                f"`python tools/benchmark.py {place if place.is_file() else place / COPY}`"
+                f"no run of '{study.study}' has ended in {folder}; start them with "
+                f"`toolkit study run {place}`"
             )
-        return cls(study, planner.folder, cells, planner.variants, records)
+        return cls(study, folder, cells, plan.methods, records)
 
     @property
     def done(self) -> list[Record]:
@@ -76,7 +75,8 @@ class Results:
 
     @functools.cached_property
     def folds(self) -> pd.DataFrame:
-        """A row for each tested fold of each run that is done; accuracies are in %."""
+        """A row for each tested fold of each run that is done; scores are in %, and
+        `metric` names what they are."""
         rows = []
         for record in self.done:
             cell, outcome = record.cell, record.found()
@@ -84,14 +84,15 @@ class Results:
                 rows.append(
                     {
                         **identity(cell),
-                        "series": self.variants[cell.method].series,
+                        "series": self.methods[cell.method].series,
                         "seed": cell.seed,
                         "fold": fold.fold,
-                        "accuracy": 100 * fold.score,
+                        "metric": outcome.metric,
+                        "score": 100 * fold.score,
                         "uar": None if fold.uar is None else 100 * fold.uar,
                         "entropy": fold.entropy,
                         "busiest": fold.busiest,
-                        "valid_accuracy": 100 * fold.valid_score,
+                        "valid_score": 100 * fold.valid_score,
                         "epochs": len(fold.curves.train_loss),
                         "best_epoch": fold.best_epoch,
                         "epoch_to_95": fold.epoch_to_95,
@@ -106,17 +107,18 @@ class Results:
                     }
                 )
         if not rows:
-            return pd.DataFrame(columns=[*METHOD, "accuracy"])
+            return pd.DataFrame(columns=[*METHOD, "metric", "score"])
         return pd.DataFrame(rows).astype(dict.fromkeys(OPTIONAL, float))
 
     @functools.cached_property
     def predictions(self) -> pd.DataFrame:
         """A row for each tested clip of each run that is done: its truth, the prediction, and
-        whether that is right."""
+        whether that is right. Runs whose score is not the share of right clips are left out."""
         tables = []
-        for cell, record in self.records.items():
+        for record in self.done:
+            cell = record.cell
             file = self.folder / "runs" / cell.name / "train" / "predictions.csv"
-            if record.done and file.is_file():
+            if record.found().metric == "accuracy" and file.is_file():
                 columns = ["id", "fold", "truth", "prediction"]
                 table = pd.read_csv(file, usecols=columns, dtype={"id": str, "truth": str})
                 tables.append(table.assign(**identity(cell), seed=cell.seed))
@@ -133,6 +135,11 @@ class Results:
             curves = [fold.curves for fold in record.found().folds]
             found.setdefault(tuple(identity(record.cell).values()), []).extend(curves)
         return found
+
+    @property
+    def metric(self) -> str:
+        """What all scores of the study are, or "score" if corpora have different metrics."""
+        return metric_name(record.found().metric for record in self.done)
 
     def timing(self, record: Record) -> Timing | None:
         """The quiet timing of a run's configuration."""
@@ -151,6 +158,19 @@ class Results:
                     counts = _sum(found[key][1], counts)
                 found[key] = (record.found().classes, counts)
         return found
+
+
+def _planned_anew(study: Study, folder: Path, plugins: Sequence[str]) -> Plan:
+    """The plan of results from a version that wrote none."""
+    from toolkit.study.planner import Planner  # loads torch, which a report needs for nothing else
+
+    return Planner(study, folder, plugins=plugins).plan()
+
+
+def metric_name(metrics: Iterable[str]) -> str:
+    """The metric if it is always the same one, else "score"."""
+    found = set(metrics)
+    return found.pop() if len(found) == 1 else "score"
 
 
 def identity(cell: Cell) -> dict[str, str]:

@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
+from toolkit.study.report.load import metric_name
 from toolkit.study.report.tables import Ranking
 
 matplotlib.use("Agg")
@@ -71,43 +72,44 @@ def _hundredths(number: re.Match[str]) -> str:
 
 
 def draw_intervals(table: pd.DataFrame, baseline: str | None) -> Figure:
-    """Mean accuracy of each method with its interval, best on top.
+    """Mean score of each method with its interval, best on top.
 
     Args:
         table: methods of one group, see `tables.methods`.
         baseline: drawn in another colour.
     """
-    table = table.sort_values("accuracy", ignore_index=True)
+    table = table.sort_values("score", ignore_index=True)
     figure = Figure(figsize=(6, 1.2 + 0.24 * len(table)), layout="constrained")
     axes = figure.subplots()
     colours = [MARKED if method == baseline else "tab:blue" for method in table["method"]]
     axes.hlines(table.index, table["low"], table["high"], colors=colours, lw=2)
-    axes.scatter(table["accuracy"], table.index, c=colours, s=24, zorder=2)
+    axes.scatter(table["score"], table.index, c=colours, s=24, zorder=2)
     axes.set_yticks(table.index, table["method"], fontsize=8)
     axes.set_ylim(-1, len(table))
-    axes.set_xlabel("test accuracy %, mean and 95 % interval over folds and seeds")
+    metric = metric_name(table["metric"])
+    axes.set_xlabel(f"test {metric} %, mean and 95 % interval over folds and seeds")
     axes.grid(axis="x", alpha=0.3)
     return figure
 
 
 def draw_pareto(table: pd.DataFrame, x: str, label: str) -> Figure:
-    """Accuracy against a cost, with the Pareto front marked.
+    """Score against a cost, with the Pareto front marked.
 
     Args:
         table: methods of one group.
         x: the column of the cost; lower is better.
         label: the label of its axis.
     """
-    table = table.dropna(subset=[x, "accuracy"])
+    table = table.dropna(subset=[x, "score"])
     figure = Figure(figsize=(6.5, 4.5), layout="constrained")
     axes = figure.subplots()
-    axes.scatter(table[x], table["accuracy"], s=18, color=GREY)
+    axes.scatter(table[x], table["score"], s=18, color=GREY)
     front = pareto_front(table, x)
-    axes.plot(front[x], front["accuracy"], color=MARKED, marker="o", ms=4, lw=1, zorder=2)
+    axes.plot(front[x], front["score"], color=MARKED, marker="o", ms=4, lw=1, zorder=2)
     if (table[x] > 0).all() and table[x].max() > 20 * table[x].min():
         set_log_scale(axes)
     axes.set_xlabel(label)
-    axes.set_ylabel("test accuracy %")
+    axes.set_ylabel(f"test {metric_name(table['metric'])} %")
     axes.grid(alpha=0.3)
     _name_points(axes, table, x, set(front["method"]))
     return figure
@@ -123,7 +125,7 @@ def _name_points(axes: Axes, table: pd.DataFrame, x: str, on_front: set[str]) ->
     """Write the name of every method beside its point without overlaps."""
     names = [
         axes.text(
-            row[x], row["accuracy"], row["method"],
+            row[x], row["score"], row["method"],
             fontsize=7 if row["method"] in on_front else 5.5,
             color="black" if row["method"] in on_front else "0.35",
         )
@@ -131,17 +133,17 @@ def _name_points(axes: Axes, table: pd.DataFrame, x: str, on_front: set[str]) ->
     ]  # fmt: skip
     FigureCanvasAgg(axes.figure).draw()  # texts have no size before they are drawn
     adjust_text(
-        names, x=table[x].to_list(), y=table["accuracy"].to_list(), ax=axes, min_arrow_len=4,
+        names, x=table[x].to_list(), y=table["score"].to_list(), ax=axes, min_arrow_len=4,
         iter_lim=500,  # instead of a time limit, so that the same picture gives the same file
         arrowprops={"arrowstyle": "-", "color": GREY, "lw": 0.4},
     )  # fmt: skip
 
 
 def pareto_front(table: pd.DataFrame, x: str) -> pd.DataFrame:
-    """The rows that are more accurate than every row of equal or lower cost, cheapest first."""
-    ordered = table.sort_values([x, "accuracy"], ascending=[True, False])
-    best = ordered["accuracy"].astype(float).cummax().shift(fill_value=-np.inf)
-    return ordered[ordered["accuracy"] > best]
+    """The rows with a higher score than every row of equal or lower cost, cheapest first."""
+    ordered = table.sort_values([x, "score"], ascending=[True, False])
+    best = ordered["score"].astype(float).cummax().shift(fill_value=-np.inf)
+    return ordered[ordered["score"] > best]
 
 
 def draw_recalls(recalls: pd.DataFrame, baseline: str | None) -> Figure:

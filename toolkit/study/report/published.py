@@ -11,10 +11,10 @@ FILE = Path(__file__).with_name("published.csv")
 
 
 def read_published() -> pd.DataFrame:
-    """All published numbers: corpus, backbone, shots, method, parameters, accuracy (%), std,
-    source, and evidence (`paper`: read there; `secondary`: from somebody who has read it)."""
+    """All published numbers: corpus, backbone, shots, method, parameters, score (accuracy in %),
+    std, source, and evidence (`paper`: read there; `secondary`: from somebody who has read it)."""
     table = pd.read_csv(FILE, dtype={"shots": str, "std": float})
-    return table.astype({"accuracy": float})
+    return table.astype({"score": float})
 
 
 def beside_measured(methods: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
@@ -25,9 +25,9 @@ def beside_measured(methods: pd.DataFrame, names: Mapping[str, str]) -> pd.DataF
         methods: see `tables.methods`.
         names: the study's name of a method -> its name in `published.csv`.
     """
-    wanted = [*METHOD, "accuracy", "low", "high", "trained"]
+    wanted = [*METHOD, "score", "low", "high", "trained"]
     measured = methods[wanted].assign(published=methods["method"].map(names))
     numbers = read_published().rename(columns={"method": "published"})
     same = [*GROUP, "published"]
     found = measured.merge(numbers, on=same, suffixes=("", "_published"))
-    return found.assign(difference=found["accuracy"] - found["accuracy_published"])
+    return found.assign(difference=found["score"] - found["score_published"])

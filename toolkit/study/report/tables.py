@@ -27,16 +27,17 @@ def methods(results: Results) -> pd.DataFrame:
         row |= _of_timing(results.timing(records[key]), records[key], row)
         rows.append(dict(zip(METHOD, key, strict=True)) | row)
     table = pd.DataFrame(rows, columns=[column.key for column in COLUMNS])
-    return _best_first(table, "accuracy")
+    return _best_first(table, "score")
 
 
 def _of_folds(folds: pd.DataFrame) -> dict[str, Any]:
     """What the runs themselves say."""
-    interval = statistics.t_interval(folds["accuracy"].to_numpy())
+    interval = statistics.t_interval(folds["score"].to_numpy())
     first = folds.iloc[0]
     return {
-        "accuracy": interval.mean,
-        "sd": folds["accuracy"].std(),
+        "metric": first["metric"],
+        "score": interval.mean,
+        "sd": folds["score"].std(),
         "low": interval.low,
         "high": interval.high,
         "uar": folds["uar"].mean(),
@@ -168,7 +169,7 @@ def rankings(results: Results) -> list[Ranking]:
     for (backbone, shots), table in results.folds.groupby(["backbone", "shots"], sort=False):
         over_corpora = table["corpus"].nunique() >= FEWEST_CORPORA
         blocks = ["corpus"] if over_corpora else ["corpus", "fold"]
-        scores = table.pivot_table(index=blocks, columns="method", values="accuracy")
+        scores = table.pivot_table(index=blocks, columns="method", values="score")
         scores = scores.dropna(axis="columns")
         if len(scores) < 2 or len(scores.columns) < 3:
             continue
@@ -187,12 +188,12 @@ def rankings(results: Results) -> list[Ranking]:
 def factors(results: Results) -> pd.DataFrame:
     """What the swept settings that have two values do: second value against first, all else equal.
 
-    Columns: `GROUP`, `series`, `factor`, `first`, `second`, `pairs` of runs, the mean accuracy of
+    Columns: `GROUP`, `series`, `factor`, `first`, `second`, `pairs` of runs, the mean score of
     each (`at_first`, `at_second`) and the `difference` in % with its t-interval `low`, `high`.
     """
     rows = []
     for (*group, series), folds in results.folds.groupby([*GROUP, "series"], sort=False):
-        levels = {m: results.variants[m].factors for m in folds["method"].unique()}
+        levels = {m: results.methods[m].factors for m in folds["method"].unique()}
         for factor in next(iter(levels.values())):
             values = list(dict.fromkeys(str(f[factor]).lower() for f in levels.values()))
             if len(values) == 2:
@@ -207,13 +208,13 @@ def factors(results: Results) -> pd.DataFrame:
 def _paired_runs(
     folds: pd.DataFrame, levels: dict[str, dict[str, Any]], factor: str
 ) -> pd.DataFrame:
-    """Accuracies [everything else, values of the factor]."""
+    """Scores [everything else, values of the factor]."""
     of = [levels[method] for method in folds["method"]]
     table = folds.assign(
         level=[str(values[factor]).lower() for values in of],
         others=[str({k: v for k, v in values.items() if k != factor}) for values in of],
     )
-    return table.pivot_table(index=["others", "seed", "fold"], columns="level", values="accuracy")
+    return table.pivot_table(index=["others", "seed", "fold"], columns="level", values="score")
 
 
 def _effect(factor: str, values: list[str], table: pd.DataFrame) -> dict[str, Any]:

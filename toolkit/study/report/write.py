@@ -1,4 +1,4 @@
-"""`toolkit report STUDY`: the results of a study as HTML, Markdown, CSV and pictures."""
+"""`toolkit study report STUDY`: the results of a study as HTML, Markdown, CSV and pictures."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 from toolkit.errors import ConfigError
 from toolkit.files import write_atomically
 from toolkit.study.report import html, markdown, plots
+from toolkit.study.report.contents import all_pictures, all_tables
 from toolkit.study.report.load import Results
-from toolkit.study.report.sections import all_pictures, all_tables
 
 
 def write_report(results: Results, folder: Path, text: Path | None = None) -> Iterator[Path]:

@@ -1,6 +1,5 @@
 """Engines: how many runs are executed at once, and where."""
 
-import os
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from toolkit import system
 from toolkit.errors import ConfigError
 from toolkit.study.plan import Run
 from toolkit.study.records import Record
@@ -23,7 +23,7 @@ def run_locally(tasks: Sequence[Task], jobs: int | None) -> Ended:
     """Processes of this machine: one a GPU, or `jobs` (default 1) that share the CPU's threads."""
     gpus = torch.cuda.device_count()
     jobs = jobs or gpus or 1
-    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+    threads = max(1, system.cores() // jobs)
     devices: queue.SimpleQueue[int | None] = queue.SimpleQueue()
     for number in range(jobs):
         devices.put(number % gpus if gpus else None)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import platform
@@ -13,16 +12,21 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
+
+import psutil
+from filelock import FileLock, Timeout
 
 from toolkit.errors import RunError
 from toolkit.features.cache import default_cache_folder
-from toolkit.files import locked, write_atomically
+from toolkit.files import locked_with_others, write_atomically
 from toolkit.study.plan import Problem, Run
 from toolkit.study.records import DONE, FAILED, Record, read_record
 from toolkit.study.run.outcome import read_outcome
 
 INTERRUPTED = (130, -signal.SIGINT)
 LOG_LINES = 40
+PROCESS = "process.json"
 REASON = 600  # characters kept of a reason
 
 
@@ -77,8 +81,8 @@ def execute(run: Run, workplace: Workplace, before: int) -> Record | None:
         the record, or None: another process is at it, or it was interrupted.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
-    with _exclusive(run.folder / ".lock") as lock:
-        if lock is None:
+    with _exclusive(run.folder) as free:
+        if not free:
             return None
         record = read_record(run.folder)
         current = record is not None and record.digest == run.digest
@@ -88,7 +92,7 @@ def execute(run: Run, workplace: Workplace, before: int) -> Record | None:
         command = [sys.executable, str(run.train), *run.arguments, "--output_folder", str(output)]
         started, clock = datetime.now(UTC), time.monotonic()
         with machine(shared=True):
-            code, log = _process(command, run, workplace, lock)
+            code, log = _process(command, run, workplace)
         if code in INTERRUPTED:
             return None
         outcome, problem = None, failure_reason(code, log) if code else None
@@ -134,19 +138,35 @@ def record_failure(run: Run | Problem, reason: str, engine: str) -> Record:
 
 def machine(shared: bool) -> contextlib.AbstractContextManager[None]:
     """Hold this machine, together with other runs or alone; waits until that is possible."""
-    return locked(default_cache_folder() / "machine.lock", shared)
+    return locked_with_others(default_cache_folder() / "machine.sqlite", shared)
 
 
 @contextlib.contextmanager
-def _exclusive(path: Path) -> Iterator[int | None]:
-    """A lock's file descriptor, or None if another process holds it."""
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-        else:
-            yield file.fileno()
+def _exclusive(folder: Path) -> Iterator[bool]:
+    """Whether nobody else is at this run, neither a study nor the process of a killed one."""
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield not _still_runs(folder / PROCESS)
+    except Timeout:
+        yield False
+
+
+def _still_runs(file: Path) -> bool:
+    """Whether the process that was noted there is alive on this machine."""
+    if not file.is_file():
+        return False
+    noted = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        process = psutil.Process(noted["pid"])
+        ended = process.status() == psutil.STATUS_ZOMBIE
+        return noted == _identity(process) and not ended
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _identity(process: psutil.Process) -> dict[str, Any]:
+    """What tells a process from all others, also from a later one with its number."""
+    return {"host": platform.node(), "pid": process.pid, "started": process.create_time()}
 
 
 def _prepare(run: Run) -> Path:
@@ -160,11 +180,9 @@ def _prepare(run: Run) -> Path:
     return output
 
 
-def _process(
-    command: list[str], run: Run, workplace: Workplace, lock: int
-) -> tuple[int, list[str]]:
-    """Exit status and lines of output. The process shares the lock: if this one is killed, nobody
-    else executes the run until the process has ended too."""
+def _process(command: list[str], run: Run, workplace: Workplace) -> tuple[int, list[str]]:
+    """Exit status and lines of output. The process is noted: if this one is killed, nobody else
+    executes the run until the process has ended too."""
     log = run.folder / "output.log"
     with open(log, "w", encoding="utf-8") as stream:
         process = subprocess.Popen(
@@ -174,8 +192,9 @@ def _process(
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,
-            pass_fds=[lock],
         )
+        note = json.dumps(_identity(psutil.Process(process.pid)))
+        write_atomically(run.folder / PROCESS, note)
         try:
             code = process.wait(run.timeout)
         except subprocess.TimeoutExpired:

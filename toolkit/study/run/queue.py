@@ -2,19 +2,20 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-from toolkit.study.plan import Planner, Problem, Run
+from toolkit.errors import ConfigError, did_you_mean
+from toolkit.study.plan import Problem, Run
+from toolkit.study.planner import Planner
 from toolkit.study.records import Record
 from toolkit.study.run.engines import ENGINES, Task
-from toolkit.study.run.estimate import Estimate, duration
 from toolkit.study.run.process import attempts, finished, record_failure
+from toolkit.study.run.time_estimate import Estimate, duration
 
 WAIT_SECONDS = 2.0  # between looks at runs that another process has in hand
 
 
-class Benchmark:
-    """A study in its folder.
+class StudyQueue:
+    """The runs of a study: those that are done, and those to execute.
 
     Args:
         planner: makes its runs.
@@ -55,8 +56,13 @@ class Benchmark:
         """Execute what is open; a line of text for every run that ends.
 
         Raises:
-            ConfigError: the engine is not there.
+            ConfigError: there is no such engine, or it is not installed.
         """
+        if engine not in ENGINES:
+            raise ConfigError(
+                f"there is no engine {engine!r}{did_you_mean(engine, ENGINES)} "
+                f"(known: {', '.join(ENGINES)})"
+            )
         for problem in self.problems:
             record_failure(problem, problem.reason, engine)
             self.failures += 1
@@ -96,8 +102,3 @@ def _total(times: list[float], runs: int) -> str:
         return "their time is not known before one of them, or `--timings`, has run"
     unknown = "" if len(times) == runs else f" for the {len(times)} whose time is known"
     return f"about {duration(sum(times))}{unknown}, one after the other"
-
-
-def default_folder(study: str) -> Path:
-    """Where a study's results go unless it is told otherwise."""
-    return Path("results") / "studies" / study

@@ -17,7 +17,7 @@ function methodTables() {
     const numbers = table.columns.filter((column) => column.digits !== null);
     const known = (key, other) => numbers.find((column) => column.key === key) ?? other;
     const plot = element("div", { id: "pareto" });
-    const state = { rows: [], x: known("trained", numbers[0]), y: known("accuracy", numbers[0]), log: [true, false] };
+    const state = { rows: [], x: known("trained", numbers[0]), y: known("score", numbers[0]), log: [true, false] };
     const redraw = () => plot.replaceChildren(scatter(state.rows, state.x, state.y, state.log));
     if (table.key !== "methods") {
       made.append(makeTable(table, data.baseline));
@@ -49,8 +49,8 @@ function picture(numbers, state, redraw, plot) {
 
 function epochs() {
   const made = section("Over the epochs", "Means over folds and seeds, on the validation folds that " +
-    "chose the epoch: this is not test accuracy.");
-  const names = { valid_score: "validation accuracy", valid_loss: "validation loss", train_loss: "training loss" };
+    `chose the epoch: this is not test ${data.metric}.`);
+  const names = { valid_score: `validation ${data.metric}`, valid_loss: "validation loss", train_loss: "training loss" };
   const plot = element("div", { id: "epochs" });
   const state = { key: "valid_score", chosen: new Set(data.curves.slice(0, 6)) };
   const redraw = () => plot.replaceChildren(curves([...state.chosen], state.key, names[state.key]));
@@ -124,7 +124,8 @@ function lines(values) {
 
 head();
 methodTables();
-if (data.curves.length) { epochs(); classes(); }
+if (data.curves.length) epochs();
+if (data.confusions.length) classes();
 if (data.pictures.length) pictures();
 runs();
 document.body.dataset.ready = "yes";

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from toolkit.study.records import Timing
 from toolkit.study.report import columns, curves, plots, statistics, tables
 from toolkit.study.report.columns import Column
-from toolkit.study.report.load import ALL_SHOTS, GROUP, Results
+from toolkit.study.report.load import ALL_SHOTS, GROUP, Results, metric_name
 from toolkit.study.report.published import beside_measured
 
 
@@ -46,7 +46,7 @@ class Picture:
 def all_tables(results: Results) -> list[Table]:
     """All tables that have rows."""
     methods = tables.methods(results)
-    published = {name: variant.published for name, variant in results.variants.items()}
+    published = {name: method.published for name, method in results.methods.items()}
     found = [
         Table("methods", "Methods", columns.COLUMNS, methods, _about_methods(results)),
         Table(
@@ -55,13 +55,16 @@ def all_tables(results: Results) -> list[Table]:
         ),
         Table("factors", "Effect of each setting", columns.FACTORS, tables.factors(results),
               ABOUT_FACTORS),
-        Table("published", "Published and measured accuracy", columns.PUBLISHED,
+        Table("published", "Published and measured scores", columns.PUBLISHED,
               beside_measured(methods, published), ABOUT_PUBLISHED),
         _ranks(results),
         Table("failures", "Failed runs", columns.FAILURES, failures(results), ABOUT_FAILURES),
     ]  # fmt: skip
     return [
-        dataclasses.replace(table, columns=columns.present(table.rows, table.columns))
+        dataclasses.replace(
+            table,
+            columns=columns.named(columns.present(table.rows, table.columns), results.metric),
+        )
         for table in found
         if len(table.rows)
     ]
@@ -69,10 +72,10 @@ def all_tables(results: Results) -> list[Table]:
 
 def _about_methods(results: Results) -> str:
     return (
-        "Mean test accuracy over folds and seeds; each run is tested at the epoch that was best on "
-        "its validation fold. CI is Student's t-interval over these values: since folds share "
-        "training clips and seeds share test clips, it is rather too narrow than too wide, and it "
-        f"says nothing about other corpora or backbones. {_about_timings(results)}"
+        f"Mean test {results.metric} over folds and seeds; each run is tested at the epoch that "
+        "was best on its validation fold. CI is Student's t-interval over these values: since "
+        "folds share training clips and seeds share test clips, it is rather too narrow than too "
+        f"wide, and it says nothing about other corpora or backbones. {_about_timings(results)}"
     )
 
 
@@ -82,7 +85,7 @@ def _about_timings(results: Results) -> str:
     if not timings:
         return (
             "Seconds and memory come from the runs themselves, which may have shared the machine: "
-            "compare them with care, or measure with `tools/benchmark.py STUDY --timings`."
+            "compare them with care, or measure with `toolkit study time STUDY`."
         )
     machine = timings[0].machine
     hosts = {(t.machine["host"], t.machine["processor"], t.rounds[0]["device"]) for t in timings}
@@ -132,9 +135,9 @@ ABOUT_FACTORS = (
 )
 
 ABOUT_PUBLISHED = (
-    "Published numbers and their sources are in toolkit/study/published.csv. They were obtained "
-    "with the reference code, which tests other epochs and loses the position table (see the "
-    "recipe's README), so a difference does not mean that either number is wrong."
+    "Published numbers and their sources are in toolkit/study/report/published.csv. They were "
+    "obtained with the reference code, which tests other epochs and loses the position table (see "
+    "the recipe's README), so a difference does not mean that either number is wrong."
 )
 
 ABOUT_FAILURES = (
@@ -181,20 +184,24 @@ def all_pictures(results: Results, methods: pd.DataFrame) -> list[Picture]:
     recalls = dict(tables.recalls(results))
     for group, table in methods.groupby(GROUP, sort=False):
         name, title = _name(group), _title(group)
-        best = table.sort_values("accuracy", ascending=False)["method"].tolist()
+        metric = metric_name(table["metric"])
+        best = table.sort_values("score", ascending=False)["method"].tolist()
         found += [
-            Picture(f"accuracy-{name}", f"Accuracy, {title}",
+            Picture(f"{metric}-{name}", f"{_heading(metric)}, {title}",
                     plots.draw_intervals(table, baseline)),
-            Picture(f"pareto-{name}", f"Accuracy against trained parameters, {title}",
+            Picture(f"pareto-{name}", f"{_heading(metric)} against trained parameters, {title}",
                     plots.draw_pareto(table, "trained", "parameters trained outside the head")),
             Picture(f"epochs-{name}", f"Best methods over the epochs, {title}",
-                    curves.draw_epochs(results, best, group)),
-            Picture(f"classes-{name}", f"Recall per class, {title}",
-                    plots.draw_recalls(recalls[group].loc[best], baseline)),
+                    curves.draw_epochs(results, best, group, metric)),
         ]  # fmt: skip
+        if group in recalls:
+            drawn = plots.draw_recalls(recalls[group].loc[best], baseline)
+            found.append(Picture(f"classes-{name}", f"Recall per class, {title}", drawn))
         if table["latency_ms"].notna().any():
             drawn = plots.draw_pareto(table, "latency_ms", "latency of a single clip, ms")
-            found.append(Picture(f"latency-{name}", f"Accuracy against latency, {title}", drawn))
+            found.append(
+                Picture(f"latency-{name}", f"{_heading(metric)} against latency, {title}", drawn)
+            )
     return [*found, *_rank_pictures(results), *_line_pictures(results)]
 
 
@@ -220,28 +227,27 @@ def _line_pictures(results: Results) -> list[Picture]:
         if (rows["shots"] != ALL_SHOTS).any() and rows["shots"].nunique() > 1:
             drawn = curves.draw_few_shot(rows)
             found.append(Picture(f"few-shot-{_name(group)}", f"Few-shot, {_title(group)}", drawn))
-    swept = folds[[bool(results.variants[m].factors) for m in folds["method"]]]
+    swept = folds[[bool(results.methods[m].factors) for m in folds["method"]]]
     for group, rows in swept.groupby(GROUP, sort=False):
         name, title = _name(group), _title(group)
         if rows.groupby("series")["trained"].nunique().max() > 1:
-            settings = [results.variants[method].factors for method in rows["method"]]
+            settings = [results.methods[method].factors for method in rows["method"]]
             others = [_others(values, next(iter(values))) for values in settings]
             drawn = curves.draw_scaling(rows.assign(others=others))
             found.append(Picture(f"scaling-{name}", f"Scaling, {title}", drawn))
         for factor in dict.fromkeys(
-            key for m in rows["method"].unique() for key in results.variants[m].factors
+            key for m in rows["method"].unique() for key in results.methods[m].factors
         ):
             drawn = curves.draw_sweep(_with_factor(results, rows, factor), factor)
             short = factor.rpartition(".")[2]
-            found.append(
-                Picture(f"sweep-{short}-{name}", f"Accuracy against {short}, {title}", drawn)
-            )
+            about = f"{_heading(metric_name(rows['metric']))} against {short}, {title}"
+            found.append(Picture(f"sweep-{short}-{name}", about, drawn))
     return found
 
 
 def _with_factor(results: Results, folds: pd.DataFrame, factor: str) -> pd.DataFrame:
     """The folds of the methods that sweep a setting, with columns `value` and `others`."""
-    settings = [results.variants[method].factors for method in folds["method"]]
+    settings = [results.methods[method].factors for method in folds["method"]]
     chosen = folds[[factor in values for values in settings]]
     own = [values for values in settings if factor in values]
     others = [_others(values, factor) for values in own]
@@ -258,6 +264,11 @@ def _name(group: tuple[str, ...]) -> str:
     """A group as part of a file name; "all" clips is left out."""
     words = [word for word in group if word != ALL_SHOTS]
     return "-".join(f"{w}-shot" if w.isdigit() else w.rpartition("/")[2] for w in words)
+
+
+def _heading(metric: str) -> str:
+    """The metric as the first word of a title: "Accuracy", but "mAP"."""
+    return metric.capitalize() if metric.islower() else metric
 
 
 def _title(group: tuple[str, ...]) -> str:

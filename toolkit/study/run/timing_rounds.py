@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from toolkit import system
 from toolkit.study.plan import Run
 from toolkit.study.records import Timing, read_timing
 from toolkit.study.run.process import failure_reason, machine
@@ -49,7 +50,13 @@ def take_timings(folder: Path, runs: Sequence[Run], rounds: int) -> Iterator[str
 
 
 def _measure(folder: Path, run: Run, timing: Timing) -> str:
-    command = [sys.executable, "-m", "toolkit.study.run.measure", str(run.train), *run.arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "toolkit.study.run.measure_cost",
+        str(run.train),
+        *run.arguments,
+    ]
     process = subprocess.run(command, capture_output=True, text=True)
     if process.returncode:
         lines = process.stderr.strip().splitlines()
@@ -66,17 +73,8 @@ def describe_machine() -> dict[str, str | int | float]:
     """Where timings are taken; `load_before` is the load average when the phase began."""
     return {
         "host": platform.node(),
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "processor": system.processor(),
+        "cores": system.cores(),
         "load_before": os.getloadavg()[0],
         "date": datetime.now(UTC).date().isoformat(),
     }
-
-
-def _processor() -> str:
-    names = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        if line.startswith("model name")
-    ]
-    return names[0] if names else platform.machine()

@@ -1,6 +1,6 @@
 """What a configuration costs on this machine, measured in a process of its own.
 
-`timings.py` runs it in rounds as `python -m toolkit.study.run.measure TRAIN.PY HPARAMS ...`; it
+`timing_rounds.py` runs it as `python -m toolkit.study.run.measure_cost TRAIN.PY HPARAMS ...`; it
 prints one line of JSON.
 """
 

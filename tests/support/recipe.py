@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TRAIN = ROOT / "recipes" / "ESC50" / "train.py"
 SMALL = [
     "--backbone", "ast_tiny", "--max_length", "64", "--epochs", "2", "--batch_size", "8",

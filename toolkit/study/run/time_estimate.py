@@ -5,9 +5,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from toolkit.study.plan import Run
+from toolkit.study.plan import Cell, Run
 from toolkit.study.records import Record, read_record, read_timing
-from toolkit.study.spec import Cell
 
 START_SECONDS = 8.0
 """What a process takes before its first step and after its last."""

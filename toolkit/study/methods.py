@@ -9,41 +9,32 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from toolkit import plugins
+from toolkit import places, plugins
 from toolkit.errors import ConfigError, did_you_mean
 from toolkit.registry import PEFT
-from toolkit.study.spec import ROOT, MethodSpec, Study, check_name, resolve
+from toolkit.study.plan import Method
+from toolkit.study.spec import MethodSpec, Study, check_name, resolve
 
 BASE = "hparams/base.yaml"
 NOT_METHODS = ("base", "embedded")
 
 
 @dataclasses.dataclass(frozen=True)
-class Variant:
+class ConfiguredMethod(Method):
     """A method as a study runs it.
 
     Attributes:
-        name: unique in the study.
-        series: what its sweep varies; the name of a method that is not swept.
-        file: its configuration; None: the recipe's base with the registered `method`.
-        method: registered name.
-        overrides: keys over the configuration's.
-        factors: swept key -> value.
+        file: its configuration; None: the recipe's base with the registered method `peft`.
+        overrides: keys that replace those of the configuration.
         seeds: None: the corpus's or the study's.
         corpora: those that it runs on; None: all.
-        published: its name in `published.csv`.
         size: setting that a budget may change; None: found by its name.
     """
 
-    name: str
-    series: str
     file: Path | None
-    method: str
     overrides: Mapping[str, Any]
-    factors: Mapping[str, Any]
-    seeds: tuple[int, ...] | None
-    corpora: tuple[str, ...] | None
-    published: str
+    seeds: list[int] | None
+    corpora: list[str] | None
     size: str | None
 
     def runs_on(self, corpus: str) -> bool:
@@ -60,28 +51,28 @@ class Variant:
             own = f"hparams/{self.file.name}"
             if (recipe / own).is_file():
                 return own, dict(self.overrides)
-        differences = differences_of(self.file) if self.file else {"peft": self.method}
+        differences = differences_of(self.file) if self.file else {"peft": self.peft}
         return BASE, differences | dict(self.overrides)
 
 
-def variants(study: Study, plugin_folders: Iterable[str] = ()) -> list[Variant]:
+def methods_of(study: Study, plugin_folders: Iterable[str] = ()) -> list[ConfiguredMethod]:
     """All methods of a study, in its order.
 
     Args:
         study: the study.
-        plugin_folders: see `plugins.load`.
+        plugin_folders: see `plugins.candidates`.
 
     Raises:
         ConfigError: a glob or a name that matches nothing.
     """
-    recipes = [resolve(spec.recipe) / "hparams" for spec in study.corpus_specs.values()]
-    others = sorted((ROOT / "recipes").glob("*/hparams"))  # a method's file works with any recipe
-    files = configurations([*recipes, *others, *plugins.places(plugin_folders)])
-    found: dict[str, Variant] = {}
-    for spec in study.method_specs:
-        for variant in _expand(spec, files):
-            check_name("methods", variant.name)
-            found.setdefault(variant.name, variant)
+    recipes = [resolve(spec.recipe) / "hparams" for spec in study.corpora.values()]
+    others = sorted(places.recipes().glob("*/hparams"))  # a method's file works with any recipe
+    files = configurations([*recipes, *others, *plugins.nearest(plugin_folders)])
+    found: dict[str, ConfiguredMethod] = {}
+    for spec in study.methods:
+        for method in _expand(spec, files):
+            check_name("methods", method.name)
+            found.setdefault(method.name, method)
     return list(found.values())
 
 
@@ -110,7 +101,7 @@ def differences_of(file: Path) -> dict[str, Any]:
     tree = _read(file)
     parent = tree.pop("extends", None)
     if parent is not None and Path(parent).stem != Path(BASE).stem:
-        found = differences_of(file.parent / parent)
+        found = differences_of(places.extended(file, parent))
     for key, value in tree.items():
         if isinstance(value, Mapping) and "name" not in value:
             found.update({f"{key}.{inner}": item for inner, item in value.items()})
@@ -136,11 +127,13 @@ def _method_of(file: Path) -> str | None:
     peft = tree.get("peft") if isinstance(tree, Mapping) else None
     if not isinstance(peft, Mapping) or "name" in peft:
         return peft.get("name") if isinstance(peft, Mapping) else peft
-    parent = file.parent / str(tree.get("extends"))
+    parent = places.extended(file, str(tree.get("extends")))
     return _method_of(parent) if parent.is_file() else None
 
 
-def _expand(spec: MethodSpec, files: Mapping[str, tuple[Path | None, str]]) -> list[Variant]:
+def _expand(
+    spec: MethodSpec, files: Mapping[str, tuple[Path | None, str]]
+) -> list[ConfiguredMethod]:
     if spec.hparams is not None:
         return _sweep(spec, *_named(spec.hparams, files))
     if spec.glob in files:
@@ -154,7 +147,7 @@ def _expand(spec: MethodSpec, files: Mapping[str, tuple[Path | None, str]]) -> l
     if not names:
         known = {*files, *PEFT.names()}
         raise ConfigError(f"no method matches {spec.glob!r}{did_you_mean(spec.glob, known)}")
-    return [variant for name in names for variant in _sweep(spec, name, *files[name])]
+    return [method for name in names for method in _sweep(spec, name, *files[name])]
 
 
 def _named(
@@ -172,23 +165,25 @@ def _named(
     return path.stem, path, method
 
 
-def _sweep(spec: MethodSpec, configuration: str, file: Path | None, method: str) -> list[Variant]:
-    """One variant for each combination of the swept values."""
+def _sweep(
+    spec: MethodSpec, configuration: str, file: Path | None, method: str
+) -> list[ConfiguredMethod]:
+    """One method for each combination of the swept values."""
     series = spec.name or configuration
     found = []
     for values in itertools.product(*spec.sweep.values()):
         factors = dict(zip(spec.sweep, values, strict=True))
         parts = [f"{key.rpartition('.')[2]}={_word(value)}" for key, value in factors.items()]
         found.append(
-            Variant(
+            ConfiguredMethod(
                 name=",".join([series, *parts]),
                 series=series,
                 file=file,
-                method=method,
+                peft=method,
                 overrides={**spec.overrides, **factors},
                 factors=factors,
-                seeds=None if spec.seeds is None else tuple(spec.seeds),
-                corpora=None if spec.corpora is None else tuple(spec.corpora),
+                seeds=spec.seeds,
+                corpora=spec.corpora,
                 published=",".join([spec.published or series, *parts]),
                 size=spec.size,
             )

@@ -1,5 +1,6 @@
 """Miniature studies: a recipe that answers at once, and results that no run has made."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -7,12 +8,14 @@ import shutil
 from collections.abc import Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
 from recipe import ROOT
 
-from toolkit.study.plan import Planner, Run
+from toolkit.study.plan import Cell, Run
+from toolkit.study.planner import Planner
 from toolkit.study.records import (
     DONE,
     FAILED,
@@ -23,8 +26,8 @@ from toolkit.study.records import (
     Record,
     Timing,
 )
-from toolkit.study.run.queue import Benchmark
-from toolkit.study.spec import Cell, Study
+from toolkit.study.run.queue import StudyQueue
+from toolkit.study.spec import Study
 
 CLASSES = ["dog", "rain", "sea", "bell"]
 CLIPS = 6  # of a class, in a fold
@@ -42,6 +45,7 @@ import struct
 import sys
 import time
 from pathlib import Path
+from types import MappingProxyType
 
 HERE = Path(__file__).parent
 method = Path(sys.argv[1]).stem
@@ -127,10 +131,12 @@ def study_of(recipe: Path, **changes: object) -> Study:
     return Study.from_mapping(values | changes, "quick")
 
 
-def benchmark(study: Study, folder: Path, **options: object) -> Benchmark:
-    """The study in a folder; a copy of it is left there as tools/benchmark.py does."""
-    study.write(folder)
-    return Benchmark(Planner(study, folder), **options)
+def benchmark(study: Study, folder: Path, **options: object) -> StudyQueue:
+    """The study in a folder; its plan is saved there as `toolkit study run` does."""
+    planner = Planner(study, folder)
+    queue = StudyQueue(planner, **options)
+    planner.save(queue.runs)
+    return queue
 
 
 def planned(study: Study, folder: Path) -> list[Run]:
@@ -162,6 +168,8 @@ def made_up(
     folds: int = 5,
     seeds: int = 2,
     failed: Sequence[str] = (),
+    plugins: Sequence[str] = (),
+    metrics: Mapping[str, str] = MappingProxyType({}),
     **changes: object,
 ) -> Study:
     """Results of a study that nobody has run: each method answers a clip with its skill.
@@ -172,6 +180,8 @@ def made_up(
         corpora: names.
         folds, seeds: how many.
         failed: methods whose runs have failed.
+        plugins: further plugin folders.
+        metrics: corpus -> metric, if it is not accuracy; its clips then have several classes.
         changes: further keys of the study.
     """
     values = {
@@ -183,13 +193,15 @@ def made_up(
         "baseline": next(iter(skills)),
     }
     study = Study.from_mapping(values | changes, "made-up")
-    study.write(folder)
-    planner = Planner(study, folder)
+    planner = Planner(study, folder, plugins=plugins)
+    planner.save()
     for number, cell in enumerate(planner.cells()):
-        skill = skills[planner.variants[cell.method].series]
+        skill = skills[planner.methods[cell.method].series]
         place = folder / "runs" / cell.name
         bad = cell.method in failed
         outcome = None if bad else _outcome(place, cell, skill, number)
+        if outcome and metrics.get(cell.corpus, "accuracy") != "accuracy":
+            outcome = _of_several_classes(outcome, metrics[cell.corpus])
         _record(cell, outcome).write(place)
     for method, skill in skills.items():
         _timing(skill).write(folder, f"step-{method}")
@@ -235,6 +247,11 @@ def _outcome(place: Path, cell: Cell, skill: float, number: int) -> Outcome:
         python="3.11", packages={"torch": "2"}, folds=[fold], parameters=parameters,
         bundle_bytes=40_960,
     )  # fmt: skip
+
+
+def _of_several_classes(outcome: Outcome, metric: str) -> Outcome:
+    folds = [dataclasses.replace(fold, uar=None, confusion=None) for fold in outcome.folds]
+    return dataclasses.replace(outcome, metric=metric, folds=folds)
 
 
 def _record(cell: Cell, outcome: Outcome | None) -> Record:

@@ -1,0 +1,53 @@
+"""Assemble the command line, run one command, and turn errors into messages."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from toolkit import __version__, plugins
+from toolkit.cli import console, corpus, mixture, plugin, predict, recipe, registered, study
+from toolkit.cli.parser import Parser
+from toolkit.errors import ToolkitError
+
+GROUPS = (registered, recipe, plugin, predict, mixture, corpus, study)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command; an error that the user can solve is one message and exit status 2."""
+    options = _parse(arguments)
+    try:
+        plugins.discover_and_report(options.plugins)
+        options.run(options)
+    except ToolkitError as error:
+        console.print_error(error)
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.exit(0)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of `toolkit`."""
+    made: argparse.ArgumentParser = Parser(
+        prog="toolkit",
+        description="Adapt frozen audio transformers: list, train, predict, compress, compare.",
+    )
+    made.add_argument("--version", action="version", version=__version__)
+    common = Parser(add_help=False)
+    common.add_argument(
+        "--plugins", action="append", default=[], metavar="DIR", help="a folder of plugins"
+    )
+    common.set_defaults(takes_settings=False)
+    commands = made.add_subparsers(required=True, metavar="COMMAND")
+    for group in GROUPS:
+        group.add(commands, common)
+    return made
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse a command line; only a command that takes settings keeps words it does not define."""
+    made = parser()
+    options, unknown = made.parse_known_args(arguments)
+    if unknown and not options.takes_settings:
+        made.error(f"unrecognised arguments: {' '.join(unknown)}")
+    options.settings = unknown
+    return options

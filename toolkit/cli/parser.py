@@ -1,0 +1,20 @@
+"""What the parsers of all commands share."""
+
+import argparse
+from typing import Any, TypeAlias
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that accepts options only by their full names."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+"""Where a group adds its commands.
+
+A command is added with `parents=[common]`, which gives it `--plugins` and makes it refuse every
+argument that it does not define. One that passes further options on says so with
+`set_defaults(takes_settings=True)`, and finds them in `options.settings`.
+"""

@@ -1,0 +1,71 @@
+"""Which keys exist: those of the outermost file, and the parameters of constructed callables."""
+
+import inspect
+from collections.abc import Collection
+from typing import Any
+
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+
+from toolkit.config.tree import tag_of
+from toolkit.config.trust import CALLABLE_TAGS, find_callable
+from toolkit.errors import ConfigError, did_you_mean
+from toolkit.registry import REGISTRIES
+
+
+def check_keys(tree: CommentedMap, schema: CommentedMap, trusted: bool) -> None:
+    """Refuse unknown keys at every depth.
+
+    Args:
+        tree: a composed configuration.
+        schema: the outermost file that it extends.
+        trusted: see `find_callable`.
+
+    Raises:
+        ConfigError: a key that the schema lacks or that a callable does not take.
+    """
+    for key, value in tree.items():
+        if key not in schema:
+            raise ConfigError(f"unknown key '{key}'{did_you_mean(key, schema)}")
+        if value is None and schema[key] is None:
+            continue
+        if key in REGISTRIES and (not isinstance(value, CommentedMap) or tag_of(value)):
+            raise ConfigError(f"'{key}' must be a name, or a mapping with a name, not {value!r}")
+        # A registered entry checks its own settings when it is created.
+        _check_node(key, value, None if key in REGISTRIES else schema[key], trusted)
+
+
+def _check_node(where: str, node: Any, schema: Any, trusted: bool) -> None:
+    if isinstance(node, CommentedMap):
+        known = _known_keys(where, node, schema, trusted)
+        for key, value in node.items():
+            if known is not None and key not in known:
+                raise ConfigError(
+                    f"unknown key '{where}.{key}'{did_you_mean(key, known)}"
+                    f" (known: {', '.join(known)})"
+                )
+            inner = known[key] if isinstance(known, CommentedMap) else None
+            _check_node(f"{where}.{key}", value, inner, trusted)
+    elif isinstance(node, CommentedSeq):
+        for index, value in enumerate(node):
+            _check_node(f"{where}.{index}", value, None, trusted)
+
+
+def _known_keys(
+    where: str, node: CommentedMap, schema: Any, trusted: bool
+) -> Collection[str] | None:
+    """The keys that a mapping may have; None if it may have any."""
+    tag = tag_of(node)
+    if tag.startswith(CALLABLE_TAGS):
+        return _parameters(find_callable(where, tag, trusted))
+    return schema if isinstance(schema, CommentedMap) and not tag_of(schema) else None
+
+
+def _parameters(target: Any) -> list[str] | None:
+    """Names of the parameters that a callable takes; None if it takes any."""
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return [p.name for p in parameters]

@@ -1,0 +1,258 @@
+"""Makes the plan of a study: every run with its command line, checked before anything is run."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from toolkit import backbones, config, parameter_count
+from toolkit.config import Configuration
+from toolkit.errors import ConfigError, ToolkitError
+from toolkit.registry import BACKBONES, PEFT
+from toolkit.study import budget
+from toolkit.study.budget import Fit
+from toolkit.study.methods import ConfiguredMethod, methods_of
+from toolkit.study.plan import Cell, Method, Plan, Problem, Run
+from toolkit.study.records import read_timing
+from toolkit.study.spec import CorpusSpec, Study, resolve
+from toolkit.training.experiment import Options, configured
+from toolkit.training.output import VOLATILE
+
+ANYWHERE = (*VOLATILE, "data_folder", "seed")
+"""Keys that do not tell one configuration of a cell from another: where it runs, and its seed,
+which the cell has."""
+
+SAME_STEP = (*ANYWHERE, "epochs", "few_shot", "label")
+"""Keys that do not change what one training step costs."""
+
+
+class Planner:
+    """Makes the runs of a study.
+
+    Args:
+        study: the study.
+        folder: of its results.
+        data: the folder below which the corpora lie.
+        plugins: further plugin folders.
+        to_time: plan runs for the quiet phase: a budget of seconds comes after it.
+
+    Raises:
+        ConfigError: a glob, a name or the baseline is not a method's.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        folder: Path,
+        data: Path = Path("data"),
+        plugins: Sequence[str] = (),
+        to_time: bool = False,
+    ) -> None:
+        self.to_time = to_time
+        self.study, self.folder, self.data = study, folder.resolve(), data.resolve()
+        self.plugins = [str(Path(place).resolve()) for place in plugins]
+        self.methods = {method.name: method for method in methods_of(study, plugins)}
+        study.check_baseline(self.methods)
+        self._configurations: dict[str, Planned | str] = {}
+
+    def cells(self, only: Sequence[str] = ()) -> list[Cell]:
+        """The runs that there should be; methods follow each other, so that a study that is
+        stopped has a fold of all of them before it has all folds of one.
+
+        Args:
+            only: shell-style patterns of names such as `ESC-10/lora*`; none: all.
+        """
+        found = []
+        for name, corpus in self.study.corpora.items():
+            methods = [method for method in self.methods.values() if method.runs_on(name)]
+            for backbone in self.study.backbones:
+                for shots in corpus.shots or self.study.shots:
+                    for method in methods:
+                        for seed in method.seeds or corpus.seeds or self.study.seeds:
+                            for fold in corpus.folds or [None]:
+                                cell = (name, method.name, backbone, shots, seed, fold)
+                                found.append(Cell(*cell))
+        seeds = {seed: place for place, seed in enumerate(self.study.seeds)}
+        found.sort(key=lambda cell: (seeds.get(cell.seed, math.inf), cell.fold or 0))
+        return [cell for cell in found if not only or _matches(cell, only)]
+
+    def runs(self, only: Sequence[str] = ()) -> Iterator[Run | Problem]:
+        """The planned runs, and those that cannot be."""
+        for cell in self.cells(only):
+            folder = self.folder / "runs" / cell.name
+            try:
+                yield self._run(cell, folder)
+            except ToolkitError as error:
+                yield Problem(cell, folder, str(error))
+
+    def plan(self, runs: Iterable[Run | Problem] = ()) -> Plan:
+        """All methods and runs of the study.
+
+        Args:
+            runs: planned runs, of which the plan keeps the digests.
+        """
+        digests = {run.cell: run.digest for run in runs if isinstance(run, Run)}
+        methods: dict[str, Method] = dict(self.methods)
+        return Plan(methods, {cell: digests.get(cell) for cell in self.cells()})
+
+    def save(self, runs: Iterable[Run | Problem] = ()) -> None:
+        """Write the study and its plan to the folder of its results; see `plan`."""
+        self.study.write(self.folder)
+        self.plan(runs).write(self.folder)
+
+    def _run(self, cell: Cell, folder: Path) -> Run:
+        planned = self._planned(cell)
+        arguments = [*planned.arguments, "--seed", str(cell.seed)]
+        if cell.fold is not None:
+            arguments += ["--folds", str(cell.fold)]
+        minutes = self.study.timeout_minutes
+        return Run(
+            cell=cell,
+            folder=folder,
+            train=planned.train,
+            arguments=tuple(arguments),
+            digest=planned.configuration.digest(ignore=ANYWHERE),
+            step=planned.step,
+            epochs=planned.options.epochs,
+            fit=planned.fit,
+            timeout=None if minutes is None else 60 * minutes,
+        )
+
+    def _planned(self, cell: Cell) -> "Planned":
+        """The configuration that all seeds and folds of a cell share, loaded once."""
+        key = dataclasses.replace(cell, seed=0, fold=None).name
+        if key not in self._configurations:
+            try:
+                self._configurations[key] = self._configure(cell)
+            except ToolkitError as error:
+                self._configurations[key] = str(error)
+        planned = self._configurations[key]
+        if isinstance(planned, str):
+            raise ConfigError(planned)
+        return planned
+
+    def _configure(self, cell: Cell) -> "Planned":
+        corpus, method = self.study.corpora[cell.corpus], self.methods[cell.method]
+        train = resolve(corpus.recipe) / "train.py"
+        if not train.is_file():
+            raise ConfigError(
+                f"there is no recipe {corpus.recipe}: name a folder with a train.py in "
+                f"'corpora.{cell.corpus}.recipe', or leave the corpus out with `--only`"
+            )
+        planned = self._load(train, corpus, method, cell, {})
+        spending = self.study.budget
+        if spending is None or (self.to_time and spending.seconds is not None):
+            return planned
+        if spending.seconds is not None:
+            epochs = self._epochs(planned, spending.seconds, cell.shots)
+            return self._load(train, corpus, method, cell, {"epochs": epochs})
+        target = self._target(cell, spending.parameters)
+        fit = self._fit(planned, target, spending.within, method.size)
+        loaded = self._load(train, corpus, method, cell, fit.overrides)
+        return dataclasses.replace(loaded, fit=fit)
+
+    def _load(
+        self,
+        train: Path,
+        corpus: CorpusSpec,
+        method: ConfiguredMethod,
+        cell: Cell,
+        extra: dict[str, Any],
+    ) -> "Planned":
+        hparams, own = method.arguments(train.parent)
+        values = {**self.study.overrides, **corpus.overrides, **own, **extra}
+        if corpus.data_folder is not None:
+            values["data_folder"] = str(self.data / corpus.data_folder)
+        values["backbone"] = _place(cell.backbone)
+        if cell.shots is not None:
+            values["few_shot"] = cell.shots
+        values["noprogressbar"] = True
+        arguments = [hparams]
+        for key in sorted(values, key=lambda key: key.count(".")):  # `peft` before `peft.slots`
+            arguments += [f"--{key}", _text(values[key])]
+        for place in self.plugins:
+            arguments += ["--plugins", place]
+        command = config.parse_command_line(arguments)
+        configuration, options = configured(command, train.parent)
+        PEFT.create(configuration.values["peft"])  # its settings are right, or it says
+        return Planned(train, tuple(arguments), configuration, options)
+
+    def _target(self, cell: Cell, parameters: int | str) -> int:
+        """The parameters that a budget names, by number or as those of a method."""
+        if isinstance(parameters, int):
+            return parameters
+        if parameters not in self.methods:
+            raise ConfigError(f"'budget.parameters': the study has no method {parameters!r}")
+        corpus, method = self.study.corpora[cell.corpus], self.methods[parameters]
+        train = resolve(corpus.recipe) / "train.py"
+        return self._load(train, corpus, method, cell, {}).count()
+
+    def _fit(self, planned: "Planned", target: int, within: float, size: str | None) -> Fit:
+        digest = planned.configuration.digest(ignore=ANYWHERE)
+        key = hashlib.blake2b(f"{digest} {target} {within} {size}".encode(), digest_size=8)
+        return budget.remembered(
+            self.folder / "budget" / f"{key.hexdigest()}.json",
+            lambda: budget.fit(planned.peft, target, within, planned.count, size),
+        )
+
+    def _epochs(self, planned: "Planned", seconds: float, shots: int | None) -> int:
+        timing = read_timing(self.folder, planned.step)
+        if timing is None:
+            raise ConfigError(
+                "a budget of seconds needs the time of a step: run the study with `--timings` first"
+            )
+        return max(1, round(seconds / timing.epoch_seconds(shots)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """What the seeds and folds of a cell share: their command line and configuration."""
+
+    train: Path
+    arguments: tuple[str, ...]
+    configuration: Configuration
+    options: Options
+    fit: Fit | None = None
+
+    @property
+    def peft(self) -> dict[str, Any]:
+        """The method, `{"name": ..., setting: value}`."""
+        return dict(self.configuration.values["peft"])
+
+    @property
+    def step(self) -> str:
+        """Hash of what decides the cost of a step."""
+        return self.configuration.digest(ignore=SAME_STEP)
+
+    def count(self, peft: dict[str, Any] | None = None) -> int:
+        """Trainable parameters outside the head, of the method or of a changed one."""
+        source = backbones.create(self.configuration.values["backbone"])
+        options = self.options
+        return parameter_count.count(
+            source, peft or self.peft, options.max_length, 2, options.pooling
+        ).method
+
+
+def _matches(cell: Cell, patterns: Sequence[str]) -> bool:
+    return any(
+        fnmatch(cell.name, pattern) or fnmatch(cell.name, f"{pattern}/*") for pattern in patterns
+    )
+
+
+def _place(backbone: str) -> str:
+    """A backbone's folder as an absolute path; a registered name or a hub id as it is."""
+    known = backbone in BACKBONES.names() or not resolve(backbone).is_dir()
+    return backbone if known else str(resolve(backbone))
+
+
+def _text(value: Any) -> str:
+    """A value as a word of a command line, which is read as YAML."""
+    if isinstance(value, str) and YAML(typ="safe").load(value) == value:
+        return value
+    return json.dumps(value)
