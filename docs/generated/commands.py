@@ -31,6 +31,8 @@ def _commands(parent: argparse.ArgumentParser, summary: str) -> Iterator[str]:
     yield f"## {parent.prog}\n\n{_sentence(summary)}\n"
     usage = parent.format_usage().removeprefix("usage: ").strip()
     yield f"```text\n{usage}\n```\n"
+    if parent.description:
+        yield f"```text\n{parent.description.strip()}\n```\n"
     rows = [_row(action) for action in parent._actions if _shown(action)]
     if rows:
         yield "\n".join(["| argument | meaning |", "|---|---|", *rows, ""])
@@ -53,7 +55,7 @@ def _row(action: argparse.Action) -> str:
         argument = names
     else:
         argument = f"{names} {value}"
-    return f"| `{argument}` | {_sentence(action.help or _default(action))} |".replace("||", "|")
+    return f"| `{argument}` | {_sentence(action.help or _default(action))} |"
 
 
 def _default(action: argparse.Action) -> str:
@@ -61,5 +63,5 @@ def _default(action: argparse.Action) -> str:
 
 
 def _sentence(text: str) -> str:
-    text = text.replace("|", "\\|")
+    text = text.replace("|", "\\|").replace("*", "\\*")
     return text[:1].upper() + text[1:]

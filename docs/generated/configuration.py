@@ -9,7 +9,7 @@ from toolkit.settings import type_name
 from toolkit.training.experiment import Options
 
 BASE = Path(__file__).parents[2] / "recipes" / "ESC50" / "hparams" / "base.yaml"
-KEY = re.compile(r"(?P<key>\w+):\s*(?P<value>.*?)\s*(?:#\s*(?P<comment>.*))?")
+KEY = re.compile(r"(?P<key>\w+):\s*(?P<value>.*?)\s*(?:#.*)?")
 COMPOSED = {
     "corpus": "a registered corpus and its settings",
     "backbone": "a registered name, a folder written by `save_pretrained`, or a hub id",
@@ -59,9 +59,9 @@ def page() -> str:
             key, value = match["key"], match["value"]
             if len(lines) == 1:
                 lines += ["", "## What the run is called", "", *_HEAD]
-            doc = match["comment"] or COMPOSED.get(key) or options[key].metadata["doc"]
-            kind = type_name(hints[key]) if key in hints else "mapping"
-            lines.append(f"| `{key}` | {_code(value)} | {kind} | {doc} |".replace(" | '", " or '"))
+            doc = COMPOSED.get(key) or options[key].metadata["doc"]
+            kind = type_name(hints[key]).replace(" | ", " or ") if key in hints else "mapping"
+            lines.append(f"| `{key}` | {_code(value)} | {kind} | {doc} |")
     return "\n".join(lines) + "\n"
 
 

@@ -9,7 +9,9 @@ checkout's `recipes`, `plugins` and `tools`. A block with a title is written to 
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from code_blocks import ROOT, Block, blocks, pages, shortened
 from toolkit.data.corpora.miniature import write_tones
 from toolkit.testing.bundles import tiny_bundle
 
+WARM = ROOT / "tests" / "support" / "warm_python.py"
 RUN = ("python", "bash", "yaml")
 SHOWN = ("text", "bibtex")
 """Languages of blocks that are no code: layouts, output, references."""
@@ -41,18 +44,35 @@ def material(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Pa
     return folder
 
 
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with the programs `toolkit` and `python`, which start at once: see `warm_python`."""
+    folder = tmp_path_factory.mktemp("programs")
+    server = folder / "server"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, WARM, server], env=environment) as process:
+        while not server.exists():
+            assert process.poll() is None, "the warm Python did not start"
+            time.sleep(0.1)
+        for name, module in (("toolkit", "-m toolkit "), ("python", "")):
+            file = folder / name
+            client = f'exec "{sys.executable}" -I "{WARM}" "{server}" {module}"$@"'
+            file.write_text(f"#!/bin/sh\n{client}\n", encoding="utf-8")
+            file.chmod(0o755)
+        yield folder
+        process.kill()
+
+
 @pytest.fixture
 def workplace(
-    material: Path, shared_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    material: Path,
+    programs: Path,
+    shared_cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Path:
     """The folder in which a page runs, with the commands `toolkit` and `python` on the path."""
     folder = tmp_path / "page"
-    programs = {"toolkit": "-m toolkit ", "python": ""}
-    (tmp_path / "bin").mkdir()
-    for name, module in programs.items():
-        file = tmp_path / "bin" / name
-        file.write_text(f'#!/bin/sh\nexec "{sys.executable}" {module}"$@"\n', encoding="utf-8")
-        file.chmod(0o755)
     (folder / "plugins").mkdir(parents=True)
     shown = [material / name for name in ("my_sounds", "dog.wav", "long.wav", "bundle")]
     for target in (*shown, ROOT / "recipes", ROOT / "tools"):
@@ -60,7 +80,7 @@ def workplace(
     for plugin in (ROOT / "plugins").glob("[!._]*"):
         (folder / "plugins" / plugin.name).symlink_to(plugin)
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("TOOLKIT_CACHE", str(shared_cache))
     return folder
