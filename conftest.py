@@ -1,4 +1,4 @@
-"""Fixtures of tests and plugins: real recordings, reference values, a machine without the hub."""
+"""Fixtures for all tests: real recordings, reference values, caches, and no access to the hub."""
 
 import os
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-# Tests run in several processes, whose threads would only wait for one another. Read by torch.
+# torch reads this; tests run in several processes, whose threads would slow one another down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 os.environ.pop("TOOLKIT_PLUGINS", None)
@@ -15,7 +15,7 @@ GOLDEN = Path(os.environ.get("TOOLKIT_TEST_GOLDEN", SHARED / "golden"))
 
 
 def pytest_configure() -> None:
-    """Let hypothesis ask every module for its file, SpeechBrain's lazy ones (k2, ...) too."""
+    """Let hypothesis ask any module for its file without importing SpeechBrain's lazy modules."""
     from speechbrain.utils.importutils import LazyModule
 
     LazyModule.__file__ = None
@@ -23,7 +23,7 @@ def pytest_configure() -> None:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """Folder of real recordings: `$TOOLKIT_TEST_DATA`, else `../shared/data`."""
+    """Folder with real recordings: `$TOOLKIT_TEST_DATA`, or else `../shared/data`."""
     folder = Path(os.environ.get("TOOLKIT_TEST_DATA", SHARED / "data"))
     if not (folder / "ESC-10" / "meta" / "esc50.csv").is_file():
         pytest.skip(f"real recordings are not in {folder}: set TOOLKIT_TEST_DATA to their folder")
@@ -32,15 +32,15 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def golden() -> Path:
-    """Folder of reference values: `$TOOLKIT_TEST_GOLDEN`, else `../shared/golden`."""
+    """Folder with reference values: `$TOOLKIT_TEST_GOLDEN`, or else `../shared/golden`."""
     if not (GOLDEN / "index.json").is_file():
-        pytest.skip(f"reference values are not in {GOLDEN}: set TOOLKIT_TEST_GOLDEN to them")
+        pytest.skip(f"no reference values in {GOLDEN}: set TOOLKIT_TEST_GOLDEN to their folder")
     return GOLDEN
 
 
 @pytest.fixture(scope="session", autouse=True)
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The cache of fixtures that outlive a test; never the user's own."""
+    """A cache for fixtures that are shared by tests, so that the user's own is never used."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("TOOLKIT_CACHE", str(folder))
@@ -49,7 +49,7 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A feature cache for every test of its own, also in the processes that it starts."""
+    """A separate feature cache for every test and the processes it starts."""
     folder = tmp_path / "toolkit-cache"
     monkeypatch.setenv("TOOLKIT_CACHE", str(folder))
     return folder

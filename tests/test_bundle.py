@@ -1,4 +1,4 @@
-"""Bundles: what comes back is what was saved, or an error that says why not."""
+"""Bundles: loading gives what was saved, or an error that says why not."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Folders that are whole or not there."""
+"""Folders that are complete or do not exist."""
 
 import multiprocessing
 import time
@@ -77,7 +77,7 @@ def test_of_several_processes_one_makes_a_folder(tmp_path: Path) -> None:
 
 
 def test_what_is_there_is_only_looked_at(tmp_path: Path) -> None:
-    """So that a read-only folder serves; what is not whole is made anew."""
+    """So that a read-only folder works; an incomplete folder is created again."""
     (tmp_path / "folder").mkdir()
     make_once(tmp_path / "folder", lambda made: pytest.fail("made again"))
     assert listing(tmp_path) == ["folder"]

@@ -23,7 +23,8 @@ from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
 from conftest import GOLDEN
 from toolkit.backbones.ast import AST, ASTBackbone
 from toolkit.backbones.base import Site
-from toolkit.experts.base import Bottleneck, Experts
+from toolkit.experts.base import Experts
+from toolkit.experts.bottleneck import Bottleneck
 from toolkit.experts.conformer import Conformer
 from toolkit.experts.convpass import Convpass
 from toolkit.model import AudioClassifier

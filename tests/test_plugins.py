@@ -1,4 +1,4 @@
-"""Plugins: where they are found, and that a broken one is reported and hurts nobody else."""
+"""Plugins: where they are found, and that a broken one is reported and does not affect others."""
 
 import os
 import shutil
@@ -32,7 +32,7 @@ class Method(PeftMethod):
 
 @pytest.fixture(autouse=True)
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An empty working directory, no entry points; what a test loads is forgotten after it."""
+    """An empty working directory without entry points; plugins are unregistered after each test."""
     plugins.load()
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("TOOLKIT_PLUGINS", raising=False)
@@ -49,7 +49,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def write(folder: Path | str, **files: str) -> Path:
-    """A folder of Python files."""
+    """Write a folder of Python files."""
     Path(folder).mkdir(parents=True)
     for name, text in files.items():
         (Path(folder) / f"{name}.py").write_text(text)

@@ -344,7 +344,7 @@ VALUES = (
 
 
 def allowed(name: str, value: Any) -> bool:
-    """What the annotations and ranges of `Example` say, spelt out once more."""
+    """The annotations and ranges of `Example`, written out a second time."""
     number = type(value) in (int, float)
     return {
         "count": type(value) is int and 1 <= value <= 10,

@@ -1,4 +1,4 @@
-"""One class or many: losses, metrics and weights against loops, and through a recipe."""
+"""One class or several: losses, metrics and weights against loops, and in a recipe."""
 
 import subprocess
 import sys
@@ -167,7 +167,7 @@ def test_segments_are_read_as_parts_of_the_file(tmp_path: Path) -> None:
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory of its own."""
+    """A new working directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -1,6 +1,6 @@
-"""Which tokens of the present batch are real: told by the backbone, asked by whatever mixes tokens.
+"""Which tokens of the current batch are real, and which are padding.
 
-Apart from both, because neither a routing nor a method knows a particular backbone.
+The backbone sets it; routers and methods that mix tokens read it, without knowing the backbone.
 """
 
 import dataclasses
@@ -12,13 +12,13 @@ from torch.nn import functional
 
 @dataclasses.dataclass
 class TokenContext:
-    """What a backbone says about the batch that goes through it.
+    """What a backbone says about the batch that it is processing.
 
     Attributes:
-        frames: [B, T], True where one of the backbone's output tokens behind the special tokens
-            and prompts stands for sound, not for padding; None: all of them do.
-        front: special tokens and prompts in front of them.
-        rate: output tokens to a token inside the blocks.
+        frames: [B, T], True for output tokens that represent sound and False for padding, without
+            the special tokens and prompts in front; None if there is no padding.
+        front: number of special tokens and prompts in front of these tokens.
+        rate: output tokens per token inside the blocks.
     """
 
     frames: Tensor | None = None
@@ -27,19 +27,19 @@ class TokenContext:
 
     @property
     def mask(self) -> Tensor | None:
-        """[B, M], True where a token inside the blocks is real; None: all of them are."""
+        """[B, M], True for real tokens inside the blocks; None if all of them are real."""
         if self.frames is None:
             return None
         return functional.pad(self.frames[:, :: self.rate], (self.front, 0), value=True)
 
     @property
     def output_mask(self) -> Tensor | None:
-        """[B, M], True where an output token is real; None: all of them are."""
+        """[B, M], True for real output tokens; None if all of them are real."""
         if self.frames is None:
             return None
         return functional.pad(self.frames, (self.front * self.rate, 0), value=True)
 
 
 def real(lengths: Tensor, size: int) -> Tensor:
-    """[B, size] bool: True in the first `lengths` [B] places of each row."""
+    """[B, size] bool: True for the first `lengths[b]` positions of row b."""
     return torch.arange(size, device=lengths.device) < lengths[:, None]

@@ -1,11 +1,11 @@
-"""The errors a user can meet. Each message says what is wrong and names the remedy."""
+"""The errors that users see. Each message says what is wrong and names the remedy."""
 
 import difflib
 from collections.abc import Iterable, Sequence
 
 
 class ToolkitError(Exception):
-    """Base of every error that is the user's to solve; printed without a traceback."""
+    """Base of every error that a user can solve; it is printed without a traceback."""
 
 
 class UnknownName(ToolkitError):
@@ -21,7 +21,7 @@ class PluginError(ToolkitError):
 
 
 class ConfigError(ToolkitError):
-    """A configuration that is misspelt, of the wrong type, or that cannot work."""
+    """A configuration with an unknown key, a wrong value, or an impossible combination."""
 
 
 class DataError(ToolkitError):
@@ -29,25 +29,25 @@ class DataError(ToolkitError):
 
 
 class BackboneError(ToolkitError):
-    """Backbone weights that cannot be had, or that do not fit."""
+    """Backbone weights that are not available or do not fit."""
 
 
 class BundleError(ToolkitError):
-    """A bundle that is damaged or was made for another backbone."""
+    """A bundle that is damaged or belongs to another backbone."""
 
 
 class RunError(ToolkitError):
-    """A run that cannot start, go on, or be trusted."""
+    """A run that cannot start or continue, or whose results cannot be trusted."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'slots'?"`, or `""` when nothing is near."""
+    """`"; did you mean 'slots'?"`, or `""` if no known word is similar."""
     near = difflib.get_close_matches(str(word), [str(k) for k in known], n=3, cutoff=0.5)
     return "; did you mean " + " or ".join(repr(n) for n in near) + "?" if near else ""
 
 
 def listing(problems: Sequence[str], limit: int = 20) -> str:
-    """The first `limit` problems, one a line, and how many more there are."""
+    """The first `limit` problems, one per line, and how many more there are."""
     lines = [f"  - {problem}" for problem in problems[:limit]]
     if len(problems) > limit:
         lines.append(f"  ... and {len(problems) - limit} more")

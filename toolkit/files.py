@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there, whatever kills the process that writes them."""
+"""Files and folders that are complete or absent, even if the process that writes them is killed."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from filelock import FileLock, ReadWriteLock
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that readers see the old content or the new, never a part."""
+    """Write a text file so that readers see either the old or the new content, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -23,17 +23,17 @@ def write_atomically(path: Path, text: str) -> None:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder to fill, which takes its place when it is whole.
+    """An empty folder to fill, which is moved to its place when the block ends.
 
-    One that stands there is removed after that, and stays if filling fails. What a killed process
-    left behind is removed by the next one. Where several processes may make the same folder, hold
-    a lock (`locked`).
+    A folder that is already there is removed only then, and stays if filling fails. What a killed
+    process left behind is removed by the next one. If several processes may make the same folder,
+    hold a lock (`locked`).
 
     Args:
-        folder: its place; the folders above it are made.
+        folder: its final path; missing parents are created.
 
     Yields:
-        the folder to fill, beside it.
+        the folder to fill, next to the final path.
     """
     partial, old = (folder.with_name(f".{folder.name}.{end}") for end in ("partial", "old"))
     if old.exists() and not folder.exists():
@@ -55,12 +55,12 @@ def new_folder(folder: Path) -> Iterator[Path]:
 def make_once(
     folder: Path, fill: Callable[[Path], None], whole: Callable[[Path], bool] = Path.exists
 ) -> None:
-    """Make a folder unless it is there; of several processes one makes it, and the others wait.
+    """Make a folder unless it exists; of several processes one makes it and the others wait.
 
     Args:
-        folder: its place.
-        fill: writes into an empty folder, which then takes that place.
-        whole: whether what stands there is what `fill` makes; if not, it is replaced.
+        folder: its path.
+        fill: writes the content into an empty folder.
+        whole: whether an existing folder is what `fill` makes; if not, it is replaced.
     """
     if whole(folder):
         return

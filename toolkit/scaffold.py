@@ -24,7 +24,7 @@ class {title}(PeftMethod):
     placement: Placement = setting("both", "which sublayers: mhsa, ffn or both")
 
     def insert(self, backbone: Backbone) -> None:
-        """One module a site. Other places: insertion.parallel; other roles: backbones/base.py."""
+        """One module per site. Other places: insertion.parallel; other roles: backbones/base.py."""
         for site in self.sites(backbone, self.placement):
             insertion.after(site, "{name}", Scale(site.out_dim))
 

@@ -1,7 +1,7 @@
-"""Checked settings: what every registered thing (method, backbone, corpus, pipeline) is made of.
+"""Checked settings: the base of every registered class (method, backbone, corpus, pipeline).
 
-Separate from the registry because a setting's type, range and description are of use wherever
-a value comes from: YAML, the command line, a bundle or a Python caller.
+A setting has a type, a range and a description. They are checked wherever a value comes from:
+YAML, the command line, a bundle or a Python caller.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ def setting(
     """A field with a description and a range, for use in a `Settings` class.
 
     Args:
-        default: the value where the configuration says nothing.
+        default: the value if the configuration does not give one.
         doc: one line, shown by `toolkit describe`.
         minimum, maximum: inclusive bounds of a number.
     """
@@ -31,7 +31,7 @@ def setting(
 
 @dataclass_transform(kw_only_default=True)
 class Settings:
-    """Base of settings classes: subclasses are dataclasses, checked when they are made.
+    """Base of settings classes: subclasses are dataclasses, checked when they are created.
 
     A field may itself hold settings, alone or in a list, a dict or a union; `from_mapping` then
     builds them from nested mappings.
@@ -41,6 +41,7 @@ class Settings:
             `check` for combinations that cannot work.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
     registered_name: ClassVar[str]
     """The name under which a registry knows the class; set by `Registry.register`."""
 

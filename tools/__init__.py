@@ -1,1 +1,1 @@
-"""Programs for people who work on the toolkit itself; run from the root of a checkout."""
+"""Programs for developing the toolkit itself, run from the root of a checkout."""

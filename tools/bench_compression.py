@@ -1,20 +1,21 @@
 #!/usr/bin/env python
-"""What compressing and pruning a trained mixture costs, in accuracy.
+"""Measure the accuracy that compressing and pruning a trained mixture costs.
 
     python tools/benchmark.py tools/studies/mixtures.yaml --data ../shared/data
     python tools/bench_compression.py results/studies/mixtures --data ../shared/data
                                       [--text docs/results/compression.md] [--folds 1,2,3,4,5]
 
-MC-MoE, SEER and AdapMoE are applied to the mixtures that the study trained, fold by fold, with the
-settings of `CURVES`, as `toolkit compress` and `toolkit prune` apply them: each calibrates on the
-training folds, and accuracy is measured on the test fold before and after. Results are kept in the
-study's folder (`compression/`): a killed run resumes, and a finished one is only drawn again.
-Writes a page with a table and two pictures (accuracy against file size and against active
-experts), and the table as CSV.
+MC-MoE, SEER and AdapMoE are applied fold by fold to the mixtures that the study trained, with the
+settings in `CURVES` and in the same way as `toolkit compress` and `toolkit prune`: each tool
+calibrates on the training folds, and accuracy is measured on the test fold before and after.
+Results are kept in the study's folder (`compression/`), so that an interrupted run resumes and a
+finished one is only drawn again. Writes a page with a table and two plots (accuracy against file
+size and against active experts), and the results per fold as CSV.
 """
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from matplotlib.figure import Figure
 from toolkit import plugins
 from toolkit.bundle import WEIGHTS, load_bundle
 from toolkit.data.manifest import Corpus
-from toolkit.features.cache import write_atomically
-from toolkit.mixtures.tool import MixtureData, mixtures, run_tool
+from toolkit.files import write_atomically
+from toolkit.mixtures.tool import MixtureData, run_tool
+from toolkit.peft.mixture import mixtures
 from toolkit.registry import CORPORA, TOOLS
 from toolkit.study.plan import Cell
 from toolkit.study.records import read_record
@@ -36,13 +38,13 @@ from toolkit.training.experiment import main
 
 EXPERTS = 7
 METHODS = ["densemoa", "topk_moa", "softmoa"]
-"""Of the study: mixtures that the tools understand."""
+"""Methods of the study that the tools can be applied to."""
 
 CHOOSING = ["densemoa", "topk_moa"]
-"""Those in which tokens choose experts, so that a token can do with fewer."""
+"""Those in which tokens choose experts, so that the number of experts per token can be reduced."""
 
 CONTROL = "without any expert"
-"""What says how much the experts do at all."""
+"""The control, which shows how much the experts contribute at all."""
 
 CURVES: dict[str, tuple[list[str], list[dict[str, Any]]]] = {
     CONTROL: (METHODS, [{"name": "none"}]),
@@ -67,14 +69,14 @@ CURVES: dict[str, tuple[list[str], list[dict[str, Any]]]] = {
         [{"name": "mc_moe", "avg_bits": 2.5, "mu": mu} for mu in (0.5, "median", 0.95)],
     ),
 }
-"""Curve -> the mixtures that it is drawn for, and the tool's settings along it."""
+"""Name of a curve -> the mixtures it is drawn for, and the settings of the tool at its points."""
 
 SMALLER = ["MC-MoE", "MC-MoE, all else at 4 bits", "SEER"]
 SPARSER = ["SEER", "AdapMoE", "MC-MoE at 2.5 bits, online pruning"]
 
 
 def points(study: Study, folder: Path, data: Path, folds: list[int]) -> pd.DataFrame:
-    """One row for each curve, mixture, setting and fold; each is also a file, and kept."""
+    """One row per curve, mixture, setting and fold; each result is also kept as a file."""
     rows = []
     for curve, (methods, settings) in CURVES.items():
         for method in methods:
@@ -103,7 +105,7 @@ def points(study: Study, folder: Path, data: Path, folds: list[int]) -> pd.DataF
 def applied(
     study: Study, folder: Path, data: Path, method: str, fold: int, values: dict[str, Any]
 ) -> dict[str, Any]:
-    """The report of a tool on the mixture of a fold."""
+    """The report of a tool applied to the mixture of one fold, computed unless it is on disk."""
     corpus = next(iter(study.corpus_specs))
     cell = Cell(corpus, method, study.backbones[0], None, study.seeds[0], fold)
     trained = folder / "runs" / cell.name
@@ -122,17 +124,17 @@ def applied(
             return without_experts(bundle, registered, place)
         tool = TOOLS.create(values, values["name"])
         run_tool(tool, bundle, registered, place, output)
-        (output / WEIGHTS).unlink()  # a hundred of them are of no use
+        (output / WEIGHTS).unlink()  # only the reports are needed, not a hundred models
     return json.loads((output / "report.json").read_text(encoding="utf-8"))
 
 
 def without_experts(folder: Path, corpus: Corpus, place: Path) -> dict[str, Any]:
-    """As the report of a tool that silences all experts: norms and the head stay as trained."""
+    """The report of a tool that silences all experts and leaves the trained norms and head."""
     bundle = load_bundle(folder)
     data = MixtureData.of(bundle, corpus, place)
     before = data.score(bundle.model, data.test)
     with torch.no_grad():
-        for _, mixture in mixtures(bundle.model):
+        for mixture in mixtures(bundle.model.backbone).values():
             mixture.experts.up.zero_()
             mixture.experts.up_bias.zero_()
     after = data.score(bundle.model, data.test)
@@ -141,7 +143,7 @@ def without_experts(folder: Path, corpus: Corpus, place: Path) -> dict[str, Any]
 
 
 def active(report: dict[str, Any], method: str) -> float:
-    """Experts that a token uses, mean over mixtures."""
+    """Number of experts used per token, averaged over the mixtures."""
     if "active_mean" in report:
         return report["active_mean"]
     k = report.get("k") or 2
@@ -152,7 +154,7 @@ def active(report: dict[str, Any], method: str) -> float:
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Mean over folds, and the change from the mixture as trained with its standard deviation."""
+    """Means over folds, and mean and standard deviation of the change from the trained mixture."""
     rows = rows.assign(change=rows["accuracy"] - rows["before"])
     keys = ["curve", "mixture", "setting"]
     found = rows.groupby(keys, sort=False).agg(
@@ -167,7 +169,7 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(points: pd.DataFrame, curves: list[str], x: str, label: str) -> Figure:
-    """A panel for each mixture: accuracy against `x`, from the mixture as trained on."""
+    """One panel per mixture: accuracy against `x`, starting from the mixture as trained."""
     methods = [m for m in METHODS if m in set(points[points["curve"].isin(curves)]["mixture"])]
     figure = Figure(figsize=(3.6 * len(methods), 3.6), layout="constrained")
     panels = figure.subplots(1, len(methods), sharey=True, squeeze=False)[0]
@@ -188,7 +190,7 @@ def draw(points: pd.DataFrame, curves: list[str], x: str, label: str) -> Figure:
 
 
 def text(found: pd.DataFrame, study: Study, folds: list[int], pictures: dict[str, str]) -> str:
-    """The page: an explanation, the table, and the pictures (title -> relative path)."""
+    """The page in Markdown: an explanation, the table, and the plots (title -> relative path)."""
     lines = [
         "# What compressing and pruning a trained mixture costs",
         "",
@@ -219,8 +221,8 @@ def text(found: pd.DataFrame, study: Study, folds: list[int], pictures: dict[str
     return "\n".join(lines) + "\n"
 
 
-def run(arguments: list[str]) -> None:
-    """Apply what is missing, then write the table and the pictures."""
+def run(arguments: Sequence[str]) -> None:
+    """Compute what is missing, then write the table and the plots."""
     options = parser().parse_args(arguments)
     plugins.load([])
     study = Study.read(options.study / COPY)
@@ -245,8 +247,8 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("study", type=Path, help="folder of the study's results")
-    made.add_argument("--data", type=Path, default=Path("data"), help="folder of the corpora")
+    made.add_argument("study", type=Path, help="folder with the study's results")
+    made.add_argument("--data", type=Path, default=Path("data"), help="folder with the corpora")
     made.add_argument(
         "--folds", type=lambda text: [int(n) for n in text.split(",")], default=[1, 2, 3, 4, 5]
     )

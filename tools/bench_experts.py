@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Measure how a training step of each mixture grows with its experts: 4, 16 and 64 of them.
+"""Measure how the time of a training step grows with the experts of a mixture: 4, 16 and 64.
 
     python tools/bench_experts.py [METHOD ...] [--rounds 5] [--batch 8]
 
 The backbone is the embedded small AST (width 192, six blocks), with a mixture at every attention
-and experts of inner width 8. A step is the method's own (THOR's has two passes), with its losses,
-backward pass and optimiser. Rounds are interleaved: every method with every number of experts, then
-all again; a cell of a round is the fastest of some steps. The table has medians over rounds, and
-medians of the ratios to four experts in the same round.
+layer and experts of inner width 8. A step is the training step of the method itself (THOR's has two
+passes), with its losses, backward pass and optimiser step. Rounds are interleaved: each round
+measures every method with every number of experts once and keeps the fastest of `--steps` steps.
+The table shows medians over the rounds, and medians of the ratios to four experts within a round.
 """
 
 import argparse
@@ -49,11 +49,11 @@ MIXTURES: dict[str, Callable[[int], dict[str, Any]]] = {
         "genome": [{"site": "mhsa", "ranks": [WIDTH] * n, "topk": 2}] * DEPTH,
     },
 }  # fmt: skip
-"""A method's settings with as many experts; those of `softmoe_norm` are its recipe's."""
+"""Settings of each method for a number of experts; `softmoe_norm` is as in its recipe."""
 
 
 def measure(config: dict[str, Any], batch: int, steps: int) -> float:
-    """Seconds of a training step: one to warm up, then the fastest of `steps`."""
+    """Seconds per training step: the fastest of `steps` steps after one warm-up step."""
     torch.manual_seed(0)
     backbone = backbones.create({"name": "ast_tiny"}).load(FRAMES)
     model = AudioClassifier(backbone, PEFT.create(config), CLASSES, "all").train()
@@ -80,14 +80,14 @@ def main() -> None:
     """Measure in interleaved rounds and print a table."""
     plugins.load()
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("methods", nargs="*", help=f"of {', '.join(MIXTURES)}; all if left out")
+    parser.add_argument("methods", nargs="*", help=f"any of {', '.join(MIXTURES)} (default: all)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=3)
     options = parser.parse_args()
     for name in options.methods:
         if name not in MIXTURES:
-            parser.error(f"'{name}' is none of the mixtures{did_you_mean(name, MIXTURES)}")
+            parser.error(f"'{name}' is not one of the mixtures{did_you_mean(name, MIXTURES)}")
     names = options.methods or list(MIXTURES)
     found: dict[tuple[str, int], list[float]] = defaultdict(list)
     for number in range(options.rounds):
@@ -97,7 +97,7 @@ def main() -> None:
                 seconds = measure(MIXTURES[name](experts), options.batch, options.steps)
                 found[name, experts].append(seconds)
     few, *more = EXPERTS
-    print(f"| ms a step of {options.batch} clips |" + "".join(f" {n} experts |" for n in EXPERTS)
+    print(f"| ms per step of {options.batch} clips |" + "".join(f" {n} experts |" for n in EXPERTS)
           + "".join(f" {n} to {few} |" for n in more))  # fmt: skip
     print("|---|" + "---|" * (len(EXPERTS) + len(more)))
     for name in names:
@@ -107,7 +107,7 @@ def main() -> None:
 
 
 def _median_ratio(above: list[float], below: list[float]) -> float:
-    """Median over rounds of the ratio of two cells."""
+    """Median over rounds of the ratio of two measurements."""
     return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 

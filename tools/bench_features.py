@@ -3,11 +3,12 @@
 
     python tools/bench_features.py [--clips 400] [--rounds 5] [--large 10000]
 
-Prints clips a second for computing features into the cache and for transformers' AST feature
-extractor on the same files: in both soundfile decodes and soxr resamples, which counts, and the
-rounds are interleaved; ours also hashes the files and writes the cache. Then clips a second from
-the cache through the loader that training uses, and the memory of both with 1,000 and with
-`--large` clips. Sounds are noise written to a temporary folder: 5 s, 44.1 kHz WAV.
+Prints the clips per second when features are computed into the cache, and when transformers' AST
+feature extractor processes the same files. Both times include decoding with soundfile and
+resampling with soxr, ours also hashing the files and writing the cache; rounds are interleaved.
+Then prints the clips per second read from the cache by the loader that training uses, and the
+memory needed for both with 1,000 and with `--large` clips. The clips are noise written to a
+temporary folder (5 s, 44.1 kHz WAV).
 """
 
 import argparse
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +40,7 @@ MAX_LENGTH = 500
 
 
 def write_clips(folder: Path, count: int, rate: int) -> pd.DataFrame:
-    """Distinct 5 s clips and their table."""
+    """Write distinct clips of 5 s and return their table."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     noise = rng.normal(size=10 * rate).astype(np.float32) * 0.1
@@ -61,15 +63,15 @@ def loader(clips: pd.DataFrame, root: Path, build: bool) -> SaveableDataLoader:
     return SaveableDataLoader(dataset, batch_sampler=batches, collate_fn=collate(spec))
 
 
-def timed(function: object) -> float:
-    """Seconds that a call takes."""
+def timed(function: Callable[[], object]) -> float:
+    """Seconds that one call takes."""
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
 
 
 def first_computation(clips: pd.DataFrame, root: Path, rounds: int) -> tuple[float, float]:
-    """Median clips a second: into the cache, and by transformers' extractor."""
+    """Median clips per second when filling the cache, and with transformers' extractor."""
     extractor = ASTFeatureExtractor(max_length=MAX_LENGTH)
     spec = ASTTiny().architecture(MAX_LENGTH).features
 
@@ -80,12 +82,12 @@ def first_computation(clips: pd.DataFrame, root: Path, rounds: int) -> tuple[flo
             extractor(waveform, sampling_rate=16000, return_tensors="pt")
 
     ours, theirs = [], []
-    for number in range(rounds + 1):  # the first warms up
+    for number in range(rounds + 1):  # the first round is a warm-up
         seconds = timed(lambda n=number: Fbank().cache(clips, spec, root / str(n)))
         ours.append(len(clips) / seconds)
         theirs.append(len(clips) / timed(extract))
     ratio = [a / b for a, b in zip(ours[1:], theirs[1:], strict=True)]
-    print(f"ratios of the rounds: {', '.join(f'{r:.2f}' for r in ratio)}")
+    print(f"ratio in each round: {', '.join(f'{r:.2f}' for r in ratio)}")
     return statistics.median(ours[1:]), statistics.median(theirs[1:])
 
 
@@ -102,13 +104,13 @@ def cached_epochs(clips: pd.DataFrame, root: Path, rounds: int) -> float:
 
 
 def memory(folder: Path, count: int) -> None:
-    """In a process of its own: build a cache, read an epoch, print the memory as JSON."""
+    """Build a cache, read one epoch and print the memory used as JSON; runs in its own process."""
     torch.set_num_threads(1)
     clips = write_clips(folder / "audio", count, 16000)
     before = resident()
     batches = loader(clips, folder / "cache", build=True)
     built = resident()
-    peak = 0
+    peak = 0.0
     for batch in batches:
         assert len(batch)
         peak = max(peak, resident())
@@ -144,8 +146,8 @@ def main() -> None:
             output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
             rows[count] = json.loads(output.splitlines()[-1])
     print(f"first computation     {ours:8.0f} clips/s")
-    print(f"AST feature extractor {theirs:8.0f} clips/s   ratio {ours / theirs:.2f} (aim: 1.8)")
-    print(f"from the cache        {cached:8.0f} clips/s   (aim: 3000)")
+    print(f"AST feature extractor {theirs:8.0f} clips/s   ratio {ours / theirs:.2f} (target: 1.8)")
+    print(f"from the cache        {cached:8.0f} clips/s   (target: 3000)")
     for count, row in rows.items():
         text = "   ".join(f"{name} {value:.0f} MiB" for name, value in row.items())
         print(f"resident memory, {count:>6} clips: {text}")

@@ -1,14 +1,14 @@
 #!/usr/bin/env python
-"""Measure a large corpus: start-up, an epoch from the cache, and memory; 1,000 and 100,000 clips.
+"""Measure start-up, an epoch from the cache, and memory with 1,000 and with 100,000 clips.
 
     python tools/bench_manifest.py [--clips 100000] [--files 100]
 
-The corpus is a generated `clips.csv` for recipes/YourSounds: spans of 0.2 s of a few WAV files, ten
-classes. A process of its own, with the recipe's own code, goes from its first line to the first
-training batch (start-up: imports, table, leak checks, features) and then through an epoch of the
-training loader without a model. It runs twice: first the features are computed, then they are
-cached, and the second run is the one that counts. Memory is resident at the first batch and at most
-in the epoch.
+The corpus is a generated `clips.csv` for recipes/YourSounds with ten classes, whose clips are spans
+of 0.2 s from a few WAV files. A separate process runs the recipe's code up to the first training
+batch (start-up: imports, table, leak checks, features), then reads one epoch from the training
+loader without a model. It runs twice: the first run computes the features, and the second one,
+which is the one reported, finds them in the cache. The memory reported is the resident memory at
+the first batch and its maximum during the epoch.
 """
 
 import argparse
@@ -33,8 +33,11 @@ RATE, SPAN, CLASSES, SMALL = 16000, 0.2, 10, 1000
 
 
 def write_corpus(folder: Path, clips: int, files: int) -> None:
-    """Files of noise and a table of as many spans of them; the files are shared out over the parts
-    as 8 : 1 : 1, and every part has every class."""
+    """Write files of noise and a table of `clips` spans of them.
+
+    Eight files in ten are for training, one for validation and one for testing; every part has
+    clips of every class.
+    """
     folder.mkdir(parents=True)
     spans = -(-clips // files)
     rng = np.random.default_rng(0)
@@ -58,7 +61,7 @@ def write_corpus(folder: Path, clips: int, files: int) -> None:
 
 
 def look(arguments: list[str], began: float) -> None:
-    """In a process of its own: start as the recipe does, read an epoch, print JSON."""
+    """Start as the recipe does, read one epoch and print JSON; runs in its own process."""
     experiment = Experiment.from_command_line(str(RECIPE), arguments)
     output = OutputFolder(experiment.output_folder, experiment.configuration, fresh=True)
     manifest = experiment.manifest()
@@ -93,7 +96,7 @@ def resident() -> float:
 
 
 def measured(folder: Path, cache: Path) -> dict[str, float]:
-    """What `look` finds in a fresh process."""
+    """What `look` measures in a fresh process."""
     arguments = ["hparams/linear.yaml", "--data_folder", str(folder), "--backbone", "ast_tiny"]
     arguments += ["--max_length", "32", "--cache_folder", str(cache)]
     arguments += ["--output_folder", str(cache / "output")]
@@ -104,7 +107,7 @@ def measured(folder: Path, cache: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Make both corpora, measure them twice, print the table."""
+    """Write both corpora, measure each of them twice and print the table."""
     if sys.argv[1:2] == ["--look"]:
         look(sys.argv[3:], float(sys.argv[2]))
         return
@@ -113,7 +116,7 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=100)
     options = parser.parse_args()
     print(f"{'clips':>8} {'first start':>12} {'start-up':>9} {'cached clips/s':>15} "
-          f"{'MiB at start':>13} {'in the epoch':>13}")  # fmt: skip
+          f"{'MiB at start':>13} {'in an epoch':>13}")  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
         for clips in (SMALL, options.clips):
             folder, cache = Path(scratch) / str(clips), Path(scratch) / f"cache-{clips}"

@@ -1,17 +1,17 @@
 #!/usr/bin/env python
-"""Measure a training step of each method: seconds a clip, peak memory, share of the floor's rate.
+"""Measure training steps: seconds per clip, peak memory, and speed relative to the floor.
 
     python tools/bench_step.py [METHOD[:setting=value,...] ...] [--rounds 3] [--batch 4]
-    python tools/bench_step.py --papers       the comparisons of the issue "Every method", below
+    python tools/bench_step.py --papers       the papers' methods beside other implementations
 
-Without methods: every registered one, and Soft-MoA with 1, 7 and 15 experts. Besides methods there
-are `hf_lora` (Hugging Face PEFT's LoRA on the stock model; `pip install peft`) and `loop:METHOD` (a
-mixture whose experts run one after the other). The backbone has AST-base's architecture (500
-frames, 50 classes) with random weights, saved to a temporary folder and loaded as any local
-checkpoint. Every measurement has a process of its own; rounds are interleaved (A B C A B C ...),
-and medians, ratios to the first method and to the floor are printed. The floor is the time of the
-matrix products that no method on a frozen backbone can do without, at this machine's own speed.
-`--backbone ast_tiny` measures the embedded backbone instead.
+By default, every registered method is measured, and Soft-MoA with 1, 7 and 15 experts. Two further
+names are accepted: `hf_lora` (LoRA from Hugging Face PEFT on the stock model; `pip install peft`)
+and `loop:METHOD` (a mixture whose experts run one after the other). The backbone has the
+architecture of AST-base (500 frames, 50 classes) with random weights, saved to a temporary folder
+and loaded like any local checkpoint; `--backbone ast_tiny` measures the embedded backbone instead.
+Every measurement runs in its own process, rounds are interleaved (A B C A B C ...), and medians and
+the ratios to the first method and to the floor are printed. The floor is the time of the matrix
+products that every method on a frozen backbone needs, at the speed of this machine.
 """
 
 import argparse
@@ -44,7 +44,7 @@ PAPERS = [
 
 
 def build(spec: str, backbone: str) -> nn.Module:
-    """The classifier of a method, or of a rival."""
+    """The classifier for a method, or another implementation to compare it with."""
     if spec == "hf_lora":
         return HuggingFaceLoRA(backbone, FRAMES, CLASSES)
     looped = spec.startswith("loop:")
@@ -55,7 +55,7 @@ def build(spec: str, backbone: str) -> nn.Module:
 
 
 def measure(spec: str, backbone: str, batch: int, steps: int) -> dict[str, float]:
-    """In this process: one step to warm up, then the fastest of `steps`."""
+    """Measure in this process: the fastest of `steps` steps after one warm-up step."""
     torch.manual_seed(0)
     frozen = backbones.create({"name": backbone}).architecture(FRAMES)
     if spec == FLOOR:
@@ -79,7 +79,7 @@ def measure(spec: str, backbone: str, batch: int, steps: int) -> dict[str, float
         "seconds": min(seconds[1:]) / batch,
         "peak": peak_memory() / 2**30,
         "trained": sum(p.numel() for p in parameters)
-        - sum(p.numel() for p in model.head.parameters()),
+        - sum(p.numel() for p in model.get_submodule("head").parameters()),
     }
 
 
@@ -96,8 +96,8 @@ def main() -> None:
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        found = measure(options.methods[0], options.backbone, options.batch, options.steps)
-        print(json.dumps(found))
+        measured = measure(options.methods[0], options.backbone, options.batch, options.steps)
+        print(json.dumps(measured))
         return
     specs = options.methods or (PAPERS if options.papers else _everything())
     found: dict[str, list[dict[str, float]]] = defaultdict(list)
@@ -113,9 +113,7 @@ def main() -> None:
                 command += ["--batch", str(options.batch), "--steps", str(options.steps)]
                 run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
                 found[spec].append(json.loads(run.stdout.splitlines()[-1]))
-    print(
-        "| method | parameters trained | s a clip | to the first | of the floor's rate | peak GiB |"
-    )
+    print("| method | parameters trained | s per clip | vs. the first | vs. the floor | peak GiB |")
     print("|---|---|---|---|---|---|")
     for spec in (FLOOR, *specs):
         seconds = statistics.median(row["seconds"] for row in found[spec])

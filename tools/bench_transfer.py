@@ -1,21 +1,23 @@
 #!/usr/bin/env python
-"""What pretraining is worth: the embedded small AST against the same one with random weights.
+"""Measure what pretraining is worth: the embedded small AST against random weights.
 
     python tools/bench_transfer.py --data ../shared/data [--methods linear,softmoa] [--seeds 1,2]
                                    [--backbones pretrained,random] [--epochs N] [--precision bf16]
                                    [--output DIR]
 
-Two corpora of real recordings: ESC-10 (`DIR/ESC-10`, in ESC-50's layout, five official folds) and
-spoken digits of a speaker who was never heard (`DIR/spoken-digits`, in Speech Commands' layout:
-george and jackson train with takes 10 to 49 and validate with takes 0 to 9, lucas tests). Every
-method runs through the ESC-50 recipe with one schedule, the one of `hparams/embedded.yaml`, and its
-epoch is chosen on validation clips only. Logistic regression on the mean and standard deviation of
-the log-mel frames stands beside them. Runs are kept in the output folder: a killed table goes on,
-and a finished one is printed again from its `result.json` files. Writes `table.md` and `table.csv`.
+There are two corpora of real recordings below `--data`: ESC-10 (`ESC-10`, in ESC-50's layout, five
+official folds), and spoken digits with an unseen speaker (`spoken-digits`, in Speech Commands'
+layout: takes 10 to 49 of george and jackson for training, their takes 0 to 9 for validation, lucas
+for testing). Every method runs through the ESC-50 recipe with the schedule of
+`hparams/embedded.yaml`, and the epoch is chosen on validation clips only. The baseline is logistic
+regression on the mean and standard deviation of the log-mel frames. Runs are kept in the output
+folder, so that an interrupted comparison continues and a finished one is printed again from its
+`result.json` files. Writes `table.md` and `table.csv`.
 """
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +48,10 @@ RATE = 16000
 
 @CORPORA.register("unseen_speaker")
 class UnseenSpeaker(Corpus):
-    """Spoken digits; the fold that is tested (1) is a speaker who does not train (3, 2)."""
+    """Spoken digits; the speaker of the test fold (1) is not in the training folds (2 and 3)."""
 
     def manifest(self, folder: Path) -> Manifest:
-        """See `Corpus.manifest`: files are `<word>/<speaker>_nohash_<take>.wav`."""
+        """The clips of a folder whose files are `<word>/<speaker>_nohash_<take>.wav`."""
         rows = []
         for path in sorted(folder.glob("*/*_nohash_*.wav")):
             speaker, take = path.stem.split("_nohash_")
@@ -61,7 +63,7 @@ class UnseenSpeaker(Corpus):
                 continue
             rows.append((f"{path.parent.name}/{path.name}", str(path), path.parent.name, fold))
         if not rows:
-            raise DataError(f"{folder} holds no spoken digits: name their parent with `--data`")
+            raise DataError(f"{folder} holds no spoken digits: give its parent folder as `--data`")
         clips = pd.DataFrame(rows, columns=["id", "path", "label", "fold"])
         words = sorted(clips["label"].unique())
         return Manifest("spoken digits", clips.assign(label=clips["label"].map(words.index)), words)
@@ -69,15 +71,15 @@ class UnseenSpeaker(Corpus):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A corpus in the table.
+    """A corpus that the methods are compared on.
 
     Attributes:
-        name: its column.
-        folder: its name under `--data`.
+        name: its column in the table.
+        folder: its folder below `--data`.
         corpus: a registered corpus and its settings.
-        max_length: frames of 10 ms.
-        folds: that are tested.
-        overrides: of the recipe's configuration.
+        max_length: input length in frames of 10 ms.
+        folds: the folds to test.
+        overrides: changes to the recipe's configuration.
     """
 
     name: str
@@ -88,7 +90,7 @@ class Task:
     overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-# Half a second of speech would be gone behind SpecAugment's usual 0.8 s.
+# SpecAugment's usual mask of 0.8 s would hide a word of half a second completely.
 SHORT_MASKS = {"augment.0.time_mask": 10}
 TASKS = [
     Task("ESC-10", "ESC-10", "esc50:esc10=true", 500, "all"),
@@ -120,9 +122,9 @@ def schedule(method: str) -> dict[str, Any]:
 
 
 def baseline(task: Task, data: Path) -> list[float]:
-    """Test accuracies of logistic regression on log-mel statistics, one a fold.
+    """Test accuracies of logistic regression on log-mel statistics, one per fold.
 
-    It is fitted to the training clips alone; nothing about it is chosen.
+    It is fitted to the training clips only and has no setting that is tuned.
     """
     corpus = CORPORA.create(parse_spec(task.corpus))
     manifest = corpus.manifest(data / task.folder)
@@ -152,7 +154,7 @@ def log_mel_statistics(path: str) -> torch.Tensor:
 def logistic_regression(
     x: torch.Tensor, labels: torch.Tensor, classes: int, tested: torch.Tensor
 ) -> torch.Tensor:
-    """Classes of `tested` [M, d] by a regression with a unit Gaussian prior on x [N, d]."""
+    """Classes of `tested` [M, d], predicted by a fit to x [N, d] with a unit Gaussian prior."""
     weight = torch.zeros(classes, x.shape[1] + 1, dtype=x.dtype, requires_grad=True)
     optimiser = torch.optim.LBFGS([weight], max_iter=500, line_search_fn="strong_wolfe")
 
@@ -183,11 +185,11 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
     """Accuracies in % as mean and standard deviation over folds and seeds, by method.
 
     Args:
-        rows: one a fold: task, method, backbone, accuracy, trained (without the head), share.
+        rows: one per fold: task, method, backbone, accuracy, trained (without the head), share.
     """
     keys = ["method", "task", "backbone"]
-    cells = rows.groupby(keys, sort=False)["accuracy"].apply(spread)
-    cells = cells.unstack(["task", "backbone"])
+    texts = rows.groupby(keys, sort=False)["accuracy"].apply(spread)
+    cells = texts.unstack(["task", "backbone"])
     cells.columns = [", ".join(column) for column in cells.columns]
     trained = rows.groupby("method")[["trained", "share"]].first()
     cells.insert(
@@ -198,39 +200,39 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def spread(accuracies: pd.Series) -> str:
-    """Mean and, of more than one, standard deviation in %."""
+    """Mean in %, and standard deviation if there is more than one value."""
     mean, std = 100 * accuracies.mean(), 100 * accuracies.std()
     return f"{mean:.1f} ± {std:.1f}" if len(accuracies) > 1 else f"{mean:.1f}"
 
 
 def markdown(cells: pd.DataFrame) -> list[str]:
-    """A table of texts in Markdown."""
+    """A table of strings in Markdown."""
     lines = [["method", *cells.columns], ["---"] * (1 + len(cells.columns))]
     lines += [[name, *row] for name, row in zip(cells.index, cells.to_numpy(), strict=True)]
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
 def verdict(rows: pd.DataFrame) -> list[str]:
-    """Whether some method with under 10 % of the parameters comes near full fine-tuning."""
+    """Whether a method that trains less than 10 % of the parameters comes near full fine-tuning."""
     sentences = []
     for task, part in rows[rows["backbone"] == "pretrained"].groupby("task", sort=False):
         stats = part.groupby("method")["accuracy"].agg(["mean", "std"])
-        small = part.groupby("method")["share"].first().between(0.0001, 0.1, inclusive="left")
-        small = stats.loc[small[small].index]
+        shares = part.groupby("method")["share"].first()
+        small = stats.loc[shares.index[shares.between(0.0001, 0.1, inclusive="left")]]
         if "full" in stats.index and len(small):
             full, best = stats.loc["full"], small["mean"].idxmax()
             gap = small.loc[best, "mean"] - full["mean"]
             near = gap >= -np.nan_to_num(full["std"])
             sentences.append(
-                f"{task}: of the methods with under 10 % of the parameters {best} is the best, "
+                f"{task}: of the methods with less than 10 % of the parameters, {best} is best, "
                 f"{100 * gap:+.1f} points from full fine-tuning, "
-                f"{'above it or' if near else 'not'} within one standard deviation of it."
+                f"{'above or' if near else 'not'} within one standard deviation of it."
             )
     return sentences
 
 
-def run(arguments: list[str]) -> None:
-    """Make the table as the command line says."""
+def run(arguments: Sequence[str]) -> None:
+    """Run what is missing, then write and print the table."""
     options = parser().parse_args(arguments)
     options.random = save_random_backbone(options.output / "random-backbone")
     options.schedule = {"precision": options.precision}
@@ -239,7 +241,7 @@ def run(arguments: list[str]) -> None:
     records = []
     for task in TASKS:
         accuracies = baseline(task, options.data)
-        for backbone in options.backbones:  # it has none: the same numbers in both columns
+        for backbone in options.backbones:  # the baseline has no backbone: same numbers in both
             records += [(task.name, BASELINE, backbone, a, 0, 0.0) for a in accuracies]
     for seed in options.seeds:
         for task in TASKS:
@@ -261,14 +263,14 @@ def run(arguments: list[str]) -> None:
 
 
 def explanation(options: argparse.Namespace) -> list[str]:
-    """What the numbers are."""
+    """Sentences below the table that say what its numbers are."""
     seeds = ", ".join(map(str, options.seeds))
     return [
         f"Test accuracy in %, mean ± standard deviation over folds and seeds ({seeds}): ESC-10 has "
-        "5 folds, the digits one speaker who is never heard in training. Trained: parameters "
-        "without the head, and their share of the backbone.",
+        "5 folds, the digits one speaker who does not occur in training. Trained: the number of "
+        "trained parameters without the head, and their share of the backbone.",
         f"{BASELINE}: logistic regression on mean and standard deviation over time of 128 log-mel "
-        "bins. Epochs are chosen on validation clips only; no setting was chosen on a test clip.",
+        "bins. Epochs are chosen on validation clips only; no setting was chosen on test clips.",
     ]
 
 

@@ -1,9 +1,10 @@
-"""What `bench_step.py` puts beside our methods: others' code, a naive loop, and the floor.
+"""What `bench_step.py` compares our methods with: other implementations, a loop, and the floor.
 
-Each builds a module from features [B, T, F] to logits [B, C]; the floor is a time.
+The implementations are modules from features [B, T, F] to logits [B, C]; the floor is a time.
 """
 
 import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +14,15 @@ from toolkit.errors import ToolkitError
 from toolkit.experts.base import Experts
 from toolkit.model import AudioClassifier
 from toolkit.peft import insertion
+from toolkit.peft.dense_moa import DenseMixture
 from toolkit.peft.soft_moa import SoftMixture
 from toolkit.routing import soft
 
 
 class HuggingFaceLoRA(nn.Module):
-    """LoRA by Hugging Face PEFT on the stock model, r = 6 on queries and values.
+    """LoRA from Hugging Face PEFT on the stock model, with r = 6 on queries and values.
 
-    The final norm and the head train, as with our methods.
+    The final norm and the head are trained too, as with our methods.
     """
 
     def __init__(self, folder: str, max_length: int, num_classes: int) -> None:
@@ -43,16 +45,19 @@ class HuggingFaceLoRA(nn.Module):
 
 
 def loop_over_experts(model: AudioClassifier) -> AudioClassifier:
-    """Our mixture with its experts evaluated one after the other, as the papers' code does."""
+    """Make a model's mixtures evaluate experts one after the other, as the papers' code does."""
     for wrapper in list(insertion.wrappers(model.backbone)):
-        wrapper.add_module(wrapper.name, LoopedMixture(wrapper.inserted))
+        mixture = wrapper.inserted
+        if not isinstance(mixture, SoftMixture | DenseMixture):
+            raise ToolkitError("only soft_moa and dense_moa can be looped over: use one of these")
+        wrapper.add_module(wrapper.name, LoopedMixture(mixture))
     return model
 
 
 class LoopedMixture(nn.Module):
-    """A Soft-MoA or Dense-MoA that runs each expert by itself and stacks the outputs."""
+    """A Soft-MoA or Dense-MoA that evaluates each expert separately and stacks the outputs."""
 
-    def __init__(self, mixture: nn.Module) -> None:
+    def __init__(self, mixture: SoftMixture | DenseMixture) -> None:
         super().__init__()
         self.mixture = mixture
 
@@ -77,14 +82,14 @@ def _one(experts: Experts, e: int, x: Tensor) -> Tensor:
 
 
 def floor_seconds(config: ASTConfig, tokens: int, batch: int, repeats: int = 3) -> float:
-    """Seconds of the matrix products that a step on a frozen backbone cannot do without.
+    """Seconds per step for the matrix products that every method on a frozen backbone needs.
 
-    Forward and the gradient of every linear's input, and attention forward and backward, at this
-    machine's own speed for their shapes; the fastest of some repeats.
+    These are the output of every linear layer and the gradient of its input, and attention forward
+    and backward. Each product is measured on this machine at its shape, the fastest of `repeats`.
     """
     d, hidden, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
     rows = batch * tokens
-    products = {(d, d): 4, (d, hidden): 1, (hidden, d): 1}  # one block's linears
+    products = {(d, d): 4, (d, hidden): 1, (hidden, d): 1}  # linear layers of one block
     seconds = 0.0
     for (inner, outer), count in products.items():
         x, weight = torch.randn(rows, inner), torch.randn(inner, outer)
@@ -98,7 +103,7 @@ def floor_seconds(config: ASTConfig, tokens: int, batch: int, repeats: int = 3) 
     return config.num_hidden_layers * seconds
 
 
-def _fastest(function: object, repeats: int) -> float:
+def _fastest(function: Callable[[], object], repeats: int) -> float:
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""AdapMoE: fewer experts where they hardly matter, and a cache for the others.
+"""AdapMoE: fewer experts where they hardly matter, and a cache for the rest.
 
 Zhong et al., AdapMoE: Adaptive Sensitivity-based Expert Gating and Management for Efficient MoE
 Inference (arXiv:2408.10284), on a trained mixture of adapters.
@@ -9,15 +9,15 @@ import itertools
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from toolkit.errors import ConfigError
 from toolkit.experts.base import Experts
-from toolkit.mixtures.observe import some_of, visit, weighs_experts
-from toolkit.mixtures.tool import MixtureData, MixtureTool, mixtures
+from toolkit.mixtures.observe import some_of, visit
+from toolkit.mixtures.tool import MixtureData, MixtureTool
 from toolkit.model import AudioClassifier
 from toolkit.peft.base import setting
-from toolkit.peft.soft_moa import SoftMixture
+from toolkit.peft.mixture import Mixture, mixtures, routed_mixtures
 from toolkit.registry import TOOLS
 
 from . import allocation
@@ -29,37 +29,40 @@ from .simulator import Visit, simulate
 
 @TOOLS.register("adapmoe", paper="arXiv:2408.10284", verb="compress")
 class AdapMoE(MixtureTool):
-    """AdapMoE: tokens leave out experts that hardly change the loss; an expert cache, prefetch."""
+    """AdapMoE: tokens skip experts that hardly change the loss; a cache prefetches experts."""
 
     T: float | None = setting(
         None,
-        "what leaving out an expert may cost, mass^2 times sensitivity; none: so much that a token "
-        "has `target_active` experts (the paper's 0.005 is on the scale of its own sensitivities)",
+        "largest cost of skipping an expert, mass^2 times sensitivity; none: what gives a token "
+        "`target_active` experts (the paper's 0.005 is on the scale of its own sensitivities)",
         minimum=0,
     )
-    target_active: float = setting(1.75, "experts a token, on average, if T is none", minimum=1)
+    target_active: float = setting(1.75, "mean number of experts per token if T is none", minimum=1)
     sensitivity: Sensitivity = setting(
         "fisher_delta",
-        "of a mixture: squared gradients times the squared difference of a token's two strongest "
-        "experts, or squared gradients alone (fisher_out)",
+        "sensitivity of a mixture: squared gradients times the squared difference of a token's two "
+        "strongest experts (fisher_delta), or squared gradients alone (fisher_out)",
     )
-    base_topk: int = setting(2, "experts a token keeps before any is left out, K", minimum=1)
+    base_topk: int = setting(2, "experts per token before any is skipped, K", minimum=1)
     cache_slots: int | None = setting(
-        None, "experts that the caches of all mixtures hold together; none: no cache", minimum=0
+        None, "number of experts in the caches of all mixtures together; none: no cache", minimum=0
     )
     alloc: Literal["dp", "uniform"] = setting(
-        "dp", "how they are shared out: fewest expected loads, or evenly"
+        "dp", "how slots are distributed: for the fewest expected loads (dp), or evenly (uniform)"
     )
     prefetch: Literal["gate_reuse", "none"] = setting(
-        "gate_reuse", "the next mixture's experts, guessed by its router from the present tokens"
+        "gate_reuse",
+        "prefetch the next mixture's experts as its router guesses them from the present tokens",
     )
     load_time: float = setting(
-        1.0, "of an expert, in times of a block, where the cache is simulated", minimum=0
+        1.0,
+        "time to load an expert over that of a block, in the simulation of the cache",
+        minimum=0,
     )
     calibration_clips: int = setting(128, "clips of the training folds to calibrate on", minimum=1)
 
     def apply(self, model: AudioClassifier, data: MixtureData) -> dict[str, Any]:
-        """See `MixtureTool.apply`: measure sensitivities, choose thresholds, share out slots."""
+        """Measure sensitivities, choose thresholds, and distribute cache slots."""
         _refuse(model)
         clips = some_of(data.calibration, self.calibration_clips)
         self._insert_routers(model)
@@ -70,36 +73,36 @@ class AdapMoE(MixtureTool):
         budget = self._budget(trace, sensitivities)
         thresholds = {site: threshold_of(budget, s) for site, s in sensitivities.items()}
         usages = trace.usages(thresholds)
-        plan = {
-            "slots": None if self.cache_slots is None else self._slots(usages),
-            "calibration": {
-                "score_at_top_k": at_top_k,
-                "active_at_top_k": trace.active_at_top_k(),
-                "T": budget,
-                "sensitivities": sensitivities,
-                "thresholds": thresholds,
-                "prefetch_accuracy": {site: usage.accuracy for site, usage in usages.items()},
-            },
+        calibration: dict[str, Any] = {
+            "score_at_top_k": at_top_k,
+            "active_at_top_k": trace.active_at_top_k(),
+            "T": budget,
+            "sensitivities": sensitivities,
+            "thresholds": thresholds,
+            "prefetch_accuracy": {site: usage.accuracy for site, usage in usages.items()},
         }
-        if plan["slots"] is not None:
-            plan["calibration"] |= self._foreseen(trace, thresholds, usages, plan["slots"])
-            self._insert_caches(model, plan["slots"])
-        for site, mixture in mixtures(model):
-            mixture.router.threshold.fill_(thresholds[site])
-            mixture.router.active.zero_()
-        return plan
+        slots = None if self.cache_slots is None else self._slots(usages, self.cache_slots)
+        if slots is not None:
+            calibration |= self._foreseen(trace, thresholds, usages, slots)
+            self._insert_caches(model, slots)
+        for site, router in adaptive_routers(model).items():
+            router.threshold.fill_(thresholds[site])
+            router.active.zero_()
+        return {"slots": slots, "calibration": calibration}
 
     def restructure(self, model: AudioClassifier, plan: dict[str, Any]) -> None:
-        """See `MixtureTool.restructure`."""
+        """Insert the routers and, if there are slots, the caches."""
         self._insert_routers(model)
         if plan["slots"] is not None:
             self._insert_caches(model, plan["slots"])
 
     def report(self, model: AudioClassifier, plan: dict[str, Any]) -> dict[str, Any]:
-        """What was found in calibration; and what was done since the model was loaded (`run_tool`
-        measures on the test fold in between)."""
-        found = dict(mixtures(model))
-        active = torch.stack([mixture.router.active for mixture in found.values()]).sum(dim=0)
+        """What the calibration found, and what the model has done since it was loaded.
+
+        `run_tool` measures it on the test fold in between.
+        """
+        found = mixtures(model.backbone)
+        active = torch.stack([r.active for r in adaptive_routers(model).values()]).sum(dim=0)
         share = active.double() / active.sum().clamp(min=1)
         mean = (share * torch.arange(len(share))).sum().item()
         report = {
@@ -115,35 +118,34 @@ class AdapMoE(MixtureTool):
         return report
 
     def _insert_routers(self, model: AudioClassifier) -> None:
-        for _, mixture in mixtures(model):
+        for mixture in routed_mixtures(model.backbone).values():
             router = AdaptiveRouter(mixture, self.base_topk)
             mixture.router = router.to(next(mixture.experts.buffers(), mixture.experts.up).device)
 
     def _insert_caches(self, model: AudioClassifier, slots: dict[str, int]) -> None:
-        found = dict(mixtures(model))
+        found = mixtures(model.backbone)
         for site, number in slots.items():
             experts = found[site].experts
-            single = model.method.experts(model.backbone, 1, experts.dim)
-            found[site].experts = CachedExperts(experts, single, number)
+            found[site].experts = CachedExperts(experts, experts.like(1), number)
         if self.prefetch == "gate_reuse":
             for site, following in itertools.pairwise(slots):
-                following_one = found[following]
-                found[site].experts.following = (following_one.router, following_one.experts)
+                next_router = adaptive_routers(model)[following]
+                found[site].experts.following = (next_router, found[following].experts)
 
     def _budget(self, trace: "Trace", sensitivities: dict[str, float]) -> float:
-        """T, given or chosen."""
+        """T, as set or chosen for `target_active`."""
         if self.T is not None:
             return self.T
         costs = [tails(trace.weights(s)).double().square() * v for s, v in sensitivities.items()]
         tokens = sum(len(cost) for cost in costs)
         return budget_for(torch.cat([c.flatten() for c in costs]), tokens, self.target_active)
 
-    def _slots(self, usages: dict[str, "Usage"]) -> dict[str, int]:
+    def _slots(self, usages: dict[str, "Usage"], total: int) -> dict[str, int]:
         """Cache slots of each mixture."""
         if self.alloc == "uniform":
-            chosen = allocation.uniform([u.experts for u in usages.values()], self.cache_slots)
+            chosen = allocation.uniform([u.experts for u in usages.values()], total)
         else:
-            chosen = allocation.allocate([u.curve() for u in usages.values()], self.cache_slots)
+            chosen = allocation.allocate([u.curve() for u in usages.values()], total)
         return dict(zip(usages, chosen, strict=True))
 
     def _foreseen(
@@ -153,8 +155,10 @@ class AdapMoE(MixtureTool):
         usages: dict[str, "Usage"],
         slots: dict[str, int],
     ) -> dict[str, Any]:
-        """Expected loads a token, and a simulation of the calibration clips, of the slots and of
-        an even share of as many."""
+        """Expected loads per token and a simulation of the calibration clips.
+
+        Both are for the chosen slots and for an even distribution of as many.
+        """
         even = allocation.uniform([u.experts for u in usages.values()], sum(slots.values()))
         visits, foreseen = trace.visits(thresholds), {}
         for name, numbers in (("chosen", list(slots.values())), ("uniform", even)):
@@ -170,8 +174,8 @@ class Usage:
 
     Attributes:
         experts: E.
-        active: share of tokens with 0, 1, ... experts.
-        accuracy: share of the experts they use that were guessed one mixture before.
+        active: share of the tokens with 0, 1, ... experts.
+        accuracy: share of the used experts that were guessed one mixture before.
     """
 
     experts: int
@@ -179,7 +183,7 @@ class Usage:
     accuracy: float
 
     def curve(self) -> list[float]:
-        """Expected loads of a token with 0, ..., E slots."""
+        """Expected loads per token with 0, ..., E slots."""
         return [
             allocation.expected_loads(slots, self.experts, self.active, self.accuracy)
             for slots in range(self.experts + 1)
@@ -187,34 +191,36 @@ class Usage:
 
 
 class Trace:
-    """Which experts tokens want, clip by clip, and which were guessed for them.
+    """Which experts tokens choose, clip by clip, and which were guessed for them.
 
     Args:
-        model: with adaptive routers.
-        sites: of its mixtures, in the order in which they run.
+        model: a model with adaptive routers.
+        sites: the sites of its mixtures, in the order in which they run.
         count: K.
     """
 
     def __init__(self, model: AudioClassifier, sites: list[str], count: int) -> None:
-        self.count, found = count, dict(mixtures(model))
-        self.experts = {site: found[site].experts.num_experts for site in sites}
-        self._next = {a: (b, found[b].router) for a, b in itertools.pairwise(sites)}
+        self.count, found = count, mixtures(model.backbone)
+        self.experts = {site: found[site].num_experts for site in sites}
+        self._routers = adaptive_routers(model)
+        self._next = {a: (b, self._routers[b]) for a, b in itertools.pairwise(sites)}
         self._chosen: dict[str, list[tuple[Tensor, Tensor]]] = {site: [] for site in sites}
         self._guessed: dict[str, list[Tensor]] = {site: [] for site in sites}
 
-    def see(self, site: str, mixture: nn.Module, x: Tensor) -> None:
+    def see(self, site: str, mixture: Mixture, x: Tensor) -> None:
         """Note one clip [1, T, d] at a mixture."""
-        self._chosen[site].append(strongest(mixture.router.router(x)[0], self.count))
+        gates = self._routers[site].router(x, mixture.mask)
+        self._chosen[site].append(strongest(gates[0], self.count))
         if site in self._next:
             following, router = self._next[site]
             self._guessed[following].append(router.guess(x)[0])
 
     def weights(self, site: str) -> Tensor:
-        """Weights of the K strongest experts of all tokens [N, K]."""
+        """The weights of the K strongest experts of all tokens [N, K]."""
         return torch.cat([weights for weights, _ in self._chosen[site]])
 
     def active_at_top_k(self) -> float:
-        """Experts of a token before any is left out, mean."""
+        """Mean number of experts per token before any is skipped."""
         weights = torch.cat([self.weights(site) for site in self._chosen])
         return (weights > 0).sum(dim=-1).double().mean().item()
 
@@ -235,7 +241,7 @@ class Trace:
         return usages
 
     def visits(self, thresholds: dict[str, float]) -> list[list[Visit]]:
-        """The same as a simulator reads it."""
+        """The trace in the form that the simulator reads."""
         sites = list(self._chosen)
         clips = []
         for clip in range(len(self._chosen[sites[0]])):
@@ -250,28 +256,33 @@ class Trace:
 
 
 def _kept(weights: Tensor, threshold: float) -> Tensor:
-    """Which of the K strongest experts [N, K] are left."""
+    """Which of the K strongest experts [N, K] a token uses."""
     keep = torch.ones_like(weights, dtype=torch.bool)
     keep[:, 1:] = tails(weights) >= threshold
     return keep & (weights > 0)
 
 
+def adaptive_routers(model: AudioClassifier) -> dict[str, AdaptiveRouter]:
+    """The routers that this tool has put around those of the mixtures, by site."""
+    found = {site: m.router for site, m in routed_mixtures(model.backbone).items()}
+    return {site: router for site, router in found.items() if isinstance(router, AdaptiveRouter)}
+
+
 def _refuse(model: AudioClassifier) -> None:
-    """Say why a mixture cannot be gated adaptively."""
-    method, found = model.method.registered_name, [m for _, m in mixtures(model)]
-    if any(isinstance(mixture, SoftMixture) for mixture in found):
+    """Explain why a mixture cannot be gated adaptively."""
+    method, found = model.method.registered_name, list(mixtures(model.backbone).values())
+    if any(mixture.reads_slots for mixture in found):
         raise ConfigError(
-            "adaptive gating leaves out experts that a token chose, and in Soft-MoA tokens choose "
-            "none: every expert reads slots made of all tokens; use a bundle of dense_moa or "
-            "topk_moa"
+            "adaptive gating skips experts that a token chose, and in Soft-MoA tokens choose none: "
+            "every expert reads slots made of all tokens; use a bundle of dense_moa or topk_moa"
         )
-    if not found or not all(weighs_experts(mixture) for mixture in found):
+    if not found or not all(mixture.weighs_experts for mixture in found):
         raise ConfigError(
             f"'{method}' is no mixture whose router weighs a token's experts by a softmax: use a "
             "bundle of dense_moa or topk_moa"
         )
     if not all(isinstance(m.experts, Experts) and m.experts.num_experts > 1 for m in found):
         raise ConfigError(
-            f"the mixtures of '{method}' need two adapters at least, and no cache yet: there must "
-            "be a choice to leave one out"
+            f"the mixtures of '{method}' need at least two adapters, and no cache yet: use another "
+            "bundle, with more experts or not yet changed by adapmoe"
         )

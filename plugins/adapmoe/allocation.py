@@ -1,22 +1,22 @@
-"""How many experts of each mixture the cache shall hold (arXiv:2408.10284)."""
+"""How many experts of each mixture the cache should hold (arXiv:2408.10284)."""
 
 import math
 from collections.abc import Sequence
 
 
 def expected_loads(slots: int, experts: int, active: Sequence[float], accuracy: float) -> float:
-    """Loads that one token waits for at a mixture, expected: f(t).
+    """Expected number of loads for which a token waits at a mixture: f(t).
 
-    A token's experts are taken to be any k of N, t of which are in the cache; m of them are not,
-    and a right prefetch has brought one of these. So a token waits for m - beta loads if m > 0. For
-    k of 1 or 2 this is the paper's
+    A token's experts are assumed to be any k of N, of which t are in the cache. If m of them are
+    not, a correct prefetch has loaded one of these, so the token waits for m - beta loads. For k of
+    1 or 2 this is the paper's
     `p (1 - t/N)(1 - b) + (1 - p)[P_2 (2 (1 - b) + b) + P_1 (1 - b)]`.
 
     Args:
         slots: t.
         experts: N.
         active: probability that a token has 0, 1, 2, ... experts.
-        accuracy: beta, probability that what is prefetched is right.
+        accuracy: beta, probability that a prefetch is correct.
     """
     outside, total = experts - slots, 0.0
     for count, probability in enumerate(active):
@@ -27,13 +27,13 @@ def expected_loads(slots: int, experts: int, active: Sequence[float], accuracy: 
 
 
 def allocate(curves: Sequence[Sequence[float]], budget: int) -> list[int]:
-    """Slots of each mixture with the least sum of expected loads, by dynamic programming.
+    """The slots of each mixture with the fewest expected loads in all, by dynamic programming.
 
-    Of equal optima, the one that gives fewer slots to the first mixtures.
+    Of equal optima, it returns the one that gives fewer slots to the first mixtures.
 
     Args:
         curves: f(0), ..., f(N) of each mixture.
-        budget: slots in all; what is more than all experts is left over.
+        budget: slots in all; those in excess of all experts are left over.
     """
     best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}
     for curve in curves:
@@ -48,11 +48,11 @@ def allocate(curves: Sequence[Sequence[float]], budget: int) -> list[int]:
 
 
 def uniform(sizes: Sequence[int], budget: int) -> list[int]:
-    """As many slots for every mixture; what is left over goes to the first ones.
+    """The same number of slots for every mixture; a remainder goes to the first ones.
 
     Args:
         sizes: N of each mixture.
-        budget: slots in all; what is more than all experts is left over.
+        budget: slots in all; those in excess of all experts are left over.
     """
     slots = [0] * len(sizes)
     left = min(budget, sum(sizes))

@@ -1,6 +1,6 @@
-"""Experts in a cache: the policy (least recently used, with prefetch) and the real thing.
+"""Experts in a cache: the policy (least recently used, with prefetch) and the cached experts.
 
-The policy knows nothing of tensors: the simulator runs the same one.
+The policy knows nothing of tensors, so the simulator runs the same one.
 """
 
 import dataclasses
@@ -12,20 +12,21 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from toolkit.experts.base import Bottleneck, Experts
+from toolkit.experts.base import Experts
+from toolkit.experts.bottleneck import Bottleneck
 
 V = TypeVar("V")
 
 
 class LRUCache(Generic[V]):
-    """Keeps what was used last.
+    """Keeps the values that were used last.
 
     Args:
-        slots: how many values it holds; with none, a value serves once.
+        slots: how many values it holds; with 0 slots, a value is used once and dropped.
 
     Attributes:
         values: expert -> value, the least recently used first.
-        counts: `hits`, `misses`, `prefetched`, and `used`: prefetched ones that were then needed.
+        counts: `hits`, `misses`, `prefetched`, and `used`: prefetched values that were needed.
     """
 
     def __init__(self, slots: int) -> None:
@@ -35,12 +36,13 @@ class LRUCache(Generic[V]):
         self._ahead: set[int] = set()
 
     def access(self, needed: Sequence[int], load: Callable[[int], V]) -> Iterator[tuple[int, V]]:
-        """The needed experts with their values; those that are here first, lest one that is loaded
-        push out one that is needed.
+        """Yield the needed experts with their values.
+
+        Those in the cache come first, so that loading one does not evict another that is needed.
 
         Args:
             needed: experts, each once.
-            load: brings an expert that is not here.
+            load: loads an expert that is not in the cache.
         """
         here = [expert for expert in needed if expert in self.values]
         for expert in [*here, *(expert for expert in needed if expert not in here)]:
@@ -51,11 +53,11 @@ class LRUCache(Generic[V]):
             yield expert, self._bring(expert, load)
 
     def prefetch(self, wanted: Sequence[int], load: Callable[[int], V]) -> None:
-        """Bring as many as there are slots, so that the first ones are pushed out last.
+        """Load as many experts as there are slots, so that the first are evicted last.
 
         Args:
             wanted: experts, the likeliest first.
-            load: see `access`.
+            load: loads an expert that is not in the cache.
         """
         for expert in reversed(wanted[: self.slots]):
             if expert not in self.values:
@@ -64,7 +66,7 @@ class LRUCache(Generic[V]):
             self._bring(expert, load)
 
     def clear(self) -> None:
-        """Forget all values; counts stay."""
+        """Drop all values; the counts stay."""
         self.values.clear()
         self._ahead.clear()
 
@@ -96,7 +98,7 @@ class Copy:
     ready: "torch.cuda.Event | None"
 
     def wait(self) -> dict[str, Tensor]:
-        """The tensors, for work that is queued from now on."""
+        """The tensors, for use by work queued from now on."""
         if self.ready is not None:
             stream = torch.cuda.current_stream()
             stream.wait_event(self.ready)
@@ -106,22 +108,22 @@ class Copy:
 
 
 class CachedExperts(nn.Module):
-    """Stands for the experts of a mixture: all of them are kept in the store, some in a cache.
+    """Replaces the experts of a mixture: all of them are in the store, some in a cache.
 
-    The store stays in host memory wherever the model is moved; the cache is where the tokens are.
-    On a CPU it holds the experts unpacked. An expert is computed for
-    the tokens that use it alone, and what a token's experts give is added in the order of their
-    numbers: so outputs are the same to the last bit whatever the cache holds. There is a loop over
-    the experts that are used, since they arrive one after the other.
+    The store stays in host memory wherever the model is moved; the cache is on the device of the
+    tokens. On a CPU it holds the experts unpacked. An expert is computed only for the tokens that
+    use it, and the outputs of a token's experts are added in the order of their numbers, so the
+    result is the same to the last bit whatever the cache holds. There is a loop over the experts
+    that are used, since they arrive one after the other.
 
     Args:
         store: the experts.
-        single: one expert of the same kind, whose weights are of no account.
+        single: one expert of the same kind, whose weights are not used.
         slots: experts that the cache holds.
 
     Attributes:
-        cache: what is there, and how often it was hit.
-        following: the router and the cached experts of the next mixture, to prefetch from.
+        cache: the experts in it, and its counts.
+        following: the router and the cached experts of the next mixture, for prefetching.
     """
 
     def __init__(self, store: Experts, single: Experts, slots: int) -> None:
@@ -134,14 +136,25 @@ class CachedExperts(nn.Module):
         self._stream: torch.cuda.Stream | None = None
 
     def mix(self, x: Tensor, gates: Tensor) -> Tensor:
-        """See `Experts.mix`; experts whose gate is zero are left out."""
+        """Sum a token's experts, multiplied by their gates; experts with gate zero are skipped.
+
+        Args:
+            x: tokens [B, T, d].
+            gates: [B, T, E].
+
+        Returns:
+            [B, T, d].
+        """
         active = gates > 0
         rank = active.cumsum(dim=-1) - 1  # of an expert among those of its token
         parts = x.new_zeros(*x.shape[:2], int(active.sum(dim=-1).max()), x.shape[-1])
         needed = active.flatten(0, 1).any(dim=0).nonzero()[:, 0].tolist()
         for expert, copy in self._current().access(needed, lambda e: self._load(e, x.device)):
-            places = active[..., expert].nonzero(as_tuple=True)
-            out = self._compute(x, places, copy.wait()) * gates[..., expert][places][:, None]
+            clips, positions = places = active[..., expert].nonzero(as_tuple=True)
+            out = (
+                self._compute(x, (clips, positions), copy.wait())
+                * gates[..., expert][places][:, None]
+            )
             parts[*places, rank[..., expert][places]] = out
         self._prefetch_next(x)
         return parts.sum(dim=2)
@@ -151,10 +164,10 @@ class CachedExperts(nn.Module):
     def _compute(
         self, x: Tensor, places: tuple[Tensor, Tensor], tensors: dict[str, Tensor]
     ) -> Tensor:
-        """One expert's outputs [n, d] at some tokens: clips [n] and positions [n]."""
+        """One expert's outputs [n, d] at some tokens, given by clips [n] and positions [n]."""
         if isinstance(self.store, Bottleneck):
             return functional_call(self.single[0], tensors, (x[places][None, None],))[0, 0]
-        # Its neighbours count: the expert reads whole clips.
+        # A token's neighbours matter, so the expert reads whole clips.
         clips, inverse = places[0].unique(return_inverse=True)
         out = functional_call(self.single[0], tensors, (x[clips][:, None],))[:, 0]
         return out[inverse, places[1]]
@@ -167,7 +180,7 @@ class CachedExperts(nn.Module):
             experts._current().prefetch(wanted, lambda e: experts._load(e, x.device))
 
     def _current(self) -> LRUCache[Copy]:
-        """The cache, emptied if the store's tensors were written to since (a bundle was loaded)."""
+        """The cache, emptied if the store's tensors have changed (a bundle was loaded)."""
         version = sum(tensor._version for tensor in self.store.state_dict().values())
         if version != self._version:
             self.cache.clear()
@@ -176,7 +189,7 @@ class CachedExperts(nn.Module):
 
     @torch.no_grad()
     def _load(self, expert: int, device: torch.device) -> Copy:
-        """Copy one expert to a device; on a GPU, beside the computation."""
+        """Copy one expert to a device; on a GPU, while other work is computed."""
         tensors = {name: tensor.detach() for name, tensor in self.store.of(expert).items()}
         if device.type != "cuda":
             return Copy({n: t.to(device, copy=True) for n, t in tensors.items()}, None)
@@ -186,7 +199,7 @@ class CachedExperts(nn.Module):
             return Copy(copies, self._stream.record_event())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CachedExperts":
-        """Types change as asked; the store stays in host memory, and the cache starts anew."""
+        """Apply a conversion; the store stays in host memory, and the cache is emptied."""
         super()._apply(fn, recurse)
         self.store.to("cpu")
         self.single[0]._apply(fn)
@@ -195,6 +208,6 @@ class CachedExperts(nn.Module):
 
 
 def by_count(experts: Tensor) -> list[int]:
-    """The experts among numbers [...], those that occur most first."""
+    """The experts among the numbers [...], the most frequent first."""
     numbers, counts = experts.unique(return_counts=True)
     return numbers[counts.argsort(descending=True, stable=True)].tolist()

@@ -1,16 +1,17 @@
-"""How much the loss minds a change at each mixture: the Fisher information of its output."""
+"""How sensitive the loss is to changes at each mixture: the Fisher information of its output."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from toolkit.mixtures.observe import trained
-from toolkit.mixtures.tool import MixtureData, mixtures
+from toolkit.mixtures.tool import MixtureData
 from toolkit.model import AudioClassifier
 from toolkit.peft.base import Objective
+from toolkit.peft.mixture import RoutedMixture, mixtures
 
 Sensitivity = Literal["fisher_delta", "fisher_out"]
 
@@ -20,14 +21,14 @@ def measure(
 ) -> dict[str, float]:
     """The sensitivity S of every mixture, in the order in which they run.
 
-    g being the gradient of a clip's loss by the mixture's output at a token,
-    `fisher_delta` is the mean over tokens of `sum_k g_k^2 (E_1 - E_2)_k^2`, E_1 and E_2 being the
-    token's two strongest experts; `fisher_out` is the mean of `sum_k g_k^2`.
+    Let g be the gradient of a clip's loss by the mixture's output at a token, and E_1 and E_2 the
+    token's two strongest experts. `fisher_delta` is the mean over tokens of
+    `sum_k g_k^2 (E_1 - E_2)_k^2`; `fisher_out` is the mean of `sum_k g_k^2`.
 
     Args:
-        model: in eval mode.
-        data, clips: what to measure on, with their true classes.
-        kind: see above.
+        model: a model in eval mode.
+        data, clips: the clips to measure on, with their true classes.
+        kind: which of the two.
     """
     totals: dict[str, Tensor] = {}
     tokens = 0
@@ -43,11 +44,11 @@ def measure(
 
 
 def curvature(diagonal: Tensor, change: Tensor | None) -> Tensor:
-    """`sum_k h_k c_k^2` of each token: twice the loss's change at a minimum, to second order.
+    """`sum_k h_k c_k^2` of each token: twice the change of the loss at a minimum, to second order.
 
     Args:
-        diagonal: h [..., d], of the Hessian or what stands for it.
-        change: c [..., d] of the output; None stands for ones.
+        diagonal: h [..., d], the diagonal of the Hessian or an estimate of it.
+        change: c [..., d], the change of the output; None: all ones.
 
     Returns:
         [...].
@@ -56,17 +57,17 @@ def curvature(diagonal: Tensor, change: Tensor | None) -> Tensor:
 
 
 @torch.no_grad()
-def between_strongest(mixture: nn.Module, x: Tensor) -> Tensor:
+def between_strongest(mixture: RoutedMixture, x: Tensor) -> Tensor:
     """E_1(x) - E_2(x) of each token's two strongest experts: a mixture with gates 1 and -1.
 
     Args:
-        mixture: with a router.
+        mixture: a mixture with a router.
         x: tokens [B, T, d].
 
     Returns:
         [B, T, d].
     """
-    gates = trained(mixture.router)(x)
+    gates = mixture.router.trained(x)
     first, second = gates.topk(2, dim=-1).indices.unbind(dim=-1)
     number = gates.shape[-1]
     signs = functional.one_hot(first, number) - functional.one_hot(second, number)
@@ -75,20 +76,20 @@ def between_strongest(mixture: nn.Module, x: Tensor) -> Tensor:
 
 def _gradients(
     model: AudioClassifier, features: Tensor, objective: Objective
-) -> dict[str, tuple[nn.Module, Tensor, Tensor]]:
-    """Mixture, its tokens and the gradient of the loss by its output, by site; for one clip."""
+) -> dict[str, tuple[RoutedMixture, Tensor, Tensor]]:
+    """The mixture, its tokens and the gradient of the loss by its output, by site; for one clip."""
     model.eval()
-    seen: dict[str, tuple[nn.Module, Tensor, Tensor]] = {}
+    seen: dict[str, tuple[RoutedMixture, Tensor, Tensor]] = {}
 
-    def hook(site: str) -> object:
-        def note(mixture: nn.Module, arguments: tuple[Tensor], output: Tensor) -> Tensor:
+    def hook(site: str) -> Callable[..., Tensor]:
+        def note(mixture: RoutedMixture, arguments: tuple[Tensor], output: Tensor) -> Tensor:
             probe = torch.zeros_like(output, requires_grad=True)
             seen[site] = (mixture, arguments[0].detach(), probe)
             return output + probe
 
         return note
 
-    handles = [m.register_forward_hook(hook(site)) for site, m in mixtures(model)]
+    handles = [m.register_forward_hook(hook(site)) for site, m in mixtures(model.backbone).items()]
     try:
         with torch.enable_grad():
             loss = objective.loss(model(features))

@@ -1,4 +1,4 @@
-"""What a cache would do on a device of given speeds: events on one channel and one processor."""
+"""Simulate a cache on a device with given speeds, as events on one channel and one processor."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -20,17 +20,17 @@ class Visit(NamedTuple):
 
 
 class Channel:
-    """Carries one expert at a time, in the order in which they are asked for.
+    """Carries one expert at a time, in the order of the requests.
 
     Args:
-        time: that one takes.
+        time: time for one expert.
     """
 
     def __init__(self, time: float) -> None:
         self.time, self.free = time, 0.0
 
     def carry(self, asked: float, expert: int) -> float:
-        """When an expert arrives that is asked for at some time."""
+        """The time at which an expert arrives that is requested at the time `asked`."""
         self.free = max(self.free, asked) + self.time
         return self.free
 
@@ -45,21 +45,20 @@ def simulate(
 ) -> dict[str, float]:
     """Run clips one after the other.
 
-    First those experts come that a mixture lacks when the clip is there, then those that are
-    prefetched for the next mixture.
+    The experts that a mixture lacks are loaded first, then those prefetched for the next mixture.
 
     Args:
-        trace: clips; of each, its visits to the mixtures in order.
-        slots: of each mixture's cache.
-        load: time of one expert over the channel, in any unit.
-        prefetch: whether guesses are followed.
-        block: time of what is computed in front of each mixture.
-        expert: time of computing one expert.
+        trace: for each clip, its visits to the mixtures in order.
+        slots: slots of each mixture's cache.
+        load: time to load one expert over the channel, in any unit.
+        prefetch: whether guessed experts are loaded.
+        block: time of the computation in front of each mixture.
+        expert: time to compute one expert.
 
     Returns:
         time: from the first clip to the last.
-        stalls: of that, waiting for experts.
-        hits, misses, prefetched, used: see `LRUCache`.
+        stalls: the part of it spent waiting for experts.
+        hits, misses, prefetched, used: the counts of `LRUCache`.
     """
     caches: list[LRUCache[float]] = [LRUCache(number) for number in slots]  # of arrival times
     channel, clock, stalls = Channel(load), 0.0, 0.0

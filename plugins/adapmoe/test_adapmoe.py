@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from bundles import change_bundle, check_prediction, tiny_bundle
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -16,11 +17,17 @@ from toolkit import plugins
 from toolkit.bundle import load_bundle
 from toolkit.errors import ConfigError
 from toolkit.mixtures.observe import visit
-from toolkit.mixtures.tool import mixtures
 from toolkit.model import AudioClassifier
+from toolkit.peft.mixture import mixtures
 from toolkit.registry import PEFT, TOOLS
-from toolkit.testing import compare_padded, tiny_batch, tiny_classifier, tiny_data, tiny_mixture
-from toolkit.testing.bundles import change_bundle, check_prediction, tiny_bundle
+from toolkit.testing import (
+    compare_padded,
+    first_mixture,
+    tiny_batch,
+    tiny_classifier,
+    tiny_data,
+    tiny_mixture,
+)
 
 plugins.load([Path(__file__).parents[1]])
 
@@ -171,13 +178,13 @@ def test_sensitivity_by_loops(settings: dict[str, Any], kind: str) -> None:
     totals = dict.fromkeys(found, 0.0)
     batch = next(data.batches(data.calibration, 5))
     outputs: dict[str, tuple[Tensor, Tensor]] = {}
-    for site, mixture in mixtures(model):
+    for site, mixture in mixtures(model.backbone).items():
         mixture.register_forward_hook(lambda m, a, out, s=site: keep(outputs, s, a[0], out))
     features = model.backbone.features.normalise(batch.features)
     for clip in range(5):
         logits = model(features[clip : clip + 1])
         functional.cross_entropy(logits, batch.labels[clip, None]).backward()
-        for site, mixture in mixtures(model):
+        for site, mixture in mixtures(model.backbone).items():
             x, out = outputs[site]
             experts = range(mixture.experts.num_experts)
             with torch.no_grad():
@@ -324,7 +331,7 @@ def cached(
     """A tiny mixture of some experts a token with as many slots at every mixture."""
     model = tiny_mixture(**(settings or SIX))
     made = tool(prefetch=prefetch, base_topk=base_topk)
-    slots_of = None if slots is None else {site: slots for site, _ in mixtures(model)}
+    slots_of = None if slots is None else dict.fromkeys(mixtures(model.backbone), slots)
     made.restructure(model, {"slots": slots_of})
     return model
 
@@ -334,12 +341,12 @@ def cached(
 def test_padding_is_not_counted(method: str, slots: int | None) -> None:
     twins = [tiny_classifier(PEFT.create(method), family="wav2vec2", noise=0.2) for _ in range(2)]
     for model in twins:
-        sites = [site for site, _ in mixtures(model)]
+        sites = list(mixtures(model.backbone))
         tool().restructure(model, {"slots": slots and dict.fromkeys(sites, slots)})
-        for _, mixture in mixtures(model):
+        for mixture in mixtures(model.backbone).values():
             mixture.router.threshold.fill_(0.45)
     compare_padded(*twins)
-    for (_, one), (_, other) in zip(*map(mixtures, twins), strict=True):
+    for one, other in zip(*(mixtures(twin.backbone).values() for twin in twins), strict=True):
         assert one.router.active.tolist() == other.router.active.tolist()
         assert one.router.active.count_nonzero() > 1
 
@@ -350,7 +357,7 @@ def test_outputs_are_the_same_bits_for_every_cache_size(settings: dict[str, Any]
     for slots, prefetch in [(n, "gate_reuse") for n in range(experts + 1)] + [(1, "none")]:
         model = cached(slots, prefetch, **settings)
         outputs += [logits(model), logits(model)]  # whatever is in the cache
-        counts = mixtures(model)[-1][1].experts.cache.counts
+        counts = list(mixtures(model.backbone).values())[-1].experts.cache.counts
         if slots == experts:
             assert counts["misses"] + counts["prefetched"] <= slots
     assert all(torch.equal(output, outputs[0]) for output in outputs)
@@ -367,18 +374,18 @@ def test_packed_experts_are_unpacked_into_the_cache(slots: int) -> None:
         compress.apply(model, tiny_data(model.backbone))
         tool().apply(model, tiny_data(model.backbone))
         before = logits(model)
-        tool_slots = {site: size for site, _ in mixtures(model)}
+        tool_slots = dict.fromkeys(mixtures(model.backbone), size)
         tool()._insert_caches(model, tool_slots)
         outputs += [logits(model), logits(model)]
         torch.testing.assert_close(outputs[-1], before, rtol=1e-4, atol=1e-5)
-        assert not list(mixtures(model)[0][1].experts.store.packed.parameters())
+        assert not list(first_mixture(model).experts.store.packed.parameters())
     assert all(torch.equal(output, outputs[0]) for output in outputs)
 
 
 def test_a_model_that_is_loaded_or_converted_forgets_what_was_cached() -> None:
     model = cached(3)
     logits(model)
-    experts = mixtures(model)[0][1].experts
+    experts = first_mixture(model).experts
     assert experts.cache.values
     fresh = cached(3, seed=1, **SIX)
     logits(fresh)
@@ -399,7 +406,7 @@ def test_the_store_stays_in_host_memory() -> None:
         with torch.no_grad():
             features = tiny_batch(model.backbone)[0].to("cuda")
             outputs += [model(features).cpu(), model(features).cpu()]
-        experts = mixtures(model)[0][1].experts
+        experts = first_mixture(model).experts
         assert experts.store.up.device.type == "cpu"
         assert all(copy.wait()["up"].is_cuda for copy in experts.cache.values.values())
     assert all(torch.equal(output, outputs[0]) for output in outputs)
@@ -463,7 +470,7 @@ def test_simulated_time_has_its_bounds() -> None:
 @pytest.mark.parametrize(("slots", "prefetch"), [(0, "gate_reuse"), (2, "none"), (3, "gate_reuse")])
 def test_the_simulator_counts_what_the_real_cache_counts(slots: int, prefetch: str) -> None:
     model, reference = cached(slots, prefetch), cached(None)
-    data, sites = tiny_data(model.backbone, clips=6), [site for site, _ in mixtures(model)]
+    data, sites = tiny_data(model.backbone, clips=6), list(mixtures(model.backbone))
     trace = Trace(reference, sites, 2)
     visit(reference, data, data.calibration, trace.see)
     visits = trace.visits(dict.fromkeys(sites, 0.0))
@@ -471,23 +478,23 @@ def test_the_simulator_counts_what_the_real_cache_counts(slots: int, prefetch: s
     with torch.no_grad():
         for batch in data.batches(data.calibration, 1):
             model(model.backbone.features.normalise(batch.features))
-    found = total_counts(mixture.experts.cache for _, mixture in mixtures(model))
+    found = total_counts(mixture.experts.cache for mixture in mixtures(model.backbone).values())
     assert found == {name: expected[name] for name in found}
 
 
 def test_guesses_and_usage_by_loops() -> None:
     model = cached(None)
     data = tiny_data(model.backbone, clips=3)
-    sites = [site for site, _ in mixtures(model)]
+    sites = list(mixtures(model.backbone))
     assert sites == ["blocks.0.mhsa", "blocks.0.ffn", "blocks.1.mhsa", "blocks.1.ffn"]
     entering: dict[str, list[Tensor]] = {site: [] for site in sites}
-    for site, mixture in mixtures(model):
+    for site, mixture in mixtures(model.backbone).items():
         mixture.register_forward_pre_hook(lambda m, a, s=site: entering[s].append(a[0]))
     trace = Trace(model, sites, 2)
     visit(model, data, data.calibration, trace.see)
     thresholds = dict(zip(sites, (0.0, 0.3, 0.4, math.inf), strict=True))
     usages, visits = trace.usages(thresholds), trace.visits(thresholds)
-    routers = {site: mixture.router.router for site, mixture in mixtures(model)}
+    routers = {site: mixture.router.router for site, mixture in mixtures(model.backbone).items()}
     before: str | None = None
     for site in sites:
         right = used = 0
@@ -524,7 +531,7 @@ def test_a_model_without_budget_is_top_k_and_with_any_top_1(settings: dict[str, 
         model = tiny_mixture(**settings)
         tool(T=budget).apply(model, tiny_data(model.backbone))
         reference = tiny_mixture(**settings)
-        for _, mixture in mixtures(reference):
+        for mixture in mixtures(reference.backbone).values():
             mixture.router = TopK(mixture.router, count)
         torch.testing.assert_close(logits(model), logits(reference), rtol=1e-4, atol=1e-5)
 
@@ -536,9 +543,9 @@ class TopK(nn.Module):
         super().__init__()
         self.router, self.count = router, count
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """[B, T, d] -> [B, T, E]."""
-        gates = self.router(x)
+        gates = self.router(x, mask)
         result = torch.zeros_like(gates)
         for clip, token in itertools.product(range(x.shape[0]), range(x.shape[1])):
             best = gates[clip, token].argsort(descending=True)[: self.count]
@@ -565,7 +572,7 @@ def test_restructured_model_loads_exactly(settings: dict[str, Any], slots: int |
     assert report["single_expert_share"] == pytest.approx(2 - report["active_mean"])
     assert report["fewer_activations"] == pytest.approx(report["single_expert_share"] / 2)
     if slots is not None:
-        capacity = sum(m.experts.num_experts for _, m in mixtures(model))
+        capacity = sum(m.num_experts for m in mixtures(model.backbone).values())
         assert sum(report["slots"].values()) == min(slots, capacity)
         loads = {name: s["expected_loads"] for name, s in report["simulation"].items()}
         assert loads["chosen"] <= loads["uniform"] + 1e-12
@@ -581,7 +588,7 @@ def test_target_is_met_on_the_calibration_clips() -> None:
         data = tiny_data(model.backbone)
         tool(target_active=target).apply(model, data)
         data.score(model, data.calibration)
-        active = mixtures(model)[0][1].router.active.double()
+        active = first_mixture(model).router.active.double()
         mean = (active * torch.arange(len(active))).sum() / active.sum()
         assert target - 0.02 < mean.item() <= target + 1e-9
 
@@ -605,7 +612,7 @@ def test_refusals(method: dict[str, Any], message: str) -> None:
 def test_a_cached_mixture_is_refused() -> None:
     model = tiny_mixture("dense_moa")
     tool(cache_slots=4).apply(model, tiny_data(model.backbone))
-    assert isinstance(mixtures(model)[0][1].experts, CachedExperts)
+    assert isinstance(first_mixture(model).experts, CachedExperts)
     with pytest.raises(ConfigError, match="no cache yet"):
         tool().apply(copy.deepcopy(model), tiny_data(model.backbone))
 
@@ -617,13 +624,13 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fast = change_bundle("compress", bundle, "adapmoe", "fast", *options)
     report = json.loads((fast / "report.json").read_text())
     assert 1.2 < report["active_mean"] < 1.8
-    found = mixtures(load_bundle(bundle).model)
-    size = sum(p.numel() for _, m in found for p in m.experts.parameters()) / 7
+    found = mixtures(load_bundle(bundle).model.backbone).values()
+    size = sum(p.numel() for m in found for p in m.experts.parameters()) / 7
     fewer = report["active_parameters_before"] - report["active_parameters_after"]
     assert fewer == pytest.approx((2 - report["active_mean"]) * size, abs=1)
     assert report["cache"]["hits"] > 0 and report["cache"]["misses"] > 0
     assert sum(report["slots"].values()) == 12
-    for site, mixture in mixtures(load_bundle(fast).model):
+    for site, mixture in mixtures(load_bundle(fast).model.backbone).items():
         assert mixture.router.threshold.item() == report["thresholds"][site]
         assert mixture.experts.cache.slots == report["slots"][site]
     check_prediction(fast)

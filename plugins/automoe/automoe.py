@@ -1,4 +1,4 @@
-"""AutoMoE: mixtures of unequal adapters, as a supernet to search in or as one found architecture.
+"""AutoMoE: mixtures of unequal adapters, as a supernet to search or as one architecture.
 
 Jawahar et al., AutoMoE: Heterogeneous Mixture-of-Experts with Adaptive Computation
 (arXiv:2210.07535), with adapters as experts of a frozen backbone.
@@ -7,9 +7,10 @@ Jawahar et al., AutoMoE: Heterogeneous Mixture-of-Experts with Adaptive Computat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from random import Random
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from toolkit.backbones.base import Backbone, Site
 from toolkit.errors import ConfigError
@@ -24,26 +25,26 @@ from .mixture import Elastic, ElasticMixture, ElasticNorm, FixedMixture, SwitchM
 
 @PEFT.register("automoe", paper="arXiv:2210.07535")
 class AutoMoE(PeftMethod):
-    """AutoMoE: where, how many, how wide experts are is searched for; a genome fixes it."""
+    """AutoMoE: a search finds where experts are, how many and how wide; a genome fixes it."""
 
     sparse = True
 
     genome: list[dict] | None = setting(
         None,
-        "one architecture, a gene a block such as {site: mhsa, ranks: [8, 16], topk: 1} or "
+        "one architecture, as one gene per block such as {site: mhsa, ranks: [8, 16], topk: 1} or "
         "{site: none}; none: the supernet of all of them, for `toolkit search`",
     )
     places: list[Place] = setting(
-        ["none", "mhsa", "ffn", "both"], "supernet: which sublayers a block's mixture can be at"
+        ["none", "mhsa", "ffn", "both"], "supernet: sublayers at which a block can have mixtures"
     )
-    max_experts: int = setting(4, "supernet: most experts a mixture, M", minimum=1)
+    max_experts: int = setting(4, "supernet: most experts per mixture, M", minimum=1)
     ranks: list[int] = setting([4, 8, 16, 32], "supernet: inner widths that an expert can have")
-    topk: list[int] = setting([1, 2], "supernet: numbers of experts that a token can use")
+    topk: list[int] = setting([1, 2], "supernet: numbers of experts per token")
     balance: float = setting(0.01, "weight of the loss that balances experts", minimum=0)
-    norms: bool = setting(True, "train the layer norms in front of sublayers that have a mixture")
+    norms: bool = setting(True, "train the layer norms in front of sublayers with a mixture")
 
     def check(self) -> None:
-        """Genes have values to choose from, and a genome says what it must."""
+        """Check that genes have values to choose from, and that a genome is complete."""
         for name in ("ranks", "topk"):
             values = getattr(self, name)
             if not values or min(values) < 1:
@@ -54,14 +55,14 @@ class AutoMoE(PeftMethod):
             from_config(self.genome)
 
     def insert(self, backbone: Backbone) -> None:
-        """The genome's mixtures, or elastic ones of the greatest size at every possible site."""
+        """Insert the genome's mixtures, or elastic ones of the greatest size at every site."""
         if self.genome is None:
             self._insert_supernet(backbone)
             return
         genome = from_config(self.genome)
         if len(genome) != backbone.depth:
             raise ConfigError(
-                f"'genome' has genes for {len(genome)} blocks, the backbone '{backbone.name}' has "
+                f"'genome' has genes for {len(genome)} blocks, but '{backbone.name}' has "
                 f"{backbone.depth}: use the backbone that it was found for"
             )
         most = max((gene.experts for gene in genome), default=0)
@@ -79,11 +80,12 @@ class AutoMoE(PeftMethod):
             insertion.parallel(site, "automoe", mixture)
             if self.norms:
                 norm = _norm_of(backbone, site)
-                insertion.reparametrise(norm, "automoe", ElasticNorm(norm.module, site))
+                elastic = ElasticNorm(cast(nn.LayerNorm, norm.module), site)
+                insertion.reparametrise(norm, "automoe", elastic)
         choose(backbone, self.space(backbone).largest)
 
     def space(self, backbone: Backbone) -> Space:
-        """The architectures that the settings allow in a backbone."""
+        """The architectures that the settings allow for a backbone."""
         return Space(
             depth=backbone.depth,
             blocks=frozenset(chosen_blocks(self.layers, backbone.depth)),
@@ -94,12 +96,12 @@ class AutoMoE(PeftMethod):
         )
 
     def fixed(self, genome: Genome) -> "AutoMoE":
-        """The method that trains one architecture, all else being equal."""
+        """The method that trains one architecture with otherwise equal settings."""
         return type(self)(**{**self.as_dict(), "genome": to_config(genome)})
 
     @contextmanager
     def subnet(self, backbone: Backbone, genome: Genome) -> Iterator[None]:
-        """While this lasts, a supernet is one of its architectures; else it is the largest."""
+        """Make a supernet one of its architectures for a while, and then the largest again."""
         choose(backbone, genome)
         try:
             yield
@@ -113,9 +115,9 @@ class AutoMoE(PeftMethod):
         features: Tensor,
         objective: Objective,
     ) -> dict[str, Tensor]:
-        """See `PeftMethod.training_losses`; a supernet trains an architecture drawn uniformly.
+        """The losses of one training batch; a supernet trains an architecture drawn uniformly.
 
-        The draw depends on torch's random state alone, and is the first process's in all of a job.
+        The draw depends only on torch's random state; all processes of a job use the first's.
         """
         if self.genome is not None:
             return super().training_losses(backbone, forward, features, objective)
@@ -127,7 +129,7 @@ class AutoMoE(PeftMethod):
             return super().training_losses(backbone, forward, features, objective)
 
     def auxiliary_losses(self, backbone: Backbone) -> dict[str, Tensor]:
-        """The weighted balance loss, summed over the mixtures that there were."""
+        """The weighted balance loss, summed over the mixtures of the last pass."""
         routers = [m.router for m in insertion.inserted(backbone) if isinstance(m, SwitchMixture)]
         routings = [router.take_routing() for router in routers if router.routing is not None]
         if not routings:
@@ -135,8 +137,13 @@ class AutoMoE(PeftMethod):
         return {"balance": self.balance * torch.stack(list(map(topk.balance, routings))).sum()}
 
 
+def method_of(model: AudioClassifier) -> AutoMoE:
+    """The method of a model that AutoMoE adapted."""
+    return cast(AutoMoE, model.method)
+
+
 def choose(backbone: Backbone, genome: Genome) -> None:
-    """Let a supernet be one of its architectures."""
+    """Make a supernet one of its architectures."""
     for module in insertion.inserted(backbone):
         if isinstance(module, Elastic):
             module.choose(genome)
@@ -147,20 +154,21 @@ def inherit(supernet: AudioClassifier, model: AudioClassifier) -> None:
     """Give a model of one architecture the supernet's weights.
 
     Args:
-        supernet: trained.
-        model: made with `AutoMoE.fixed` on the same backbone; changed in place.
+        supernet: the trained supernet.
+        model: a model made with `AutoMoE.fixed` on the same backbone; changed in place.
     """
-    genome = from_config(model.method.genome)
+    method = method_of(model)
+    genome = from_config(method.genome or [])
     choose(supernet.backbone, genome)
-    for site in model.method.sites(model.backbone, "both"):
+    for site in method.sites(model.backbone, "both"):
         if site.role not in genome[site.block].roles:
             continue
-        elastic = supernet.backbone.site(site.block, site.role).module.inserted
-        site.module.inserted.load(elastic)
-        if model.method.norms:
-            learned = _norm_of(supernet.backbone, site).module.inserted
+        elastic = supernet.backbone.site(site.block, site.role).module
+        cast(FixedMixture, site.module.inserted).load(cast(ElasticMixture, elastic.inserted))
+        if method.norms:
+            learned = cast(ElasticNorm, _norm_of(supernet.backbone, site).module.inserted)
             _norm_of(model.backbone, site).module.load_state_dict(learned.state_dict())
-    choose(supernet.backbone, supernet.method.space(supernet.backbone).largest)
+    choose(supernet.backbone, method_of(supernet).space(supernet.backbone).largest)
     model.backbone.norm.load_state_dict(supernet.backbone.norm.state_dict())
     model.head.load_state_dict(supernet.head.state_dict())
 

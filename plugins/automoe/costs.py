@@ -1,4 +1,4 @@
-"""What an architecture costs: parameters and operations in closed form, latency by the clock.
+"""Costs of an architecture: parameters and operations in closed form, latency as measured.
 
 A budget bounds any of `COSTS`; every estimator takes a genome and returns a number.
 """
@@ -25,15 +25,15 @@ from .genome import Gene, Genome, Space
 
 COSTS = {
     "trainable": "parameters trained outside the head",
-    "active": "of these, what one token uses at most: its experts, routers, norms",
+    "active": "the most of these that one token uses: its experts, routers, norms",
     "flops": "operations that the mixtures add to the forward pass of one clip",
-    "latency_ms": "milliseconds of the forward pass of one clip through the whole model",
+    "latency_ms": "milliseconds of a forward pass of the whole model on one clip",
 }
 CLOSED = ("trainable", "active", "flops")
 TRIMMED = 0.1
 WARM_UP = 5
 FINAL = 3
-"""Forward passes of a final measurement, in multiples of the others'."""
+"""A final measurement has this multiple of the forward passes of others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +42,9 @@ class ClosedForm:
 
     Attributes:
         dim: token width d.
-        tokens: of a clip, special ones included.
+        tokens: tokens per clip, special ones included.
         norms: whether the norms in front of sublayers with a mixture train.
-        final_norm: whether the last norm trains.
+        final_norm: whether the final norm trains.
     """
 
     dim: int
@@ -57,7 +57,7 @@ class ClosedForm:
         return self._sum(genome, lambda gene: sum(map(self._expert, gene.ranks)))
 
     def active(self, genome: Genome) -> int:
-        """The same, of each mixture only the `topk` largest experts: the most a token can use."""
+        """`trainable` with only the `topk` largest experts per mixture: what a token can use."""
         return self._sum(
             genome,
             lambda gene: sum(sorted(map(self._expert, gene.ranks), reverse=True)[: gene.topk]),
@@ -66,7 +66,7 @@ class ClosedForm:
     def flops(self, genome: Genome) -> int:
         """Multiplications and additions of the mixtures' matrix products on one clip.
 
-        All experts count, used or not: they are computed as one product over all channels.
+        All experts count, used or not, since they are computed as one product over all channels.
         """
         return sum(
             len(gene.roles) * self.tokens * 4 * self.dim * (gene.experts + sum(gene.ranks))
@@ -86,13 +86,13 @@ class ClosedForm:
 
 
 class Stopwatch:
-    """Measures models of one architecture on one clip, in eval mode.
+    """Measures the latency of architectures on one clip, in eval mode.
 
     Args:
-        backbone: frozen, nothing inserted; copied for every measurement.
-        method: the supernet's.
-        features: normalised, of one clip [1, T, F], on the device to measure on.
-        passes: forward passes; the mean leaves out the tenth at either end.
+        backbone: a frozen backbone without inserted modules; copied for every measurement.
+        method: the method of the supernet.
+        features: normalised features of one clip [1, T, F], on the device to measure on.
+        passes: number of forward passes; the mean leaves out a tenth at either end.
     """
 
     def __init__(self, backbone: Backbone, method: AutoMoE, features: Tensor, passes: int) -> None:
@@ -101,17 +101,18 @@ class Stopwatch:
 
     @functools.cached_property
     def tokens(self) -> int:
-        """Tokens of a clip, special ones included."""
+        """Tokens per clip, special ones included."""
         with torch.inference_mode():
-            return self.backbone(self.features.to(self.backbone.norm.weight.device)).shape[1]
+            device = next(self.backbone.parameters()).device
+            return self.backbone(self.features.to(device)).shape[1]
 
     @torch.inference_mode()
     def measure(self, genome: Genome, times: int = 1) -> float:
-        """Milliseconds of a forward pass of the architecture's own model.
+        """Milliseconds per forward pass of a model with only this architecture.
 
         Args:
             genome: the architecture.
-            times: factor of the number of passes.
+            times: multiplies the number of passes.
         """
         backbone = copy.deepcopy(self.backbone)
         model = AudioClassifier(backbone, self.method.fixed(genome), 1, "all")
@@ -142,8 +143,8 @@ class Predictor:
     """Latency as a linear function of an architecture's sizes, fitted to measurements.
 
     Attributes:
-        weights: of `sizes`.
-        error_ms: mean absolute error on measurements that it was not fitted to.
+        weights: coefficients of `sizes`.
+        error_ms: mean absolute error on measurements to which it was not fitted.
         samples: number of measurements.
     """
 
@@ -153,7 +154,7 @@ class Predictor:
 
     @classmethod
     def fit(cls, genomes: Sequence[Genome], milliseconds: Sequence[float]) -> "Predictor":
-        """Least squares; the error is that of the fits which leave out each fifth in turn."""
+        """Fit by least squares; the error is that of five-fold cross-validation."""
         x, y = np.array([sizes(genome) for genome in genomes]), np.array(milliseconds)
         errors: list[float] = []
         for part in range(5):
@@ -167,7 +168,7 @@ class Predictor:
     def sample(
         cls, space: Space, count: int, seed: int, measure: Callable[[Genome], float]
     ) -> "Predictor":
-        """Fit to architectures drawn from a space, its smallest and its largest among them."""
+        """Fit to random architectures of a space, among them the smallest and the largest."""
         rng = Random(seed)
         drawn = [space.random(rng) for _ in range(count - 2)]
         genomes = [space.smallest, space.largest, *drawn]
@@ -178,7 +179,7 @@ class Predictor:
         return float(np.dot(self.weights, sizes(genome)))
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """The predictor as plain values."""
         return dataclasses.asdict(self)
 
 
@@ -187,9 +188,9 @@ class Costs:
 
     Args:
         closed: costs in closed form.
-        budget: cost -> the most that is allowed.
-        latency: milliseconds of a genome, as the budget means them; asked once for each, and only
-            if the budget bounds them.
+        budget: the largest allowed value by cost.
+        latency: milliseconds of a genome; called once for each, and only if the budget bounds
+            latency.
     """
 
     def __init__(
@@ -209,19 +210,19 @@ class Costs:
         return costs
 
     def cost(self, name: str, genome: Genome) -> float:
-        """One of them."""
+        """One cost of an architecture."""
         return getattr(self.closed, name)(genome) if name in CLOSED else self._latency(genome)
 
     def admits(self, genome: Genome) -> bool:
-        """Whether every bound holds; the clock is asked last."""
+        """Whether every bound holds; latency is checked last."""
         names = sorted(self.budget, key=list(COSTS).index)
         return all(self.cost(name, genome) <= self.budget[name] for name in names)
 
     def refuse_less_than(self, smallest: Genome) -> None:
-        """Refuse a budget that not even the smallest architecture meets.
+        """Refuse a budget that even the smallest architecture exceeds.
 
         Raises:
-            RunError: it does not.
+            RunError: the smallest architecture exceeds the budget.
         """
         for name, bound in self.budget.items():
             least = self.cost(name, smallest)
@@ -234,7 +235,7 @@ class Costs:
 
 
 def sizes(genome: Genome) -> list[float]:
-    """What latency is predicted from: 1, and numbers of mixtures, experts and channels."""
+    """What latency is predicted from: 1, and the numbers of mixtures, experts and channels."""
     mixtures = sum(len(gene.roles) for gene in genome)
     experts = sum(len(gene.roles) * gene.experts for gene in genome)
     channels = sum(len(gene.roles) * sum(gene.ranks) for gene in genome)

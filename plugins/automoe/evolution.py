@@ -1,8 +1,8 @@
-"""Evolutionary search under constraints; it knows genomes, and nothing of models.
+"""Evolutionary search under constraints; it knows genomes but no models.
 
-Each generation keeps the best of the one before as parents and adds their mutants and crossovers
-(AutoMoE, arXiv:2210.07535, after HAT, arXiv:2005.14187). Random numbers of a generation depend on
-the seed and its number alone, so that a search that was interrupted goes on as if it had not been.
+Each generation keeps the best of the previous one as parents and adds their mutants and crossovers
+(AutoMoE, arXiv:2210.07535, after HAT, arXiv:2005.14187). The random numbers of a generation depend
+only on the seed and its number, so an interrupted search continues as if it had never stopped.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from toolkit.errors import RunError
 from .genome import Genome, Space, from_config, to_config
 
 NOVEL_TRIES = 20
-"""Draws after which a child may be one that was evaluated before."""
+"""Number of draws after which a child may be one that was evaluated before."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,12 +24,12 @@ class Plan:
     """How to search.
 
     Attributes:
-        iterations: generations after the first, random one.
-        population: members of a generation.
-        parents: of these, kept from the one before.
+        iterations: number of generations after the first, random one.
+        population: members per generation.
+        parents: number of members kept from the previous generation.
         mutation_rate: probability that a value of a gene is drawn anew in a mutant.
-        max_tries: draws for one member before the search is given up.
-        seed: of all that is random.
+        max_tries: most draws for one member before the search gives up.
+        seed: seed of everything random.
     """
 
     iterations: int
@@ -45,7 +45,7 @@ class State:
     """What a search has found so far.
 
     Attributes:
-        found: what is known of each evaluated genome; `valid_loss` is the lower the better.
+        found: what is known of each evaluated genome; lower `valid_loss` is better.
         generations: the members of each generation.
     """
 
@@ -53,16 +53,16 @@ class State:
     generations: list[list[Genome]] = dataclasses.field(default_factory=list)
 
     def ranked(self, genomes: list[Genome]) -> list[Genome]:
-        """The best first; of equals, the one that was evaluated first."""
+        """Genomes from best to worst; of equals, the first evaluated comes first."""
         return sorted(dict.fromkeys(genomes), key=lambda genome: self.found[genome]["valid_loss"])
 
     @property
     def best(self) -> Genome:
-        """The best of all that were evaluated."""
+        """The best of all evaluated genomes."""
         return self.ranked(list(self.found))[0]
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values; generations refer to the evaluated by number."""
+        """The state as plain values; generations refer to genomes by number."""
         numbers = {genome: number for number, genome in enumerate(self.found)}
         return {
             "evaluated": [{"genome": to_config(g), **v} for g, v in self.found.items()],
@@ -88,14 +88,14 @@ def evolve(
     state: State,
     keep: Callable[[State], None],
 ) -> State:
-    """Search, or go on with a search.
+    """Search, or continue a search.
 
     Args:
-        space: where.
-        plan: how.
+        space: the architectures to choose from.
+        plan: how to search.
         admits: whether an architecture satisfies the constraints; no other is ever evaluated.
-        evaluate: what there is to know of one, with its `valid_loss`; called once for each.
-        state: where to go on; changed.
+        evaluate: evaluates an architecture, with its `valid_loss`; called once for each.
+        state: the state to continue from; changed in place.
         keep: called with the state after every generation.
 
     Raises:
@@ -124,7 +124,7 @@ def _next_generation(
         return genome
 
     if number == 0:
-        # A tight budget leaves uniform draws no chance: each refusal makes the next one smaller.
+        # Under a tight budget uniform draws rarely succeed: each refusal makes the next smaller.
         shrinking = space.depth + 1
         return [
             drawn(lambda tried: space.random(rng, tried % shrinking))
@@ -149,9 +149,9 @@ def _admitted(
     seen: set[Genome],
     max_tries: int,
 ) -> Genome:
-    """The first proposal that satisfies the constraints, a new one if that is soon found.
+    """The first proposal that satisfies the constraints, preferably one not yet seen.
 
-    `propose` is given the number of proposals so far.
+    `propose` gets the number of proposals so far.
     """
     known: Genome | None = None
     for tried in range(max_tries):

@@ -1,7 +1,7 @@
 """Architectures as genes: what an adapted block holds, and how genes are drawn and crossed.
 
-A block's gene says at which sublayers a mixture of adapters stands, how wide each of its experts
-is (their number follows), and how many of them a token uses. Draws come from a `random.Random`.
+The gene of a block says which sublayers have a mixture of adapters, how wide each of its experts is
+(which also gives their number), and how many of them a token uses. Draws use a `random.Random`.
 """
 
 import dataclasses
@@ -25,10 +25,10 @@ ROLES: dict[Place, tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Gene:
-    """What one block holds; without a place there is nothing else to say.
+    """What one block holds; without a place the other attributes are empty.
 
     Attributes:
-        place: the sublayers that get a mixture, each with weights of its own.
+        place: the sublayers that get a mixture, each with its own weights.
         ranks: inner width of each expert.
         topk: experts that a token uses, from 1 to their number.
     """
@@ -48,7 +48,7 @@ class Gene:
         return ROLES[self.place]
 
     def to_config(self) -> dict[str, Any]:
-        """As a configuration writes it: `{site: mhsa, ranks: [8, 16], topk: 1}`."""
+        """The gene in a configuration: `{site: mhsa, ranks: [8, 16], topk: 1}`."""
         if self.place == "none":
             return {"site": "none"}
         return {"site": self.place, "ranks": list(self.ranks), "topk": self.topk}
@@ -59,10 +59,10 @@ class Gene:
 
         Args:
             values: the mapping.
-            block: its number, for messages.
+            block: number of the block, for messages.
 
         Raises:
-            ConfigError: not a gene.
+            ConfigError: the values are not a gene.
         """
         where = f"genome, block {block}"
         for key in values:
@@ -89,7 +89,7 @@ class Gene:
 
 
 Genome = tuple[Gene, ...]
-"""A gene for every block of a backbone."""
+"""One gene per block of a backbone."""
 
 
 def to_config(genome: Genome) -> list[dict[str, Any]]:
@@ -101,25 +101,25 @@ def from_config(values: Sequence[Mapping[str, Any]]) -> Genome:
     """Read what `to_config` writes.
 
     Raises:
-        ConfigError: see `Gene.from_config`.
+        ConfigError: one of the values is not a gene.
     """
     return tuple(Gene.from_config(gene, block) for block, gene in enumerate(values))
 
 
 def text(genome: Genome) -> str:
-    """A genome as one line that `--peft.genome` takes."""
+    """A genome as one line for `--peft.genome`."""
     return json.dumps(to_config(genome))
 
 
 @dataclasses.dataclass(frozen=True)
 class Space:
-    """The architectures among which is chosen.
+    """The architectures to choose from.
 
     Attributes:
-        depth: blocks of the backbone.
-        blocks: those that may hold mixtures.
-        places, ranks, topk: the values of the genes; a `topk` above the number of experts stands
-            for all of them.
+        depth: number of blocks of the backbone.
+        blocks: numbers of the blocks that may hold mixtures.
+        places, ranks, topk: possible values of the genes; a `topk` above the number of experts
+            means all of them.
         max_experts: M.
     """
 
@@ -132,8 +132,7 @@ class Space:
 
     @property
     def largest(self) -> Genome:
-        """The architecture that holds all weights (of `mhsa` and `ffn`, if never both, the
-        first)."""
+        """The architecture with all weights; if no place is `both`, the first of the others."""
         place = max(self.places, key=lambda place: len(ROLES[place]))
         ranks = (max(self.ranks),) * self.max_experts
         return self._everywhere(Gene(place, ranks, self._topks(self.max_experts)[-1]))
@@ -147,7 +146,7 @@ class Space:
         )
 
     def random(self, rng: Random, shrunk: int = 0) -> Genome:
-        """Every gene uniform over its values; in `shrunk` blocks, drawn too, the smallest."""
+        """Draw every gene uniformly; `shrunk` random blocks get the smallest gene instead."""
         small = rng.sample(range(self.depth), shrunk)
         genome = tuple(
             self._random_gene(rng.choice(self.places), rng) if block in self.blocks else Gene()
@@ -159,18 +158,18 @@ class Space:
         )
 
     def mutate(self, genome: Genome, rate: float, rng: Random) -> Genome:
-        """Each value of each gene drawn anew with probability `rate`."""
+        """Draw each value of each gene anew with probability `rate`."""
         return tuple(
             self._mutate_gene(gene, rate, rng) if block in self.blocks else Gene()
             for block, gene in enumerate(genome)
         )
 
     def cross(self, first: Genome, second: Genome, rng: Random) -> Genome:
-        """Each value of each gene from either parent, as likely (uniform crossover)."""
+        """Take each value of each gene from either parent with equal probability."""
         return tuple(self._cross_genes(pair, rng) for pair in zip(first, second, strict=True))
 
     def all(self) -> Iterator[Genome]:
-        """Every architecture there is."""
+        """All architectures."""
         options = [
             list(self._all_genes()) if block in self.blocks else [Gene()]
             for block in range(self.depth)
@@ -181,7 +180,7 @@ class Space:
         return tuple(gene if block in self.blocks else Gene() for block in range(self.depth))
 
     def _topks(self, experts: int) -> list[int]:
-        """The numbers of used experts that are possible among so many."""
+        """The possible numbers of experts per token in a mixture of `experts`."""
         return sorted({min(topk, experts) for topk in self.topk})
 
     def _random_gene(self, place: Place, rng: Random) -> Gene:

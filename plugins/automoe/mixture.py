@@ -1,30 +1,32 @@
-"""The mixtures that AutoMoE inserts: of one architecture, and elastic ones that can be any."""
+"""The mixtures of AutoMoE: fixed ones of one architecture, and elastic ones of a supernet."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from toolkit.backbones.base import Site
-from toolkit.experts.base import Bottleneck
-from toolkit.experts.ragged import Pack, RaggedExperts, front
-from toolkit.peft.base import Recorder
+from toolkit.experts.bottleneck import Bottleneck
+from toolkit.peft.mixture import RoutedMixture
 from toolkit.routing import topk
 
 from .genome import Gene, Genome
+from .ragged import Pack, RaggedExperts, front
 
 
-class SwitchMixture(Recorder, ABC):
+class SwitchMixture(RoutedMixture):
     """`sum over the top k of p_e(x) E_e(x)`, p = softmax(W x) over the experts there are.
 
-    Gates are not made to sum to 1: so the router learns from the task if k = 1 too (Fedus et al.,
-    Switch Transformers, arXiv:2101.03961, equation 2).
+    Gates are not normalised to sum to 1, so that the router learns from the task even if k = 1
+    (Fedus et al., Switch Transformers, arXiv:2101.03961, equation 2).
 
     Args:
-        router: of tokens [B, T, d] to gates [B, T, E].
+        router: tokens [B, T, d] -> gates [B, T, E].
         most: experts of the largest mixture in the model; statistics have as many entries.
     """
+
+    router: topk.TopKRouter
 
     def __init__(self, router: topk.TopKRouter, most: int) -> None:
         super().__init__()
@@ -32,10 +34,10 @@ class SwitchMixture(Recorder, ABC):
 
     @abstractmethod
     def pack(self) -> Pack | None:
-        """The experts there are now; None if there is no mixture."""
+        """The present experts; None if there is no mixture."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, T, d] -> [B, T, d]; a mere 0 if there is no mixture."""
+        """[B, T, d] -> [B, T, d]; the scalar 0 if there is no mixture."""
         pack = self.pack()
         if pack is None:
             return x.new_zeros(())
@@ -45,7 +47,7 @@ class SwitchMixture(Recorder, ABC):
         return pack.mix(x, gates[..., : pack.num_experts])
 
     def _metrics(self, x: Tensor) -> dict[str, Tensor]:
-        found = topk.metrics(self.router.route(x, self.mask))
+        found = topk.metrics(self.router.routing_of(x, self.mask))
         more = (0, self.most - len(self.router.alive))
         return {name: functional.pad(t, more) if t.ndim else t for name, t in found.items()}
 
@@ -55,32 +57,37 @@ class FixedMixture(SwitchMixture):
 
     Args:
         dim: token width d.
-        gene: which experts.
-        most: see `SwitchMixture`.
+        gene: the experts.
+        most: as for `SwitchMixture`.
     """
+
+    experts: RaggedExperts
 
     def __init__(self, dim: int, gene: Gene, most: int) -> None:
         super().__init__(_router(dim, gene.experts, gene.topk), most)
         self.experts = RaggedExperts(dim, gene.ranks)
 
     def pack(self) -> Pack:
-        """See `SwitchMixture.pack`."""
+        """All experts."""
         return self.experts.pack()
 
     @torch.no_grad()
     def load(self, elastic: "ElasticMixture") -> None:
-        """Take over the weights of an elastic mixture that is this gene now."""
-        self.experts.load(elastic.pack())
+        """Copy the weights of an elastic mixture that has this gene."""
+        pack = elastic.pack()
+        if pack is None:
+            raise RuntimeError("choose the genome of this mixture before its weights are copied")
+        self.experts.load(pack)
         weight = self.router.linear.weight
         weight.copy_(elastic.router.linear.weight[: len(weight)])
 
 
 class Elastic:
-    """What a supernet inserts at one site: it can be what any gene says.
+    """What a supernet inserts at one site: it can become what any gene describes.
 
     Attributes:
-        block, role: of the site.
-        gene: what it is now; None where there is nothing.
+        block, role: those of the site.
+        gene: the present gene; None: there is no mixture here.
     """
 
     block: int
@@ -88,21 +95,24 @@ class Elastic:
     gene: Gene | None = None
 
     def choose(self, genome: Genome) -> None:
-        """Be what a genome says."""
+        """Become what a genome describes."""
         gene = genome[self.block]
         self.gene = gene if self.role in gene.roles else None
 
 
 class ElasticMixture(SwitchMixture, Elastic):
-    """M experts of the greatest width, of which a gene uses the front: the first ones, of each the
-    first channels, and the router's first rows.
+    """M experts of the greatest width, of which a gene uses the front.
+
+    The front are the first experts, the first channels of each, and the router's first rows.
 
     Args:
         dim: token width d.
         max_experts: M.
-        width: of every expert.
-        site: where it is.
+        width: width of every expert.
+        site: the site at which it is inserted.
     """
+
+    experts: Bottleneck
 
     def __init__(self, dim: int, max_experts: int, width: int, site: Site) -> None:
         super().__init__(_router(dim, max_experts, max_experts), max_experts)
@@ -110,7 +120,7 @@ class ElasticMixture(SwitchMixture, Elastic):
         self.experts = Bottleneck(max_experts, dim, width)
 
     def choose(self, genome: Genome) -> None:
-        """See `Elastic.choose`."""
+        """Become the mixture of a genome: experts beyond it cannot be chosen."""
         super().choose(genome)
         if self.gene is not None:
             alive = self.router.alive
@@ -118,15 +128,15 @@ class ElasticMixture(SwitchMixture, Elastic):
             self.router.k = self.gene.topk
 
     def pack(self) -> Pack | None:
-        """See `SwitchMixture.pack`."""
+        """The front of the experts, or None where the gene has no mixture."""
         return None if self.gene is None else front(self.experts, self.gene.ranks)
 
 
 class ElasticNorm(nn.Module, Elastic):
-    """A layer norm with learned weights where the sublayer behind it has a mixture, else stock.
+    """A layer norm with learned weights where the next sublayer has a mixture, else the stock one.
 
     Args:
-        stock: the layer norm, whose values it starts with.
+        stock: the layer norm with whose values it starts.
         site: the sublayer.
     """
 

@@ -1,4 +1,4 @@
-"""What a search leaves: Pareto front, picture, the winner's configuration and bundle, a report."""
+"""What a search writes: Pareto front, picture, configuration and bundle of the winner, report."""
 
 import dataclasses
 import json
@@ -26,13 +26,13 @@ from toolkit.training.experiment import Experiment, say
 from toolkit.training.folds import Fold
 from toolkit.training.output import VOLATILE
 
-from .automoe import inherit
+from .automoe import inherit, method_of
 from .costs import COSTS, FINAL, Costs, Predictor, Stopwatch
 from .evolution import State
 from .genome import Genome, text, to_config
 
 IN_A_LIST = re.compile(r"\.\d+(\.|$)")
-"""Keys such as `augment.0.freq_mask`, which a file that extends another cannot set."""
+"""Keys such as `augment.0.freq_mask`, which a configuration that extends another cannot set."""
 UNITS = {
     "trainable": "trained parameters",
     "active": "active parameters",
@@ -46,12 +46,12 @@ class Outcome:
     """A finished search.
 
     Attributes:
-        experiment, command: what was searched in.
-        fold: whose clips were used.
+        experiment, command: the configuration that was searched.
+        fold: the fold whose clips were used.
         model: the trained supernet.
-        costs: with the budget.
+        costs: the costs and the budget.
         state: what was found.
-        predictor: of latency, if there was one.
+        predictor: the predictor of latency, if there was one.
     """
 
     experiment: Experiment
@@ -64,18 +64,18 @@ class Outcome:
 
     @property
     def budget(self) -> Mapping[str, float]:
-        """Cost -> the most that was allowed."""
+        """The largest allowed value by cost."""
         return self.costs.budget
 
     def write(self, folder: Path, stopwatch: Stopwatch) -> dict[str, Any]:
         """Write all files of the search, `report.json` last.
 
         Args:
-            folder: where.
-            stopwatch: measures the front once more if the budget bounds latency.
+            folder: the folder.
+            stopwatch: measures the front again if the budget bounds latency.
 
         Returns:
-            what `report.json` holds.
+            The content of `report.json`.
         """
         front = pareto_front(self.state, list(self.budget))
         measured = {}
@@ -120,7 +120,7 @@ class Outcome:
         return found
 
     def table(self, front: Sequence[Genome], measured: Mapping[Genome, float]) -> pd.DataFrame:
-        """A row for each evaluated architecture, in the order of evaluation."""
+        """One row per evaluated architecture, in the order of evaluation."""
         members = set(front)
         first = {
             genome: number
@@ -159,11 +159,13 @@ class Outcome:
         )
 
     def train_command(self, folder: Path) -> str:
-        """What trains the winner: with the options that its file cannot hold, or that do not last
-        there, since the embedded demonstration's values go over those of files.
+        """The command that trains the winner.
+
+        It includes the options that the file cannot hold, and those that the values of the embedded
+        demonstration would override there.
 
         Args:
-            folder: where `winner.yaml` is.
+            folder: the folder of `winner.yaml`.
         """
         words = [
             os.path.relpath(recipe_of(Path(self.command.hparams))),
@@ -177,7 +179,7 @@ class Outcome:
 
     @property
     def _overrides(self) -> dict[str, Any]:
-        """What was set on the command line and bears on what a run computes."""
+        """The options of the command line that affect what a run computes."""
         return {
             key: value
             for key, value in self.command.overrides.items()
@@ -185,8 +187,8 @@ class Outcome:
         }
 
     def write_bundle(self, folder: Path, winner: Genome) -> None:
-        """The winner with the weights that it inherits, ready to predict."""
-        method = self.model.method.fixed(winner)
+        """Write the winner with the weights that it inherits, ready to predict."""
+        method = method_of(self.model).fixed(winner)
         experiment = dataclasses.replace(self.experiment, method=method)
         classes = self.fold.job.manifest.classes
         model = experiment.model(len(classes)).eval()
@@ -211,11 +213,11 @@ class Outcome:
 
 
 def pareto_front(state: State, costs: Sequence[str]) -> list[Genome]:
-    """The architectures than which none is better in one respect and as good in all others.
+    """The architectures to which no other is better in one respect and at least equal in all.
 
     Args:
         state: what was found.
-        costs: what counts besides the validation loss.
+        costs: the costs that count besides the validation loss.
     """
     genomes = list(state.found)
     points = np.array([[state.found[g][n] for n in ("valid_loss", *costs)] for g in genomes])
@@ -228,11 +230,11 @@ def pareto_front(state: State, costs: Sequence[str]) -> list[Genome]:
 
 
 def draw(table: pd.DataFrame, budget: Mapping[str, float]) -> Figure:
-    """Validation loss over each bounded cost: all that was evaluated, the front, the winner."""
+    """Plot validation loss over each bounded cost, with the front and the winner."""
     figure = Figure(figsize=(6.4 * len(budget), 4.6), layout="constrained")
     axes = figure.subplots(1, len(budget), squeeze=False)[0]
     front = table[table["on_front"]]
-    winner = table.loc[table["valid_loss"].idxmin()]
+    winner = table.iloc[int(table["valid_loss"].to_numpy().argmin())]
     for axis, (name, bound) in zip(axes, budget.items(), strict=True):
         dots = axis.scatter(
             table[name], table["valid_loss"], c=table["generation"], s=14, cmap="viridis", alpha=0.6

@@ -1,4 +1,4 @@
-"""`toolkit search --method automoe`: train a supernet, evolve in it, leave what was found."""
+"""`toolkit search --method automoe`: train a supernet, evolve architectures, write the best."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ from toolkit.training.folds import Fold, Job
 from toolkit.training.output import VOLATILE, OutputFolder
 from toolkit.training.search import Search
 
-from .automoe import AutoMoE
+from .automoe import AutoMoE, method_of
 from .costs import COSTS, ClosedForm, Costs, Predictor, Stopwatch
 from .evolution import Plan, State, evolve
 from .genome import Genome, Space
@@ -35,37 +35,37 @@ FORMAT = 2
 
 @SEARCHES.register("automoe", paper="arXiv:2210.07535")
 class AutoMoESearch(Search):
-    """AutoMoE: evolution among the architectures of a trained supernet, under a budget."""
+    """AutoMoE: evolution among the architectures of a trained supernet, within a budget."""
 
     costs = COSTS
 
     iterations: int = setting(15, "generations after the first, random one", minimum=0)
-    population: int = setting(125, "architectures of a generation", minimum=2)
+    population: int = setting(125, "architectures per generation", minimum=2)
     parents: int | None = setting(
-        None, "of these, kept from the one before; none: a fifth", minimum=1
+        None, "architectures kept from the previous generation; none: a fifth", minimum=1
     )
     mutation_rate: float = setting(
         0.3, "probability that a value of a gene is drawn anew in a mutant", minimum=0, maximum=1
     )
-    max_tries: int = setting(10_000, "draws for one member before giving up", minimum=1)
+    max_tries: int = setting(10_000, "most draws for one member before giving up", minimum=1)
     fitness_clips: int | None = setting(
-        None, "validation clips that architectures are compared on; none: all", minimum=1
+        None, "validation clips on which architectures are compared; none: all", minimum=1
     )
     latency: Literal["predictor", "measured"] = setting(
         "predictor",
-        "a budget of latency_ms bounds what a linear predictor says, or a measurement of each",
+        "a budget of latency_ms bounds a linear prediction, or a measurement of each architecture",
     )
-    latency_samples: int = setting(40, "measurements that the predictor is fitted to", minimum=8)
+    latency_samples: int = setting(40, "measurements to which the predictor is fitted", minimum=8)
     latency_passes: int = setting(
-        100, "forward passes a measurement; three times as many on the Pareto front", minimum=1
+        100, "forward passes per measurement; three times as many on the Pareto front", minimum=1
     )
 
     def check(self) -> None:
-        """Some of a generation must be new."""
+        """Check that a part of each generation is new."""
         if self.parents is not None and self.parents >= self.population:
             raise ConfigError(
-                f"'parents' {self.parents} leave no place in a 'population' of {self.population}: "
-                "lower them"
+                f"'parents' {self.parents} leave no room in a 'population' of {self.population}: "
+                "lower 'parents'"
             )
 
     def run(
@@ -75,13 +75,13 @@ class AutoMoESearch(Search):
         budget: Mapping[str, float],
         folder: Path,
     ) -> dict[str, Any]:
-        """See `Search.run`."""
+        """Train the supernet, evolve within the budget, and write what was found."""
         method = experiment.method
         if not isinstance(method, AutoMoE) or method.genome is not None:
             raise ConfigError(
-                f"automoe searches in the supernet of the method automoe; {command.hparams} trains "
-                f"{'one genome' if isinstance(method, AutoMoE) else method.registered_name}: let "
-                "it have `peft: {name: automoe}` without a genome"
+                f"automoe searches a supernet of its own method, but {command.hparams} trains "
+                f"{'one genome' if isinstance(method, AutoMoE) else method.registered_name}: use "
+                "`peft: {name: automoe}` without a genome"
             )
         folder.mkdir(parents=True, exist_ok=True)
         journal = Journal.open(
@@ -105,7 +105,7 @@ class AutoMoESearch(Search):
         )
 
     def _identity(self, experiment: Experiment, budget: Mapping[str, float]) -> dict[str, Any]:
-        """What must be the same for a search to be continued; `iterations` may grow."""
+        """What must stay the same when a search is continued; `iterations` may grow."""
         settings = {key: value for key, value in self.as_dict().items() if key != "iterations"}
         configuration = experiment.configuration.digest(ignore=VOLATILE)
         return {
@@ -116,7 +116,7 @@ class AutoMoESearch(Search):
     def _latency(
         self, stopwatch: Stopwatch, space: Space, seed: int, journal: "Journal"
     ) -> Callable[[Genome], float]:
-        """The estimator of latency, fitted now if the budget needs it."""
+        """The estimate of latency, fitted now if the budget bounds latency."""
         if self.latency == "measured":
             return stopwatch.measure
         if journal.predictor is None and "latency_ms" in journal.identity["budget"]:
@@ -156,10 +156,10 @@ class AutoMoESearch(Search):
 
 
 def train_supernet(experiment: Experiment) -> tuple[Fold, AudioClassifier]:
-    """Train as the recipe does, or go on; the test fold is left alone.
+    """Train as the recipe does, or continue; the test fold is not used.
 
     Returns:
-        the fold, and the classifier as it is after the last epoch, in eval mode.
+        The fold, and the classifier after the last epoch, in eval mode.
     """
     output = OutputFolder(
         experiment.output_folder, experiment.configuration, fresh=experiment.options.debug
@@ -175,12 +175,12 @@ def train_supernet(experiment: Experiment) -> tuple[Fold, AudioClassifier]:
 
 
 class Fitness:
-    """How good an architecture is with the supernet's weights, on validation clips.
+    """Evaluates architectures with the supernet's weights on validation clips.
 
     Args:
         model: the trained supernet.
-        fold: whose validation clips.
-        clips: how many of them; None: all.
+        fold: the fold with the validation clips.
+        clips: how many of them to use; None: all.
     """
 
     def __init__(self, model: AudioClassifier, fold: Fold, clips: int | None) -> None:
@@ -197,7 +197,7 @@ class Fitness:
         loss = 0.0
         truths: list[Label] = []
         probabilities: list[list[float]] = []
-        with model.method.subnet(model.backbone, genome):
+        with method_of(model).subnet(model.backbone, genome):
             for batch in self.batches:
                 logits = model.logits(batch.features, batch.lengths).float()
                 loss += (
@@ -211,13 +211,13 @@ class Fitness:
 
 @dataclasses.dataclass
 class Journal:
-    """What a search must remember to be continued, in a file that is always whole.
+    """What a search needs to be continued, in a file that is always complete.
 
     Attributes:
         path: the file.
-        identity: what the search is.
-        state: what it has found.
-        predictor: of latency, if it needs one.
+        identity: the settings that must stay the same.
+        state: what the search has found.
+        predictor: the predictor of latency, if the budget needs one.
     """
 
     path: Path
@@ -227,15 +227,15 @@ class Journal:
 
     @classmethod
     def open(cls, path: Path, identity: dict[str, Any], fresh: bool) -> "Journal":
-        """Read what is there, or begin.
+        """Read the file if there is one, else start a new journal.
 
         Args:
             path: the file.
-            identity: what the search is now.
-            fresh: begin anyway.
+            identity: the present settings.
+            fresh: start a new journal in any case.
 
         Raises:
-            RunError: another search is there.
+            RunError: the file belongs to another search.
         """
         if fresh or not path.is_file():
             return cls(path, identity, State())
@@ -260,7 +260,7 @@ class Journal:
         )
 
     def write(self) -> None:
-        """Write all of it."""
+        """Write the whole journal."""
         predictor = None if self.predictor is None else self.predictor.as_dict()
         content = {"identity": self.identity, "predictor": predictor, **self.state.to_json()}
         write_atomically(self.path, json.dumps(content))

@@ -28,7 +28,7 @@ from toolkit import cli, plugins
 from toolkit.bundle import load_bundle
 from toolkit.data.corpora.synthetic import write_corpus
 from toolkit.errors import ConfigError, RunError
-from toolkit.experts.base import Bottleneck
+from toolkit.experts.bottleneck import Bottleneck
 from toolkit.model import AudioClassifier
 from toolkit.peft import insertion
 from toolkit.registry import PEFT, SEARCHES

@@ -13,46 +13,48 @@ from torch.optim import Optimizer
 from toolkit.backbones.base import Backbone, Placement
 from toolkit.errors import ConfigError
 from toolkit.experts.base import Experts, by_expert
-from toolkit.peft.base import Recorder, insertion, setting
+from toolkit.peft.base import insertion, setting
 from toolkit.peft.blocks import BlockMethod
+from toolkit.peft.mixture import RoutedMixture
 from toolkit.registry import PEFT
-from toolkit.routing import top_any
+
+from . import top_any
 
 
 @PEFT.register("dynmoe", paper="arXiv:2405.14297")
 class DynMoE(BlockMethod):
-    """Dynamic mixture of adapters: any number of experts a token, and a number that adapts."""
+    """Dynamic mixture of adapters: any number of experts per token, of a changing number."""
 
     placement: Placement = setting("mhsa", "which sublayers get a mixture: mhsa, ffn or both")
     reduction: int = setting(128, "inner width is the token width divided by this", minimum=1)
     n_init: int = setting(8, "experts alive at the start", minimum=1)
-    n_max: int = setting(16, "experts there is room for", minimum=1)
+    n_max: int = setting(16, "most experts that there can be", minimum=1)
     tau: float = setting(1.0, "factor of the cosines in the gate", minimum=0.01, maximum=100)
     learn_tau: bool = setting(False, "train that factor (the code for GLUE does, from 10)")
     adapt_every: int = setting(20, "steps between births and removals; 0: never", minimum=0)
     record_window: int = setting(
-        10, "steps before births and removals whose routing decides about them", minimum=1
+        10, "steps before births and removals whose routing decides on them", minimum=1
     )
-    w_div: float = setting(0.01, "weight of the loss that sets keys apart", minimum=0)
+    w_div: float = setting(0.01, "weight of the loss that drives keys apart", minimum=0)
     w_simple: float = setting(0.01, "weight of the loss that keeps keys short", minimum=0)
     w_balance: float = setting(0.0, "weight of the loss that balances experts", minimum=0)
     w_eff: float = setting(0.0, "weight of the loss on how many experts fire", minimum=0)
-    fallback: bool = setting(True, "in evaluation, the best expert takes what no expert takes")
+    fallback: bool = setting(True, "in evaluation, tokens that no expert takes go to the best one")
 
     def check(self) -> None:
-        """There is room for the experts, and time for a record."""
+        """Check that the experts fit and that there is time for a record."""
         if self.n_init > self.n_max:
             raise ConfigError(
-                f"'n_init' {self.n_init} is more than there is room for: raise 'n_max' {self.n_max}"
+                f"'n_init' {self.n_init} is more than 'n_max' {self.n_max}: raise 'n_max'"
             )
         if self.adapt_every and self.record_window > self.adapt_every:
             raise ConfigError(
                 f"'record_window' {self.record_window} is longer than 'adapt_every' "
-                f"{self.adapt_every}: lower it, or adapt more seldom"
+                f"{self.adapt_every}: lower 'record_window' or raise 'adapt_every'"
             )
 
     def insert(self, backbone: Backbone) -> None:
-        """One mixture parallel to each sublayer."""
+        """Insert one mixture beside each sublayer."""
         for site in self.sites(backbone, self.placement):
             router = top_any.TopAnyGate(
                 backbone.width, self.n_max, self.n_init, self.tau, self.learn_tau, self.fallback
@@ -80,7 +82,7 @@ class DynMoE(BlockMethod):
     def on_step(
         self, backbone: Backbone, optimizer: Optimizer, step: int, total_steps: int
     ) -> None:
-        """Record within the window before a multiple of `adapt_every`; there, adapt."""
+        """Record within the window before a multiple of `adapt_every`, and adapt at its end."""
         mixtures = _mixtures(backbone)
         seen = torch.stack([mixture.take_seen() for mixture in mixtures])
         if not self.adapt_every:
@@ -99,19 +101,25 @@ def _mixtures(backbone: Backbone) -> list["DynamicMixture"]:
     return [m for m in insertion.inserted(backbone) if isinstance(m, DynamicMixture)]
 
 
-class DynamicMixture(Recorder):
+class DynamicMixture(RoutedMixture):
     """The mean of the experts that fire on a token; nothing where none does.
 
     Args:
-        experts: E experts of width d, one a slot of the gate.
-        router: a gate of E slots.
+        experts: E experts of width d, one per slot of the gate.
+        router: a gate with E slots.
 
     Attributes:
         record: [E + 1 + d]: how often each expert fired on the training tokens since recording
-            began, the number of tokens on which none did, and the sum of these tokens.
-        born: experts that were born while training.
-        seed: of the weights of those; the same in every process of a job.
+            began, the number of tokens on which none fired, and the sum of these tokens.
+        born: number of experts that were born in training.
+        seed: seed of their weights; the same in every process of a job.
     """
+
+    experts: Experts
+    router: top_any.TopAnyGate
+    record: Tensor
+    born: Tensor
+    seed: Tensor
 
     def __init__(self, experts: Experts, router: top_any.TopAnyGate) -> None:
         super().__init__()
@@ -142,23 +150,23 @@ class DynamicMixture(Recorder):
         self._seen = now if self._seen is None else self._seen + now
 
     def take_seen(self) -> Tensor:
-        """What `record` counts, of the passes since the last call."""
+        """What `record` counts, for the passes since the last call."""
         seen, self._seen = self._seen, None
         return torch.zeros_like(self.record) if seen is None else seen
 
     def take_routing(self) -> top_any.TopAnyRouting | None:
-        """The routing of the last training pass, once."""
+        """Return the routing of the last training pass and forget it."""
         routing, self._routing = self._routing, None
         return routing
 
     def adapt(self, optimizer: Optimizer, one_expert: Callable[[], Experts]) -> None:
-        """Remove the experts that never fired; if tokens were left, let one be born for them.
+        """Remove the experts that never fired; if tokens were left over, add one expert for them.
 
-        Its key is the direction of these tokens' sum; the record starts anew.
+        The key of the new expert is the direction of the sum of these tokens; the record restarts.
 
         Args:
-            optimizer: its state of the new expert is cleared.
-            one_expert: makes an expert as new.
+            optimizer: its state for the new expert is cleared.
+            one_expert: makes a new expert.
         """
         counts, uncovered, total = self.record.split(
             [self.experts.num_experts, 1, self.experts.dim]

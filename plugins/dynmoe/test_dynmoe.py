@@ -11,16 +11,17 @@ from torch.nn import functional
 
 from toolkit import plugins
 from toolkit.errors import ConfigError
-from toolkit.experts.base import Bottleneck, by_expert
+from toolkit.experts.base import by_expert
+from toolkit.experts.bottleneck import Bottleneck
 from toolkit.model import AudioClassifier
 from toolkit.peft import insertion
 from toolkit.peft.adapter import SingleAdapter
 from toolkit.registry import PEFT
-from toolkit.routing import top_any
 from toolkit.testing import CLASSES, check_method, tiny_backbone, tiny_batch, tiny_objective
 
 plugins.load([Path(__file__).parent])
-from toolkit_plugins.dynmoe.dynmoe import DynamicMixture  # noqa: E402 (there once it is loaded)
+from toolkit_plugins.dynmoe import top_any  # noqa: E402 (there once it is loaded)
+from toolkit_plugins.dynmoe.dynmoe import DynamicMixture  # noqa: E402
 
 D, R = 12, 3
 

@@ -1,4 +1,4 @@
-"""Task-specific expert pruning: a sparse mixture that is a single adapter when training ends.
+"""Task-specific expert pruning: a sparse mixture that ends training as a single adapter.
 
 Chen et al., Task-Specific Expert Pruning for Sparse Mixture-of-Experts (arXiv:2206.00277), with
 adapters as experts.
@@ -22,33 +22,35 @@ from toolkit.routing.topk import TopKRouter
 
 @PEFT.register("expert_pruning", paper="arXiv:2206.00277")
 class ExpertPruning(TopKMethod):
-    """Task-specific expert pruning: experts are dropped while training until one is left."""
+    """Task-specific expert pruning: experts are dropped in training until one is left."""
 
     criterion: Literal["alpha", "hit"] = setting(
         "alpha", "an expert's score: its share of tokens' gates (alpha), or of their choices (hit)"
     )
     windows: int = setting(
-        10, "windows W before `force_at`; at a window's end experts go", minimum=1
+        10, "windows W before `force_at`; experts are dropped at the end of a window", minimum=1
     )
     beta: float = setting(
-        1.0, "after window t an expert goes whose score is below beta t/W of the mean", minimum=0
+        1.0,
+        "after window t, experts with a score below beta t/W of the mean are dropped",
+        minimum=0,
     )
     force_at: float = setting(
-        0.5, "share of the training after which but the best expert is left", minimum=0, maximum=1
+        0.5, "share of the training after which only the best expert is left", minimum=0, maximum=1
     )
     w_balance: float = setting(
         0.0, "weight of the loss that balances experts; it works against pruning", minimum=0
     )
 
     def mixture_of(self, experts: Experts, router: TopKRouter) -> "PrunedMixture":
-        """See `TopKMethod.mixture_of`."""
+        """A mixture that keeps its experts' scores."""
         return PrunedMixture(experts, router, self.criterion)
 
     @torch.no_grad()
     def on_step(
         self, backbone: Backbone, optimizer: Optimizer, step: int, total_steps: int
     ) -> None:
-        """Score the experts; at the end of a window, drop those that score too little."""
+        """Score the experts and, at the end of a window, drop those with too low a score."""
         mixtures = [m for m in insertion.inserted(backbone) if isinstance(m, PrunedMixture)]
         seen = torch.stack([mixture.take_seen() for mixture in mixtures])
         if torch.distributed.is_initialized():
@@ -60,7 +62,10 @@ class ExpertPruning(TopKMethod):
                 mixture.drop_below(threshold, optimizer, step)
 
     def _threshold(self, step: int, total_steps: int) -> float | None:
-        """In multiples of the mean score; infinite: all but the best; None: no window ends."""
+        """The threshold in multiples of the mean score; infinity drops all but the best expert.
+
+        None: no window ends at this step.
+        """
         force = max(1, int(self.force_at * total_steps))
         if step >= force:
             return math.inf
@@ -73,14 +78,17 @@ class PrunedMixture(TopKMixture):
     """A sparse mixture that keeps its experts' scores and can drop experts for good.
 
     Args:
-        experts, router: see `TopKMixture`.
-        criterion: see `ExpertPruning`.
+        experts, router: as for `TopKMixture`.
+        criterion: the setting of `ExpertPruning`.
 
     Attributes:
-        score: [E], sum over steps of the expert's share of the training tokens; of a dropped
-            expert, what it was.
-        dropped_at: [E], the step in which an expert was dropped; 0: it is alive.
+        score: [E], sum over steps of the expert's share of the training tokens; that of a dropped
+            expert no longer changes.
+        dropped_at: [E], the step at which an expert was dropped; 0: it is alive.
     """
+
+    score: Tensor
+    dropped_at: Tensor
 
     def __init__(
         self, experts: Experts, router: TopKRouter, criterion: Literal["alpha", "hit"]
@@ -93,10 +101,10 @@ class PrunedMixture(TopKMixture):
         self._seen: Tensor | None = None
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """See `TopKMixture.forward`."""
+        """Tokens [B, T, d] -> [B, T, d]; in training the experts' shares are added up."""
         out = super().forward(x, mask)
         if self.training:
-            self._observe()
+            self._observe(self.router.routing_of(x, mask).gates.detach())
         if self.recording:
             self.records[-1] |= {
                 "score": self.score / self.score.sum().clamp(min=1e-12),
@@ -104,8 +112,7 @@ class PrunedMixture(TopKMixture):
             }
         return out
 
-    def _observe(self) -> None:
-        gates = self.router.routing.gates.detach()
+    def _observe(self, gates: Tensor) -> None:
         if self.criterion == "hit":
             gates = (gates > 0).to(gates.dtype)
         shares = functional.normalize(gates, p=1, dim=-1).sum(dim=(0, 1)).to(self.score.dtype)
@@ -113,21 +120,21 @@ class PrunedMixture(TopKMixture):
         self._seen = now if self._seen is None else self._seen + now
 
     def take_seen(self) -> Tensor:
-        """Of the passes since the last call: the experts' shares of the tokens, and their sum."""
+        """The experts' shares of the tokens and their sum [E + 1], since the last call."""
         seen, self._seen = self._seen, None
         return self.score.new_zeros(len(self.score) + 1) if seen is None else seen
 
     def add(self, seen: Tensor) -> None:
-        """Add to the scores what `take_seen` gave, [E + 1]."""
+        """Add the result of `take_seen` [E + 1], perhaps summed over processes, to the scores."""
         self.score += seen[:-1] / seen[-1].clamp(min=1)
 
     def drop_below(self, threshold: float, optimizer: Optimizer, step: int) -> None:
         """Drop experts for good, but never the best one.
 
         Args:
-            threshold: in multiples of the mean score of those that are alive.
-            optimizer: forgets those that go.
-            step: is remembered.
+            threshold: in multiples of the mean score of the experts that are alive.
+            optimizer: its state for the dropped experts is cleared.
+            step: the present step, which `dropped_at` keeps.
         """
         alive = self.router.alive
         best = self.score.masked_fill(~alive, -1).argmax()

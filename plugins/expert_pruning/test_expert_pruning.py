@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from bundles import change_bundle, check_prediction, tiny_bundle
 from torch import Tensor
 
 from toolkit import plugins
 from toolkit.bundle import load_bundle, save_bundle
 from toolkit.errors import ConfigError
-from toolkit.experts.base import Bottleneck, by_expert
+from toolkit.experts.base import by_expert
+from toolkit.experts.bottleneck import Bottleneck
 from toolkit.model import AudioClassifier
 from toolkit.peft.adapter import Adapter, SingleAdapter
 from toolkit.peft.topk import topk_mixtures
@@ -26,7 +28,6 @@ from toolkit.testing import (
     tiny_mixture,
     tiny_objective,
 )
-from toolkit.testing.bundles import change_bundle, check_prediction, tiny_bundle
 
 FOLDER = Path(__file__).parent
 plugins.load([FOLDER, FOLDER.parent / "topk_moa"])

@@ -1,6 +1,6 @@
-"""How a trained mixture uses its experts: what PMQ's costs and GPTQ's Hessians are made of.
+"""How a trained mixture uses its experts, from which PMQ's costs and GPTQ's Hessians are computed.
 
-Shapes: B clips, T tokens, E experts, S what an expert reads (tokens, or a soft mixture's slots).
+Shapes: B clips, T tokens, E experts, S inputs per expert (tokens, or slots of a soft mixture).
 """
 
 import dataclasses
@@ -8,23 +8,24 @@ from collections.abc import Callable
 
 import torch
 from einops import einsum, rearrange, repeat
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
 from toolkit.experts.base import Experts
+from toolkit.peft.mixture import Mixture
 from toolkit.peft.soft_moa import SoftMixture
 
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """A mixture as the experts see it, for some clips.
+    """Inputs and weights of a mixture's experts, for some clips.
 
     Attributes:
-        inputs: what each expert reads, [B, E, S, d].
-        mass: share of each token's output that each expert makes, [B, T, E].
+        inputs: inputs of each expert, [B, E, S, d].
+        mass: each expert's share of each token's output, [B, T, E].
         active: experts that count as activated by a token, [B, T, E], bool.
-        spread: outputs of the experts [B, E, S, m] -> their parts in the mixture's output [B, E, *,
+        spread: outputs of the experts [B, E, S, m] -> their parts of the mixture's output [B, E, *,
             m], or anything with the same scalar products.
     """
 
@@ -34,17 +35,17 @@ class View:
     spread: Callable[[Tensor], Tensor]
 
 
-def view(mixture: nn.Module, x: Tensor, router_topk: int) -> View:
-    """Look at a mixture.
+def view(mixture: Mixture, x: Tensor, router_topk: int) -> View:
+    """Compute the view of a mixture.
 
     Args:
-        mixture: soft, or with a router.
+        mixture: a soft mixture, or one with gates.
         x: tokens [B, T, d].
         router_topk: experts with the largest gates that count as activated by a token.
     """
     if isinstance(mixture, SoftMixture):
         return _soft_view(mixture, x)
-    gates = mixture.router(x)
+    gates = mixture.gates(x)
     top = gates.topk(min(router_topk, gates.shape[-1]), dim=-1).indices
     active = torch.zeros_like(gates, dtype=torch.bool).scatter(-1, top, True) & (gates > 0)
     inputs = repeat(x, "b t d -> b e t d", e=gates.shape[-1])
@@ -53,10 +54,10 @@ def view(mixture: nn.Module, x: Tensor, router_topk: int) -> View:
 
 
 def _soft_view(mixture: SoftMixture, x: Tensor) -> View:
-    """An expert's mass is that of its slots; the one with the largest counts as activated.
+    """The mass of an expert is that of its slots; the expert with the largest is activated.
 
-    The parts in the output are C y; only C^T C matters to scalar products, so C's QR factor R
-    stands for it: [S, S] instead of [T, S] numbers an expert.
+    The parts of the output are C y. Only C^T C matters for scalar products, so the QR factor R of C
+    takes its place: [S, S] instead of [T, S] numbers per expert.
     """
     routing, tokens = mixture.route(x)
     mass = routing.combine.sum(dim=-1)
@@ -66,19 +67,19 @@ def _soft_view(mixture: SoftMixture, x: Tensor) -> View:
 
 
 class Usage:
-    """Sums over clips, of one mixture.
+    """Sums over clips, for one mixture.
 
     Args:
         experts: its experts.
-        hessians: whether GPTQ needs them.
+        hessians: whether to compute Hessians for GPTQ.
 
     Attributes:
-        tokens: how many were seen.
+        tokens: number of tokens.
         activations: tokens that activated each expert, [E].
         mass: of each expert, summed over tokens, [E].
         ratios: second largest over largest gate, [tokens].
-        hessians: of `down` and `up`, 2 X X^T of what each expert's matrix multiplies [E, n, n],
-            every input weighted as it counts in the mixture's output.
+        hessians: for `down` and `up`, 2 X X^T of the inputs X of each expert's matrix [E, n, n],
+            every input weighted as in the mixture's output.
     """
 
     def __init__(self, experts: Experts, hessians: bool) -> None:
@@ -96,11 +97,11 @@ class Usage:
 
     @property
     def ratios(self) -> Tensor:
-        """See the class."""
+        """Second largest over largest gate of every token, [tokens]."""
         return torch.cat(self._ratios)
 
-    def add(self, mixture: nn.Module, seen: View) -> None:
-        """Count some clips in."""
+    def add(self, mixture: Mixture, seen: View) -> None:
+        """Add some clips."""
         self.tokens += seen.mass.shape[0] * seen.mass.shape[1]
         self.activations += seen.active.sum(dim=(0, 1))
         self.mass += seen.mass.sum(dim=(0, 1), dtype=torch.float64)
@@ -114,7 +115,7 @@ class Usage:
 
 
 def hidden(experts: Experts, inputs: Tensor) -> Tensor:
-    """What the experts' `up` multiplies: inputs [B, E, S, d] -> [B, E, S, r]."""
+    """The inputs of the experts' `up`: [B, E, S, d] -> [B, E, S, r]."""
     x, down, bias = experts.projection(inputs)
     channels = einsum(x, down, "b e s d, e w d -> b e s w") + bias[:, None]
     channels = experts.middle(rearrange(channels, "b e s w -> b s e w"))
@@ -122,12 +123,12 @@ def hidden(experts: Experts, inputs: Tensor) -> Tensor:
 
 
 def squared_errors(
-    mixture: nn.Module, seen: View, weights: dict[int, dict[str, Tensor]]
+    mixture: Mixture, seen: View, weights: dict[int, dict[str, Tensor]]
 ) -> dict[int, Tensor]:
-    """How much the mixture's output changes if one expert has other weights, squared.
+    """The squared change of the mixture's output if one expert has other weights.
 
-    An expert adds its part to the output and no other expert reads it: so one pass with all
-    experts changed tells what each of them changes alone.
+    An expert adds its part to the output, which no other expert reads, so a single pass with all
+    experts changed gives the change due to each of them.
 
     Args:
         mixture: as trained.

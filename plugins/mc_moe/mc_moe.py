@@ -8,15 +8,15 @@ import math
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from toolkit.errors import ConfigError
 from toolkit.experts.base import Experts
-from toolkit.mixtures.observe import some_of, tokens_choose, visit, weighs_experts
-from toolkit.mixtures.tool import MixtureData, MixtureTool, mixtures
+from toolkit.mixtures.observe import some_of, visit
+from toolkit.mixtures.tool import MixtureData, MixtureTool
 from toolkit.model import AudioClassifier
 from toolkit.peft.base import setting
-from toolkit.peft.soft_moa import SoftMixture
+from toolkit.peft.mixture import Mixture, RoutedMixture, mixtures, routed_mixtures
 from toolkit.registry import TOOLS
 
 from . import calibration, pruning
@@ -25,8 +25,8 @@ from .programme import allocate, block_budgets
 from .quantise import Quantised, gptq, nearest
 
 WEIGHTS = {"down": 2, "up": 1}
-"""The packed weights of experts, and the axis of the token width d: groups run along it, since a
-row of `up` has but r weights."""
+"""The packed weights of experts, and the axis of the token width d along which groups run, since a
+row of `up` has only r weights."""
 
 
 @TOOLS.register("mc_moe", paper="arXiv:2410.06270", verb="compress")
@@ -34,40 +34,42 @@ class MCMoE(MixtureTool):
     """MC-MoE: experts of 1 to 3 bits chosen by integer programme, and online dynamic pruning."""
 
     bits: list[int] = setting([1, 2, 3], "widths that an expert can have")
-    avg_bits: float = setting(2.5, "bits an expert, mean of a mixture's experts", minimum=1)
+    avg_bits: float = setting(2.5, "bits per expert, averaged over a mixture's experts", minimum=1)
     alpha: float = setting(1.0, "exponent of how often an expert is activated", minimum=0)
     beta: float = setting(1.0, "exponent of an expert's routing weight", minimum=0)
     gamma: float = setting(2.0, "exponent of the error of an expert at a width", minimum=0)
-    force_widths: list[int] = setting([2, 3], "widths that one expert of a mixture must have each")
-    equality: bool = setting(True, "spend avg_bits to the last bit; false: at most")
+    force_widths: list[int] = setting(
+        [2, 3], "widths that at least one expert of each mixture must have"
+    )
+    equality: bool = setting(True, "use exactly avg_bits; false: at most")
     group_size: int = setting(
-        128, "weights of a row that share a scale, at most", minimum=1, maximum=128
+        128, "most weights of a row that share a scale", minimum=1, maximum=128
     )
     backend: Literal["gptq", "rtn"] = setting("gptq", "GPTQ, or rounding to nearest")
     rest_bits: Literal[4, 8, 16] | None = setting(
         None,
-        "all else that was trained (head, router, biases, ...): matrices at these bits, vectors in "
-        "half precision; 16: all in half precision; none: as trained (paper: 4)",
+        "bits of the other trained matrices (head, router, ...), with vectors in half precision; "
+        "16: all in half precision; none: as trained (paper: 4)",
     )
     router_topk: int = setting(
-        2, "experts of a token that count as activated, where tokens choose", minimum=1
+        2, "experts per token that count as activated, where tokens choose", minimum=1
     )
     mu: Literal["median"] | float | None = setting(
         None,
         "online pruning drops experts below this multiple of a token's first: a number, median (of "
-        "second to first over the calibration tokens, as the paper), or none: no pruning",
+        "second over first in the calibration tokens, as in the paper), or none: no pruning",
         minimum=0,
     )
     protect: float = setting(
         0.02,
-        "share of tokens that are never pruned, special tokens besides; 0: none, not even these",
+        "share of tokens, besides special ones, that are never pruned; 0: not even special ones",
         minimum=0,
         maximum=1,
     )
     calibration_clips: int = setting(128, "clips of the training folds to calibrate on", minimum=1)
 
     def check(self) -> None:
-        """Widths that codes can have, and that can be chosen."""
+        """Check that codes can have these widths, and that the forced ones are among them."""
         if not self.bits or not all(1 <= bits <= 8 for bits in self.bits):
             raise ConfigError(f"'bits' must be widths from 1 to 8, not {self.bits}")
         if not set(self.force_widths) <= set(self.bits):
@@ -77,8 +79,8 @@ class MCMoE(MixtureTool):
             )
 
     def apply(self, model: AudioClassifier, data: MixtureData) -> dict[str, Any]:
-        """See `MixtureTool.apply`: calibrate, solve, quantise, pack."""
-        found = dict(mixtures(model))
+        """Calibrate, choose widths, quantise, and pack."""
+        found = mixtures(model.backbone)
         self._refuse(model, found)
         clips = some_of(data.calibration, self.calibration_clips)
         usages = {
@@ -95,28 +97,32 @@ class MCMoE(MixtureTool):
         for site, mixture in found.items():
             for name, at_widths in quantised[site].items():
                 mixture.experts.packed[name].fill(at_widths)
-            if self.mu is not None:
-                mixture.router.mu.fill_(self._threshold(usages[site]))
+        if self.mu is not None:
+            for site, router in pruning_routers(model).items():
+                router.mu.fill_(self._threshold(usages[site], self.mu))
         return plan
 
     def restructure(self, model: AudioClassifier, plan: dict[str, Any]) -> None:
-        """See `MixtureTool.restructure`."""
-        for site, mixture in mixtures(model):
+        """Put packed tensors in place of weights, and pruning routers around routers."""
+        for site, mixture in mixtures(model.backbone).items():
             experts = mixture.experts
             for name, axis in WEIGHTS.items():
                 shape = getattr(experts, name).shape
                 packed = PackedTensor(shape, axis, plan["widths"][site], self.group_size)
                 replace(experts, name, packed.to(experts.up_bias.device))
-            if self.mu is not None:
-                self._insert_pruning(model, site, mixture)
+        if self.mu is not None:
+            for site, routed in routed_mixtures(model.backbone).items():
+                self._insert_pruning(model, site, routed)
         if self.rest_bits is not None:
             pack_rest(model, self.rest_bits, self.group_size)
 
     def report(self, model: AudioClassifier, plan: dict[str, Any]) -> dict[str, Any]:
-        """Widths and bytes of the experts; of online pruning, what it did since the model was
-        loaded (`run_tool` measures on the test fold in between)."""
-        found = mixtures(model)
-        packed = [m.experts.packed[name] for _, m in found for name in WEIGHTS]
+        """Widths and bytes of the experts, and what online pruning did since the model was loaded.
+
+        `run_tool` measures it on the test fold in between.
+        """
+        found = mixtures(model.backbone).values()
+        packed = [mixture.experts.packed[name] for mixture in found for name in WEIGHTS]
         sizes = {
             kind: sum(b.nbytes for p in packed for n, b in p.named_buffers() if n.startswith(kind))
             for kind in ("codes", "scale", "zero")
@@ -134,7 +140,7 @@ class MCMoE(MixtureTool):
         return report | (self._pruned(model) if self.mu is not None else {})
 
     def _pruned(self, model: AudioClassifier) -> dict[str, Any]:
-        routers = {site: mixture.router for site, mixture in mixtures(model)}
+        routers = pruning_routers(model)
         counts = torch.stack([router.counts for router in routers.values()]).sum(dim=0)
         tokens, safe, before, after = counts.double().clamp(min=1).tolist()
         return {
@@ -145,17 +151,17 @@ class MCMoE(MixtureTool):
             "active_mean": after / tokens,
         }
 
-    def _refuse(self, model: AudioClassifier, found: dict[str, nn.Module]) -> None:
-        """Say why a mixture cannot be compressed."""
+    def _refuse(self, model: AudioClassifier, found: dict[str, Mixture]) -> None:
+        """Explain why a mixture cannot be compressed."""
         method = model.method.registered_name
-        kinds = [isinstance(m, SoftMixture) or tokens_choose(m) for m in found.values()]
+        kinds = [m.reads_slots or isinstance(m, RoutedMixture) for m in found.values()]
         if not found or not all(kinds):
             raise ConfigError(
                 f"'{method}' is no mixture whose experts mc_moe can weigh: use a bundle of a "
                 "mixture with a router (dense_moa, topk_moa) or of soft_moa"
             )
         experts = [mixture.experts for mixture in found.values()]
-        if not all(isinstance(e, Experts) and isinstance(e.down, nn.Parameter) for e in experts):
+        if not all(isinstance(e, Experts) and e.in_full_precision for e in experts):
             raise ConfigError(
                 f"the experts of '{method}' are not adapters in full precision: compress a bundle "
                 "that no other tool has packed"
@@ -164,25 +170,25 @@ class MCMoE(MixtureTool):
             type(e).projection is not Experts.projection for e in experts
         ):
             raise ConfigError(
-                "GPTQ needs what the weights multiply, and these experts fold a norm into them: "
-                "use `--backend rtn`"
+                "GPTQ needs the inputs that the weights multiply, and these experts fold a norm "
+                "into the weights: use `--backend rtn`"
             )
         if self.mu is None:
             return
-        if any(isinstance(mixture, SoftMixture) for mixture in found.values()):
+        if any(mixture.reads_slots for mixture in found.values()):
             raise ConfigError(
                 "online pruning saves nothing in Soft-MoA: its experts read slots, which are "
-                "computed whatever weights the tokens give them; leave out `--mu`"
+                "computed whatever weights tokens give them; leave out `--mu`"
             )
-        if not all(weighs_experts(mixture) for mixture in found.values()):
+        if not all(mixture.weighs_experts for mixture in found.values()):
             raise ConfigError(
-                f"online pruning drops the experts that weigh least for a token, and the gates of "
-                f"'{method}' are no softmax that tells their weights; leave out `--mu`"
+                f"online pruning drops the experts with the smallest weights for a token, and the "
+                f"gates of '{method}' are no softmax that gives these weights; leave out `--mu`"
             )
         if any(e.num_experts < 2 for e in experts):
-            raise ConfigError("a mixture of one expert has none to prune; leave out `--mu`")
+            raise ConfigError("a mixture of one expert cannot lose any; leave out `--mu`")
 
-    def _view(self, mixture: nn.Module, x: Tensor) -> calibration.View:
+    def _view(self, mixture: Mixture, x: Tensor) -> calibration.View:
         return calibration.view(mixture, x, self.router_topk)
 
     def _quantise(
@@ -194,7 +200,7 @@ class MCMoE(MixtureTool):
             vectors = getattr(experts, name).detach().movedim(axis, -1)  # [E, V, d]
             for bits in set(self.bits):
                 if self.backend == "gptq":
-                    inputs = "within" if name == "down" else "across"
+                    inputs: Literal["within", "across"] = "within" if name == "down" else "across"
                     hessian = usage.hessians[name]
                     chosen = gptq(vectors, hessian, bits, self.group_size, inputs)
                 else:
@@ -209,7 +215,7 @@ class MCMoE(MixtureTool):
         clips: Any,
         quantised: dict[str, dict[str, dict[int, Quantised]]],
     ) -> dict[str, dict[int, Tensor]]:
-        """epsilon of each expert at each width: the norm of the change of its mixture's output."""
+        """epsilon of each expert at each width: the norm of the change in the mixture's output."""
         weights = {
             site: {
                 bits: {n: of[n][bits].weights().movedim(-1, a) for n, a in WEIGHTS.items()}
@@ -219,7 +225,7 @@ class MCMoE(MixtureTool):
         }
         squares: dict[str, dict[int, Tensor]] = {site: {} for site in weights}
 
-        def see(site: str, mixture: nn.Module, x: Tensor) -> None:
+        def see(site: str, mixture: Mixture, x: Tensor) -> None:
             found = calibration.squared_errors(mixture, self._view(mixture, x), weights[site])
             for bits, square in found.items():
                 squares[site][bits] = squares[site].get(bits, 0) + square
@@ -243,10 +249,10 @@ class MCMoE(MixtureTool):
             widths[site] = allocate(rows, sorted(of), budget, self.force_widths, self.equality)
         return widths
 
-    def _threshold(self, usage: calibration.Usage) -> float:
-        return usage.ratios.median().item() if self.mu == "median" else float(self.mu)
+    def _threshold(self, usage: calibration.Usage, mu: float | Literal["median"]) -> float:
+        return usage.ratios.median().item() if mu == "median" else mu
 
-    def _insert_pruning(self, model: AudioClassifier, site: str, mixture: nn.Module) -> None:
+    def _insert_pruning(self, model: AudioClassifier, site: str, mixture: RoutedMixture) -> None:
         backbone = model.backbone
         attention = pruning.attention_of(backbone, int(site.split(".")[1]))
         if 0 < self.protect < 1:
@@ -255,13 +261,19 @@ class MCMoE(MixtureTool):
         mixture.router = pruning.PruningRouter(mixture, self.protect, special, attention)
 
 
+def pruning_routers(model: AudioClassifier) -> dict[str, pruning.PruningRouter]:
+    """The routers that this tool has put around those of the mixtures, by site."""
+    found = {site: m.router for site, m in routed_mixtures(model.backbone).items()}
+    return {s: router for s, router in found.items() if isinstance(router, pruning.PruningRouter)}
+
+
 def pack_rest(model: AudioClassifier, bits: int, group_size: int) -> None:
-    """Pack every trained parameter that there is: matrices at a width, vectors in half precision.
+    """Pack every trained parameter: matrices at a width, vectors in half precision.
 
     Args:
         model: its trainable parameters are replaced by packed tensors with their values.
-        bits: of matrices; 16 keeps them in half precision too.
-        group_size: see `quantise.nearest`.
+        bits: width of matrices; 16: half precision, like vectors.
+        group_size: most weights that share a scale.
     """
     trained = [
         (owner, name, parameter.detach())
@@ -270,12 +282,22 @@ def pack_rest(model: AudioClassifier, bits: int, group_size: int) -> None:
         if parameter.requires_grad
     ]
     for owner, name, values in trained:
-        if bits == 16 or values.ndim < 2:
-            packed = HalfTensor(values.shape)
-            packed.values.copy_(values)
-        else:
-            axis = max(range(values.ndim), key=values.shape.__getitem__)
-            packed = PackedTensor(values.shape, axis, [bits], group_size)
-            vectors = values.movedim(axis, -1).reshape(1, -1, values.shape[axis])
-            packed.fill({bits: nearest(vectors, bits, group_size)})
+        packed = (
+            halved(values) if bits == 16 or values.ndim < 2 else coded(values, bits, group_size)
+        )
         replace(owner, name, packed.to(values.device))
+
+
+def halved(values: Tensor) -> HalfTensor:
+    """A tensor in half precision."""
+    packed = HalfTensor(values.shape)
+    packed.values.copy_(values)
+    return packed
+
+
+def coded(values: Tensor, bits: int, group_size: int) -> PackedTensor:
+    """A tensor as one item at a width, whose groups run along its longest axis."""
+    axis = max(range(values.ndim), key=values.shape.__getitem__)
+    vectors = values.movedim(axis, -1).reshape(1, -1, values.shape[axis])
+    packed = PackedTensor(values.shape, axis, [bits], group_size)
+    return packed.fill({bits: nearest(vectors, bits, group_size)})

@@ -1,13 +1,14 @@
 """Packed weights: codes of 1 to 8 bits as bit planes, and modules that compute with them.
 
-A packed tensor stands where a parameter stood: the module's class gets a property of that name
-that unpacks, so whatever computes with `module.weight` computes with the unpacked weights, while
-only codes and scales are kept, moved and saved.
+A packed tensor takes the place of a parameter: the module's class gets a property of that name that
+unpacks it, so code that uses `module.weight` gets the unpacked weights, while only codes and scales
+are kept, moved and saved.
 """
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
     Args:
         codes: uint8 [..., n].
-        bits: of a code, 1 to 8.
+        bits: bits per code, 1 to 8.
 
     Returns:
         uint8 [..., bits, ceil(n / 8)], least significant plane and position first.
@@ -49,19 +50,24 @@ def _range(count: int, like: Tensor) -> Tensor:
 
 
 class PackedTensor(nn.Module):
-    """A tensor whose items (experts) are kept at widths of their own.
+    """A tensor whose items (experts) each have their own width.
 
     Args:
-        shape: of the tensor.
-        axis: along which its groups run; moved to the end, the tensor is items [E, V, d].
-        widths: bits of each item; a single one for a tensor that is one item.
-        group_size: weights that share a scale.
+        shape: shape of the tensor.
+        axis: the axis along which groups run; with it moved to the end, items are [E, V, d].
+        widths: bits of each item; a single number for a tensor that is one item.
+        group_size: most weights that share a scale.
 
     Attributes:
         codes: bit planes of all items, those of the lowest width first; uint8.
         scale: [E, V, groups], half precision.
-        zero: the same of the items with more than one bit, uint8.
+        zero: the same for the items with more than one bit, uint8.
     """
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor
+    __call__: Callable[[], Tensor]
 
     def __init__(
         self, shape: Sequence[int], axis: int, widths: Sequence[int], group_size: int
@@ -82,20 +88,20 @@ class PackedTensor(nn.Module):
         self.register_buffer("zero", torch.zeros(len(self.with_zero), *scales, dtype=byte))
 
     def _bytes(self, item: int) -> int:
-        """Size of the codes of an item."""
+        """Bytes of the codes of an item."""
         return self.vectors * self.widths[item] * math.ceil(self.length / PLANE)
 
     def _codes(self, items: Sequence[int]) -> Tensor:
-        """The part of `codes` that holds some items, neighbours in `order`."""
+        """The part of `codes` with some items, which are neighbours in `order`."""
         begin = sum(map(self._bytes, self.order[: self.order.index(items[0])]))
         return self.codes[begin : begin + sum(map(self._bytes, items))]
 
     def at(self, bits: int) -> list[int]:
-        """The items that are kept at a width."""
+        """The items with a width."""
         return [item for item in self.order if self.widths[item] == bits]
 
     def fill(self, quantised: Mapping[int, Quantised]) -> "PackedTensor":
-        """Keep, of every item, what its width made of it.
+        """Store every item at its width.
 
         Args:
             quantised: width -> all items [E, V, d] at that width.
@@ -110,7 +116,7 @@ class PackedTensor(nn.Module):
         return self
 
     def unpacked(self, items: Sequence[int]) -> Tensor:
-        """Items of one width, neighbours in `order`: [len(items), V, d]."""
+        """Unpack items of one width that are neighbours in `order`: [len(items), V, d]."""
         bits = self.widths[items[0]]
         planes = self._codes(items).view(len(items), self.vectors, bits, -1)
         zero = None
@@ -120,41 +126,48 @@ class PackedTensor(nn.Module):
         return Quantised(bits, codes, self.scale[list(items)], zero, self.size).weights()
 
     def forward(self) -> Tensor:
-        """The whole tensor."""
+        """Unpack the whole tensor."""
         items = torch.cat([self.unpacked(self.at(bits)) for bits in sorted(set(self.widths))])
         places = [self.order.index(item) for item in range(len(self.order))]
         return items[places].reshape(self.moved).movedim(-1, self.axis)
 
     def item(self, number: int) -> Tensor:
-        """One item [1, ...] of a tensor whose first axis is the items'; others stay packed."""
+        """Unpack one item [1, ...] of a tensor whose first axis runs over items."""
         return self.unpacked([number]).reshape(1, *self.moved[1:]).movedim(-1, self.axis)
 
 
 class HalfTensor(nn.Module):
     """A tensor kept in half precision, for vectors: they have no groups to share a scale."""
 
+    values: Tensor
+    __call__: Callable[[], Tensor]
+
     def __init__(self, shape: Sequence[int]) -> None:
         super().__init__()
         self.register_buffer("values", torch.zeros(tuple(shape), dtype=torch.float16))
 
     def forward(self) -> Tensor:
-        """The whole tensor."""
+        """Unpack the whole tensor."""
         return self.values.float() if self.values.dtype == torch.float16 else self.values
 
 
 class Packed(nn.Module):
-    """Mixed into the class of a module some of whose parameters are packed.
+    """Mixed into the class of a module with packed parameters.
 
     Attributes:
-        packed: name of the parameter -> what unpacks it when called.
+        packed: name of the parameter -> module that unpacks it when called.
     """
+
+    packed: nn.ModuleDict
 
 
 class QuantisedExperts(Packed):
-    """Experts whose weights are packed; `forward`, `mix` and all else are the experts' own."""
+    """Experts whose weights are packed; they compute as before with the unpacked weights."""
+
+    num_experts: int
 
     def of(self, expert: int) -> dict[str, Tensor]:
-        """See `Experts.of`; of the packed weights only this expert's are unpacked."""
+        """The tensors of one expert; of the packed weights only this expert's are unpacked."""
         tensors = {}
         for path, module in self.named_modules():
             prefix = f"{path}." if path else ""
@@ -170,18 +183,19 @@ class QuantisedExperts(Packed):
 
 
 def replace(owner: nn.Module, name: str, packed: nn.Module) -> None:
-    """Put a packed tensor where a module's parameter stands; the parameter is gone.
+    """Replace a parameter of a module by a packed tensor.
 
     Args:
         owner: the module.
-        name: of its parameter.
-        packed: `PackedTensor` or `HalfTensor`.
+        name: name of the parameter.
+        packed: a `PackedTensor` or a `HalfTensor`.
     """
     delattr(owner, name)
     if not isinstance(owner, Packed):
         owner.add_module("packed", nn.ModuleDict())
-    owner.packed[name] = packed
-    owner.__class__ = _with_property(type(owner), name)
+    cast(nn.ModuleDict, owner.packed)[name] = packed
+    kind: Any = type(owner)  # torch's Module is typed as unhashable
+    owner.__class__ = _with_property(kind, name)
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """The integer programme of PMQ: how many bits each expert of a block gets.
 
-MC (arXiv:2410.06270, section 3.2): minimise `sum_ij cost_ij x_ij` over binary x with one width an
-expert, a fixed sum of bits, and some widths used at least once. Solved exactly by dynamic
+MC (arXiv:2410.06270, section 3.2): minimise `sum_ij cost_ij x_ij` over binary x, with one width per
+expert, a fixed sum of bits, and some widths used at least once. It is solved exactly by dynamic
 programming over (bits spent, required widths seen).
 """
 
@@ -23,16 +23,16 @@ def allocate(
 ) -> list[int]:
     """The widths of a block's experts at the lowest total cost.
 
-    Costs are summed exactly (as integers over a common power of two), so that a tie is one: among
-    equal optima the one with fewer bits, then the one whose widths, read from the first expert,
-    are smaller.
+    Costs are summed exactly (as integers over a common power of two), so ties are exact. Of equal
+    optima it returns the one with fewer bits, then the one with smaller widths, compared from the
+    first expert on.
 
     Args:
-        costs: [n][len(widths)], what expert i costs at width j; finite, not negative.
+        costs: [n][len(widths)], cost of expert i at width j; finite, not negative.
         widths: bits to choose from.
         budget: bits of all experts together.
-        required: widths of which at least one expert must have each.
-        exact: spend the budget to the last bit; else at most that.
+        required: widths that at least one expert must have.
+        exact: use the whole budget; else at most the budget.
 
     Raises:
         ConfigError: no choice of widths meets the budget.
@@ -60,12 +60,12 @@ def allocate(
 
 
 def block_budgets(avg_bits: float, sizes: Sequence[int]) -> list[int]:
-    """Bits of each block: n k each, where what is left over passes on to the next block.
+    """Bits of each block: n k, where a fractional rest passes on to the next block.
 
-    So the average over the model is met to within half a bit where n k is no whole number.
+    So the average over the model is met to within half a bit if n k is not a whole number.
 
     Args:
-        avg_bits: k, bits an expert.
+        avg_bits: k, bits per expert.
         sizes: n of each block.
     """
     average = Fraction(avg_bits).limit_denominator(10**6)
@@ -93,7 +93,7 @@ def _infeasible(experts: int, widths: Sequence[int], budget: int, needed: frozen
     free = experts - len(needed)
     if free < 0:
         return (
-            f"{experts} expert(s) cannot have each of the widths {sorted(needed)}: give fewer "
+            f"{experts} expert(s) cannot have all of the widths {sorted(needed)}: set fewer "
             "`force_widths`"
         )
     low, high = (sum(needed) + free * end for end in (min(widths), max(widths)))

@@ -1,7 +1,7 @@
-"""ODP, online dynamic pruning: a token keeps only the experts that weigh enough for it.
+"""ODP, online dynamic pruning: a token keeps only the experts with enough weight.
 
-MC (arXiv:2410.06270, section 3.3), for any number of experts: an expert is dropped whose gate is
-less than mu times the token's largest. Tokens to which much attention is paid keep all of theirs.
+MC (arXiv:2410.06270, section 3.3), for any number of experts: an expert is dropped if its gate is
+less than mu times the token's largest. Tokens that receive much attention keep all their experts.
 """
 
 import math
@@ -14,22 +14,23 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from toolkit.backbones.base import WRAPPED, Backbone
-from toolkit.peft.base import Recorder
+from toolkit.peft.mixture import RoutedMixture
 from toolkit.routing import dense
+from toolkit.routing.router import WrappedRouter
 
 OBSERVED = "mc_moe_observed_"
-"""With the name of an attention function behind it: that function, observed."""
+"""Prefix of the name of an attention function that is observed."""
 
 
 def received(attention: Tensor, mask: Tensor | None = None) -> Tensor:
-    """How much attention each token gets: its column's mean over heads and queries.
+    """The attention that each token receives: the mean of its column over heads and queries.
 
-    AST attends in both directions, so every query counts for every token (a causal model's do only
+    AST attends in both directions, so every query counts for every token (in a causal model, only
     for earlier ones).
 
     Args:
         attention: [B, heads, queries, keys], rows sum to 1.
-        mask: [B, queries], True for the queries that count; None: all do.
+        mask: [B, queries], True for the queries that count; None: all of them.
 
     Returns:
         [B, keys].
@@ -51,10 +52,10 @@ def protected(
 
     Args:
         tokens: [B, T, d].
-        attention: received by each of them, [B, T]; not needed where the share is 0 or 1.
-        share: of a clip's real tokens, rounded up: those with the largest I = |t|_1 times
-            attention received. 0 protects nothing.
-        special: tokens in front (CLS, distillation) that are protected whatever their I.
+        attention: received by each token, [B, T]; not needed if the share is 0 or 1.
+        share: share of a clip's real tokens to protect, rounded up: those with the largest
+            I = |t|_1 times attention received. 0 protects nothing.
+        special: number of tokens in front (CLS, distillation) that are always protected.
         mask: [B, T], True where a token is real; None: all are.
 
     Returns:
@@ -66,6 +67,8 @@ def protected(
     marks[:, :special] = True
     if share == 1:
         return torch.ones_like(marks)
+    if attention is None:
+        raise RuntimeError("call `observe` on the backbone before tokens are protected by share")
     importance = tokens.abs().sum(dim=-1) * attention
     if mask is None:
         mask = torch.ones_like(marks)
@@ -75,46 +78,51 @@ def protected(
 
 
 def prune(gates: Tensor, mu: float | Tensor, protect: Tensor) -> Tensor:
-    """Gates without the experts that weigh less than mu times the token's first.
+    """Drop the experts whose gate is below mu times the token's largest.
 
-    What is left is enlarged to the same sum: with two experts the survivor has weight 1.
+    The remaining gates are scaled up to the same sum: of two experts, the survivor has weight 1.
 
     Args:
         gates: [B, T, E].
-        mu: 0 drops nothing, infinity all but one expert.
-        protect: [B, T], tokens that are left as they are.
+        mu: 0 drops nothing, infinity drops all but one expert.
+        protect: [B, T], tokens that keep all their experts.
     """
     first = functional.one_hot(gates.argmax(dim=-1), gates.shape[-1]).bool()
     heavy = gates >= mu * gates.amax(dim=-1, keepdim=True)
     return dense.kept(gates, heavy | first | protect[..., None])
 
 
-class PruningRouter(nn.Module):
-    """A mixture's router, with gates that are pruned.
+class PruningRouter(WrappedRouter):
+    """A mixture's router, whose gates are pruned.
 
     Args:
         mixture: its `router` makes gates [B, T, E] of tokens [B, T, d].
-        share: of protected tokens.
-        special: special tokens in front.
-        attention: that of the same block, which keeps what each token received (`observe`).
+        share: share of protected tokens.
+        special: number of special tokens in front.
+        attention: the attention of the same block, which keeps what each token received.
 
     Attributes:
         mu: the threshold.
-        counts: tokens, protected tokens, gates that were not zero, and those left, since the start;
-            of real tokens, not of padding.
+        counts: numbers of tokens, of protected tokens, of gates that were not zero, and of those
+            left, since the start; padding is not counted.
     """
 
-    def __init__(self, mixture: Recorder, share: float, special: int, attention: nn.Module) -> None:
-        super().__init__()
-        self.router, self.share, self.special = mixture.router, share, special
+    mu: Tensor
+    counts: Tensor
+
+    def __init__(
+        self, mixture: RoutedMixture, share: float, special: int, attention: nn.Module
+    ) -> None:
+        super().__init__(mixture.router)
+        self.share, self.special = share, special
         self.mixture, self.attention = (mixture,), (attention,)  # references, not children
         self.register_buffer("mu", torch.zeros((), dtype=torch.float64))
         self.register_buffer("counts", torch.zeros(4, dtype=torch.long), persistent=False)
 
-    def forward(self, x: Tensor, *mask: Tensor) -> Tensor:
-        """Tokens [B, T, d], and a mask if the router takes one -> [B, T, E]."""
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Tokens [B, T, d] and a mask [B, T] of the real ones -> [B, T, E]."""
         [mixture] = self.mixture
-        gates = self.router(x, *mask)
+        gates = self.router(x, mask)
         attention = getattr(self.attention[0], "received", None)
         protect = protected(x, attention, self.share, self.special, mixture.mask)
         pruned = prune(gates, self.mu.to(gates.dtype), protect)
@@ -124,17 +132,17 @@ class PruningRouter(nn.Module):
 
 
 def observe(backbone: Backbone) -> None:
-    """Let every attention of a backbone keep what its tokens received, as `received` [B, T].
+    """Make every attention of a backbone keep what its tokens received, as `received` [B, T].
 
-    The attention itself is computed as before. Its map is computed once more for this: T^2 numbers
-    a head.
+    The attention itself is computed as before. For this its map is computed once more: T^2 numbers
+    per head.
     """
     from transformers import AttentionInterface, AttentionMaskInterface  # slow to import
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import sdpa_mask
 
-    config = backbone.model.config
-    stock = config._attn_implementation
+    config: Any = backbone.model.config
+    stock: str = config._attn_implementation
     if stock.startswith(OBSERVED):
         return
     attend = AttentionInterface().get_interface(stock, sdpa_attention_forward)
@@ -144,7 +152,7 @@ def observe(backbone: Backbone) -> None:
 
 
 def observing(attend: Callable[..., Any]) -> Callable[..., Any]:
-    """An attention function that does as another one and keeps what was received."""
+    """Wrap an attention function so that it keeps the attention received."""
 
     def attention(
         module: nn.Module,
@@ -165,7 +173,7 @@ def observing(attend: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def attention_of(backbone: Backbone, block: int) -> nn.Module:
-    """The stock attention of a block, whatever is wrapped around it."""
+    """The stock attention of a block, inside anything wrapped around it."""
     module = backbone.site(block, "mhsa").module
     while hasattr(module, WRAPPED):
         module = getattr(module, WRAPPED)

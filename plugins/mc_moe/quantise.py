@@ -1,4 +1,4 @@
-"""Weights as codes of a few bits: rounding to nearest, and GPTQ.
+"""Quantise weights to codes of a few bits, by rounding to nearest or by GPTQ.
 
 Shapes: items E (experts), vectors V of length d; groups of consecutive weights of a vector share a
 scale and a zero.
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 SHRINKS = torch.linspace(1.0, 0.3, 15)
-"""Shares of a group's range that are tried as the range of its codes."""
+"""Parts of a group's range that are tried as the range of its codes."""
 
 DAMPING = 0.01
-"""What GPTQ adds to the diagonal of its Hessian, in multiples of its mean."""
+"""GPTQ adds this multiple of the mean of its Hessian's diagonal to that diagonal."""
 
 SMALLEST, LARGEST = 2.0**-24, 65504.0
-"""The ends of half precision's positive numbers: no scale is divided by that is not one."""
+"""The smallest and largest positive numbers of half precision, which every scale is within."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Quantised:
     """Weights at one width.
 
     Attributes:
-        bits: of a code.
+        bits: bits per code.
         codes: uint8 [..., d].
         scale: half precision [..., groups].
         zero: uint8 [..., groups], the code of the weight 0; None at one bit.
-        size: weights of a group.
+        size: weights per group.
     """
 
     bits: int
@@ -45,8 +45,11 @@ class Quantised:
         return Quantised(self.bits, self.codes[items], self.scale[items], zero, self.size)
 
     def weights(self) -> Tensor:
-        """The weights that the codes stand for [..., d]: `scale (code - zero)`; at one bit, the
-        scale with the code's sign. Single precision, or the scale's if that is higher."""
+        """The weights [..., d] that the codes mean.
+
+        They are `scale (code - zero)`, or at one bit the scale with the sign of the code, in single
+        precision or in that of the scale if it is higher.
+        """
         scale = self.scale.float() if self.scale.dtype == torch.float16 else self.scale
         length = self.codes.shape[-1]
         scale = scale.repeat_interleave(self.size, dim=-1)[..., :length]
@@ -58,11 +61,11 @@ class Quantised:
 
 @dataclasses.dataclass(frozen=True)
 class Levels:
-    """The numbers that a group's codes stand for.
+    """The numbers that a group's codes mean.
 
     Attributes:
-        bits: of a code.
-        scale, zero: see `Quantised`, in single precision [..., 1] or broadcastable to the weights.
+        bits: bits per code.
+        scale, zero: as in `Quantised`, in single precision [..., 1] or broadcastable to weights.
     """
 
     bits: int
@@ -76,23 +79,23 @@ class Levels:
         return (weights / self.scale + self.zero).round().clamp(0, 2**self.bits - 1)
 
     def level(self, codes: Tensor) -> Tensor:
-        """What codes stand for."""
+        """The numbers that codes mean."""
         return self.scale * (2 * codes - 1 if self.bits == 1 else codes - self.zero)
 
     def error(self, weights: Tensor) -> Tensor:
-        """Sum of squared errors over the last axis, which is kept."""
+        """Sum of squared errors over the last axis, which is kept with size 1."""
         difference = self.level(self.code(weights)) - weights
         return difference.square().sum(dim=-1, keepdim=True)
 
 
 def group_shape(length: int, group_size: int) -> tuple[int, int]:
-    """Number and size of the groups of a vector: as few as `group_size` allows, of equal size."""
+    """Number and size of a vector's groups: as few as `group_size` allows, of equal size."""
     groups = math.ceil(length / group_size)
     return groups, math.ceil(length / groups)
 
 
 def grouped(weights: Tensor, size: int) -> Tensor:
-    """[..., d] -> [..., groups, size]; a last group that is short repeats its last weight."""
+    """[..., d] -> [..., groups, size]; the last group is filled up with its last weight."""
     short = -weights.shape[-1] % size
     if short:
         last = weights[..., -1:].expand(*weights.shape[:-1], short)
@@ -103,9 +106,9 @@ def grouped(weights: Tensor, size: int) -> Tensor:
 def fit(groups: Tensor, bits: int) -> Levels:
     """The levels of each group [..., size].
 
-    At one bit `sign(w) mean|w|` (the paper's). At more, the best of several ranges around zero
-    (each a share of the group's) and of the levels of the next lower width, which are among those
-    that this width can have: so the error never grows with the bits, whatever the weights.
+    At one bit they are `sign(w) mean|w|`, as in the paper. At more bits they are the best of
+    several ranges around zero (each a part of the group's range) and of the levels of the next
+    lower width, which this width can represent too; so more bits never give a larger error.
     """
     if bits == 1:
         scale = _half(groups.abs().mean(dim=-1, keepdim=True))
@@ -132,17 +135,17 @@ def fit(groups: Tensor, bits: int) -> Levels:
 
 
 def _half(scale: Tensor) -> Tensor:
-    """As it will be kept: rounded to half precision."""
+    """Round a scale to half precision, as it will be stored."""
     return scale.clamp(max=LARGEST).to(torch.float16).to(scale.dtype)
 
 
 def nearest(weights: Tensor, bits: int, group_size: int) -> Quantised:
-    """Every weight at its nearest level.
+    """Round every weight to its nearest level.
 
     Args:
         weights: [..., d].
         bits: 1 to 8.
-        group_size: weights of a vector that share a scale, at most.
+        group_size: most weights of a vector that share a scale.
     """
     length = weights.shape[-1]
     _, size = group_shape(length, group_size)
@@ -159,15 +162,15 @@ def gptq(
     group_size: int,
     inputs: Literal["within", "across"],
 ) -> Quantised:
-    """GPTQ (Frantar et al., arXiv:2210.17323): column by column, what rounding a column did wrong
-    is made good by the columns that are still to come.
+    """GPTQ (Frantar et al., arXiv:2210.17323): the columns that follow compensate for the rounding
+    error of each column.
 
     Args:
         weights: vectors [E, V, d].
-        hessian: 2 X X^T of what the weights multiply, [E, n, n].
-        bits, group_size: see `nearest`.
-        inputs: the axis that an input multiplies: `within` vectors (n = d; each is a row of the
-            matrix) or `across` them (n = V; each is a column).
+        hessian: 2 X X^T of the inputs that the weights multiply, [E, n, n].
+        bits, group_size: as for `nearest`.
+        inputs: whether inputs run `within` vectors (n = d; a vector is a row of the matrix) or
+            `across` them (n = V; a vector is a column).
     """
     _, size = group_shape(weights.shape[-1], group_size)
     factor = _inverse_factor(hessian)
@@ -187,13 +190,14 @@ def gptq(
         error = (now - level) / factor[:, column, column, None]
         left[..., column:] -= error[:, :, None] * factor[:, None, column, column:]
     axis = 2 if inputs == "within" else 1  # vectors are rows of the matrix, or its columns
-    return _quantised(bits, *(torch.stack(t, dim=axis) for t in (codes, scales, zeros)), size)
+    stacked = [torch.stack(tensors, dim=axis) for tensors in (codes, scales, zeros)]
+    return _quantised(bits, stacked[0], stacked[1], stacked[2], size)
 
 
 def _inverse_factor(hessian: Tensor) -> Tensor:
     """Upper Cholesky factor of the inverse of a damped Hessian [E, n, n], in double precision.
 
-    An input that never occurred has a one on the diagonal: its column is rounded, and no more.
+    An input that never occurred gets a one on the diagonal: its column is simply rounded.
     """
     hessian = hessian.double()
     diagonal = hessian.diagonal(dim1=1, dim2=2)

@@ -10,18 +10,26 @@ from typing import Any
 
 import pytest
 import torch
+from bundles import change_bundle, check_prediction, tiny_bundle
 from torch import Tensor, nn
 from torch.nn import functional
 
 from toolkit import plugins
 from toolkit.bundle import load_bundle
 from toolkit.errors import ConfigError
-from toolkit.experts.base import Bottleneck, by_expert
-from toolkit.mixtures.tool import mixtures
+from toolkit.experts.base import by_expert
+from toolkit.experts.bottleneck import Bottleneck
 from toolkit.model import AudioClassifier
+from toolkit.peft.mixture import mixtures
 from toolkit.registry import PEFT, TOOLS
-from toolkit.testing import compare_padded, tiny_batch, tiny_classifier, tiny_data, tiny_mixture
-from toolkit.testing.bundles import change_bundle, check_prediction, tiny_bundle
+from toolkit.testing import (
+    compare_padded,
+    first_mixture,
+    tiny_batch,
+    tiny_classifier,
+    tiny_data,
+    tiny_mixture,
+)
 
 plugins.load([Path(__file__).parents[1]])
 
@@ -298,7 +306,7 @@ def test_packed_bytes_are_what_the_widths_say() -> None:
 @torch.no_grad()
 def test_usage_and_errors_by_loops(name: str, settings: dict[str, Any]) -> None:
     model = tiny_mixture(name, num_experts=3, reduction=24, **settings).double()
-    mixture = mixtures(model)[0][1]
+    mixture = first_mixture(model)
     tokens = model.backbone.grid[0] * model.backbone.grid[1] + 2
     x = random(2, tokens, 96, dtype=torch.float64)
     seen = calibration.view(mixture, x, router_topk=2)
@@ -342,7 +350,7 @@ def test_usage_and_errors_by_loops(name: str, settings: dict[str, Any]) -> None:
 def test_hessians_measure_the_error_in_the_output(name: str, settings: dict[str, Any]) -> None:
     """Half of tr(D H D^T) is the squared change of the output if `up` changes by D."""
     model = tiny_mixture(name, num_experts=3, reduction=24, **settings).double()
-    mixture = mixtures(model)[0][1]
+    mixture = first_mixture(model)
     x = random(2, 12, 96, dtype=torch.float64)
     usage = calibration.Usage(mixture.experts, hessians=True)
     usage.add(mixture, calibration.view(mixture, x, 2))
@@ -395,7 +403,7 @@ def test_pruned_is_monotone_and_keeps_the_sum(experts: int) -> None:
 def online(model: AudioClassifier, **settings: Any) -> AudioClassifier:
     """A model with online pruning and, at 8 bits all, nothing else of note."""
     made = tool(**settings)
-    for site, mixture in mixtures(model):
+    for site, mixture in mixtures(model.backbone).items():
         made._insert_pruning(model, site, mixture)
         mixture.router.mu.fill_(settings["mu"])
     return model
@@ -412,7 +420,7 @@ def test_no_threshold_or_all_protected_changes_nothing(settings: dict[str, Any])
 def test_infinite_threshold_and_nobody_protected_is_the_first_expert() -> None:
     model = online(tiny_mixture("dense_moa"), mu=math.inf, protect=0.0)
     reference = tiny_mixture("dense_moa")
-    for _, mixture in mixtures(reference):
+    for mixture in mixtures(reference.backbone).values():
         router = mixture.router
 
         def first(x: Tensor, router: nn.Module = router) -> Tensor:
@@ -430,7 +438,7 @@ class Calls(nn.Module):
         super().__init__()
         self.function = function
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Its value."""
         return self.function(x)
 
@@ -482,13 +490,13 @@ def test_attention_received_is_the_backbones_own() -> None:
 def test_padding_is_neither_protected_nor_counted(method: str) -> None:
     twins = [tiny_classifier(PEFT.create(method), family="wav2vec2", noise=0.2) for _ in range(2)]
     compare_padded(*(online(model, mu=0.9, protect=0.25) for model in twins))
-    for (_, one), (_, other) in zip(*map(mixtures, twins), strict=True):
+    for one, other in zip(*(mixtures(twin.backbone).values() for twin in twins), strict=True):
         assert one.router.counts.tolist() == other.router.counts.tolist()
 
 
 def test_protected_tokens_keep_their_experts_in_a_model() -> None:
     model = online(tiny_mixture("dense_moa"), mu=0.9, protect=0.25)
-    mixture = mixtures(model)[0][1]
+    mixture = first_mixture(model)
     kept = []
     mixture.router.register_forward_hook(lambda m, args, out: kept.append((args[0], out)))
     logits(model)
@@ -531,9 +539,9 @@ def test_plan_is_the_programmes_optimum() -> None:
     settings = {"num_experts": 4, "layers": [0]}
     model = tiny_mixture("dense_moa", **settings).double()
     data = tiny_data(model.backbone)
-    mixture = copy.deepcopy(mixtures(model)[0][1])
+    mixture = copy.deepcopy(first_mixture(model))
     entering = []
-    hook = mixtures(model)[0][1].register_forward_pre_hook(lambda m, a: entering.append(a[0]))
+    hook = first_mixture(model).register_forward_pre_hook(lambda m, a: entering.append(a[0]))
     batch = next(data.batches(data.calibration, 10))
     with torch.no_grad():
         model(model.backbone.features.normalise(batch.features.double()))
@@ -641,7 +649,7 @@ def test_command_line(bundle: Path) -> None:
     assert report["expert_bytes_after"] == weights * 2 // 8 + scales + zeros
     model = load_bundle(small).model
     assert not model.trainable()
-    for _, mixture in mixtures(model):
+    for mixture in mixtures(model.backbone).values():
         dtypes = {tensor.dtype for tensor in mixture.experts.state_dict().values()}
         assert dtypes == {torch.uint8, torch.float16}
         assert by_expert(mixture.experts.down, 7).shape == (7, 1, 4, 192)

@@ -6,32 +6,37 @@ from torch import Tensor
 
 from toolkit.backbones.base import Backbone
 from toolkit.errors import ConfigError
-from toolkit.peft.base import PeftMethod, Placement, Recorder, insertion, setting
+from toolkit.peft.base import PeftMethod, Placement, insertion, setting
+from toolkit.peft.mixture import Mixture
 from toolkit.registry import PEFT
-from toolkit.routing import multilinear
-from toolkit.routing.multilinear import MultilinearBlock
+
+from . import multilinear
+from .multilinear import MultilinearBlock
 
 
 @PEFT.register("mumoe", paper="arXiv:2402.12550")
 class MuMoE(PeftMethod):
-    """Multilinear mixture: all experts for every token, as one factorised tensor."""
+    """Multilinear mixture: every token uses all experts, which are one factorised tensor."""
 
-    placement: Placement = setting("ffn", "which sublayers it stands beside: mhsa, ffn or both")
+    placement: Placement = setting("ffn", "which sublayers get a mixture: mhsa, ffn or both")
     num_experts: int = setting(64, "experts of the first mode, N1", minimum=1)
     hierarchy: int = setting(
-        1, "experts of a second mode, N2: N1 N2 in all; 1: there is none", minimum=1
+        1, "experts of a second mode, N2, so N1 N2 in all; 1: no second mode", minimum=1
     )
     factorisation: Literal["cp", "tr"] = setting(
         "cp", "sum of outer products (cp) or tensor ring with ranks 4, 4 and `rank` (tr)"
     )
     rank: int = setting(16, "rank R of both layers", minimum=1)
     match_params: int | None = setting(
-        None, "instead of `rank`: the smallest that gives a block this many parameters", minimum=1
+        None,
+        "instead of `rank`: the smallest rank with at least this many parameters per block",
+        minimum=1,
     )
     bottleneck: int = setting(16, "width b between the two layers", minimum=1)
     act: Literal["entmax15", "softmax"] = setting("entmax15", "gates with exact zeros, or without")
     norm: Literal["batch", "layer", "none"] = setting(
-        "batch", "in front of the gates: over clips and tokens, over experts, or none"
+        "batch",
+        "norm in front of the gates: over clips and tokens (batch), over experts (layer), or none",
     )
     norms: bool = setting(True, "train the layer norms in front of those sublayers")
 
@@ -41,7 +46,7 @@ class MuMoE(PeftMethod):
         return (self.num_experts,) if self.hierarchy == 1 else (self.num_experts, self.hierarchy)
 
     def insert(self, backbone: Backbone) -> None:
-        """One block parallel to each sublayer."""
+        """Insert one block beside each sublayer."""
         dim, rank = backbone.width, self.rank_at(backbone.width)
         for site in self.sites(backbone, self.placement):
             block = MultilinearBlock(
@@ -55,7 +60,7 @@ class MuMoE(PeftMethod):
         """The rank in a backbone of width `dim`.
 
         Raises:
-            ConfigError: `match_params` is not enough for rank 1.
+            ConfigError: `match_params` is too small for rank 1.
         """
         if self.match_params is None:
             return self.rank
@@ -74,24 +79,29 @@ class MuMoE(PeftMethod):
         return rank
 
 
-class MultilinearMixture(Recorder):
-    """A block of two multilinear layers and its gates.
+class MultilinearMixture(Mixture):
+    """A block of two multilinear layers with its gates.
 
     Args:
-        block: the layers.
+        block: the layers and gates.
     """
 
     def __init__(self, block: MultilinearBlock) -> None:
         super().__init__()
         self.block = block
 
+    @property
+    def experts(self) -> MultilinearBlock:
+        """The block, whose slices the experts are."""
+        return self.block
+
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, d] -> [B, T, d]."""
-        gates = self.block.route(x)
+        gates = self.block.route(x, self.mask)
         if self.recording:
             self.records.append(multilinear.metrics([self.real(gate) for gate in gates]))
         return self.block(x, gates)
 
-    def token_weights(self, x: Tensor) -> dict[str, Tensor]:
-        """See `Recorder.token_weights`; of two modes, the experts (n1, n2) in that order."""
-        return {"gate": multilinear.joint(self.block.route(x))[..., None]}
+    def gates(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, T, N]; with two modes, of the experts (n1, n2) in that order."""
+        return multilinear.joint(self.block.route(x, self.mask if mask is None else mask))

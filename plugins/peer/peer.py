@@ -1,6 +1,7 @@
 """PEER: retrieval from a pool of single neurons (He, Mixture of A Million Experts, 2407.04153)."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -10,36 +11,49 @@ from torch import Tensor, nn
 
 from toolkit.backbones.base import Backbone
 from toolkit.errors import ConfigError
-from toolkit.experts.pool import NeuronPool
-from toolkit.peft.base import PeftMethod, Placement, Recorder, insertion, setting
+from toolkit.peft.base import PeftMethod, Placement, insertion, setting
+from toolkit.peft.mixture import Mixture
 from toolkit.registry import PEFT
-from toolkit.routing.product_key import ProductKeys
 
-GATES = {"softmax": partial(torch.softmax, dim=-1), "sigmoid": torch.sigmoid}
+from .pool import NeuronPool
+from .product_key import ProductKeys
+
+GATES: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": partial(torch.softmax, dim=-1),
+    "sigmoid": torch.sigmoid,
+}
 
 
 @PEFT.register("peer", paper="arXiv:2407.04153")
 class Peer(PeftMethod):
     """PEER: every token retrieves a few of very many tiny experts by product keys."""
 
-    placement: Placement = setting("ffn", "which sublayers it stands beside: mhsa, ffn or both")
-    n_keys: int = setting(32, "sub-keys a half; the pool holds n_keys^2 experts", minimum=1)
-    heads: int = setting(4, "retrievals a token", minimum=1)
-    topk: int = setting(8, "experts a retrieval", minimum=1)
+    placement: Placement = setting("ffn", "which sublayers get a mixture: mhsa, ffn or both")
+    n_keys: int = setting(32, "sub-keys per half; the pool holds n_keys^2 experts", minimum=1)
+    heads: int = setting(4, "retrievals per token", minimum=1)
+    topk: int = setting(8, "experts per retrieval", minimum=1)
     d_key: int = setting(16, "width of queries and keys, both halves together", minimum=2)
-    query_bn: bool = setting(True, "batch norm on the queries: evens out which experts are used")
-    score: Literal["softmax", "sigmoid"] = setting(
-        "softmax", "gates of the retrieved: softmax over them, or each its own sigmoid"
+    query_bn: bool = setting(
+        True, "batch norm on the queries, which spreads the tokens over more experts"
     )
-    expert_rank: int = setting(1, "neurons an expert", minimum=1)
-    share_pool: bool = setting(True, "one pool for all blocks; queries and keys are each block's")
-    pool_lr_mult: float = setting(1.0, "learning rate of the pool over that of the rest", minimum=0)
+    score: Literal["softmax", "sigmoid"] = setting(
+        "softmax", "gates of the retrieved experts: softmax over them, or a sigmoid of each"
+    )
+    expert_rank: int = setting(1, "neurons per expert", minimum=1)
+    share_pool: bool = setting(
+        True, "one pool for all blocks; each block has its own queries and keys"
+    )
+    pool_lr_mult: float = setting(
+        1.0, "learning rate of the pool, as a multiple of that of the rest", minimum=0
+    )
     norms: bool = setting(True, "train the layer norms in front of those sublayers")
 
     def check(self) -> None:
-        """Queries have two halves, and no more can be retrieved than there is."""
+        """Check that queries have two halves and the pool has enough experts."""
         if self.d_key % 2:
-            raise ConfigError(f"'d_key' is cut into halves: give an even number, not {self.d_key}")
+            raise ConfigError(
+                f"'d_key' must be even, since it is cut into halves, not {self.d_key}"
+            )
         if self.topk > self.n_keys**2:
             raise ConfigError(
                 f"'topk' {self.topk} is more than the {self.n_keys**2} experts of the pool; "
@@ -47,11 +61,11 @@ class Peer(PeftMethod):
             )
 
     def insert(self, backbone: Backbone) -> None:
-        """One retrieval a site; a shared pool is owned by the first."""
-        pool = None
+        """Insert one retrieval per site; the first site owns a shared pool."""
+        pool: NeuronPool | None = None
         for site in self.sites(backbone, self.placement):
             owner = pool is None or not self.share_pool
-            if owner:
+            if pool is None or owner:
                 pool = NeuronPool(self.n_keys**2, backbone.width, self.expert_rank)
             insertion.parallel(site, "peer", RetrievedExperts(self, backbone.dim, pool, owner))
         if self.norms:
@@ -60,7 +74,7 @@ class Peer(PeftMethod):
     def parameter_groups(
         self, parameters: dict[str, nn.Parameter], lr: float
     ) -> list[dict[str, Any]]:
-        """See `PeftMethod.parameter_groups`; the pool has a group of its own."""
+        """Two groups: the pool, with its own learning rate, and the rest."""
         pooled = {name for name in parameters if ".peer.pool." in name}
         rest = [p for name, p in parameters.items() if name not in pooled]
         return [
@@ -69,15 +83,16 @@ class Peer(PeftMethod):
         ]
 
     def statistics(self, backbone: Backbone) -> dict[str, float | list[float]]:
-        """How evenly the pool is used; with z each expert's share of all gates recorded:
+        """How evenly the pool is used, where z is each expert's share of all recorded gates.
 
-        usage: share of the experts with z > 0.
-        unevenness: log N + sum z log z, the divergence of z from the uniform: 0 is even.
-        gate_entropy: of a retrieval's gates, divided by its maximum (0 with `topk` 1).
-        active_mean: different experts that a token retrieves in a block.
+        Returns:
+            usage: share of the experts with z > 0.
+            unevenness: log N + sum z log z, the divergence of z from the uniform: 0 is even.
+            gate_entropy: entropy of a retrieval's gates over its maximum (0 with `topk` 1).
+            active_mean: different experts that a token retrieves in a block, on average.
         """
         modules = [m for m in insertion.inserted(backbone) if isinstance(m, RetrievedExperts)]
-        records = [(module.shared[0], module.records[0]) for module in modules if module.records]
+        records = [(module.experts, module.records[0]) for module in modules if module.records]
         if not records:
             return {}
         pools: dict[nn.Module, Tensor] = {}
@@ -96,15 +111,15 @@ class Peer(PeftMethod):
         }
 
 
-class RetrievedExperts(Recorder):
+class RetrievedExperts(Mixture):
     """`sum over heads and retrieved i of gate_i e_i(x)` (2407.04153, equation 4).
 
     Args:
-        settings: see `Peer`.
+        settings: the method.
         dim: token width d.
         pool: the experts.
-        owner: keep the pool as a child, so that it is trained, saved and follows the model to its
-            device; others refer to it.
+        owner: hold the pool as a child, so that it is trained, saved and moved with the model;
+            the other sites only refer to it.
     """
 
     def __init__(self, settings: Peer, dim: int, pool: NeuronPool, owner: bool) -> None:
@@ -118,33 +133,42 @@ class RetrievedExperts(Recorder):
             self.pool = pool
         self.shared = (pool,)  # in a tuple: a reference, not a child
 
+    @property
+    def experts(self) -> NeuronPool:
+        """The pool."""
+        return self.shared[0]
+
     def forward(self, x: Tensor) -> Tensor:
-        """[B, T, d] -> [B, T, d]; 0 for padding, which has no part in the norm of the queries."""
+        """[B, T, d] -> [B, T, d]; padding gives 0 and has no part in the norm of the queries."""
         tokens = self.real(x)
         gates, experts = self.retrieve(tokens)
         if self.recording:
             self._count(gates.detach(), experts)
-        out = self.shared[0](tokens, gates.flatten(1), experts.flatten(1))
+        out = self.experts(tokens, gates.flatten(1), experts.flatten(1))
         if self.mask is None:
             return out.view_as(x)
         return out.new_zeros(x.shape).masked_scatter(self.mask[..., None], out)
 
     def retrieve(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens [M, d] -> gates and numbers of the experts of each head, both [M, h, k]."""
+        """Tokens [M, d] -> gates and numbers of each head's experts, both [M, h, k]."""
         query = rearrange(self.norm(self.query(tokens)), "m (h c) -> m h c", h=self.heads)
         found = self.keys(query, self.topk)
         return GATES[self.score](found.scores), found.indices
 
-    def token_weights(self, x: Tensor) -> dict[str, Tensor]:
-        """See `Recorder.token_weights`; an expert's gates of all heads are added up."""
+    def gates(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, T, N]; an expert's gates of all heads are added up."""
         gates, experts = (found.flatten(1) for found in self.retrieve(x.flatten(0, 1)))
-        dense = gates.new_zeros(len(gates), self.shared[0].num_experts)
-        return {"gate": dense.scatter_add(1, experts, gates).view(*x.shape[:2], -1, 1)}
+        dense = gates.new_zeros(len(gates), self.num_experts)
+        return dense.scatter_add(1, experts, gates).view(*x.shape[:2], -1)
+
+    def experts_per_token(self) -> float:
+        """Different experts that a token retrieved in the recorded passes, on average."""
+        return self.records[0]["active_mean"].item() / self.records[0]["tokens"].item()
 
     def _count(self, gates: Tensor, indices: Tensor) -> None:
-        """Add up in one record: gates of each expert [N]; of tokens, what `statistics` averages."""
+        """Add up in one record the gates of each expert [N] and what `statistics` averages."""
         if not self.records:
-            sums = {"gates": gates.new_zeros(self.shared[0].num_experts)}
+            sums = {"gates": gates.new_zeros(self.num_experts)}
             names = ("gate_entropy", "active_mean", "tokens")
             self.records.append(sums | {name: gates.new_zeros(()) for name in names})
         record = self.records[0]

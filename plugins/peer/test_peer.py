@@ -22,8 +22,7 @@ FOLDER = Path(__file__).parent
 plugins.load([FOLDER])
 
 from toolkit_plugins.peer.peer import Peer, RetrievedExperts  # noqa: E402
-
-from toolkit.experts.pool import NeuronPool  # noqa: E402
+from toolkit_plugins.peer.pool import NeuronPool  # noqa: E402
 
 DIM = 12
 

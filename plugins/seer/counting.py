@@ -1,37 +1,19 @@
-"""Heavy hitters: how much each expert of a mixture is used, and which of them are used most."""
+"""Heavy hitters: count how much each expert of a mixture is used, and choose the most used."""
 
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from toolkit.peft.soft_moa import SoftMixture
-from toolkit.routing.topk import TopKRouter
-
-
-def preferences(mixture: nn.Module, x: Tensor) -> Tensor:
-    """How a token's weight is shared out over the experts before any are cut off.
-
-    Args:
-        mixture: dense, top-k, or soft (there: the combine weights of an expert's slots, summed).
-        x: tokens [B, T, d].
-
-    Returns:
-        [B, T, E], sums to 1 over experts.
-    """
-    if isinstance(mixture, SoftMixture):
-        return mixture.route(x)[0].combine.sum(dim=-1)
-    if isinstance(mixture.router, TopKRouter):
-        return mixture.router.route(x).probabilities
-    return mixture.router(x)
+from toolkit.peft.mixture import Mixture
 
 
 class Count:
     """Counts of one mixture.
 
     Args:
-        kind: `hard`, tokens that have the expert among their k; `soft`, the sum of its shares.
-        topk: k, where the mixture has none.
+        kind: `hard` counts tokens that have the expert among their k; `soft` sums its shares.
+        topk: k.
 
     Attributes:
         scores: [E], float64; sums to k times the tokens (hard) or to the tokens (soft).
@@ -41,14 +23,13 @@ class Count:
         self.kind, self.topk = kind, topk
         self.scores = torch.zeros((), dtype=torch.float64)
 
-    def add(self, mixture: nn.Module, x: Tensor) -> None:
-        """Count tokens [B, T, d] in."""
-        shares = preferences(mixture, x).flatten(0, 1)
+    def add(self, mixture: Mixture, x: Tensor) -> None:
+        """Count tokens [B, T, d]."""
+        shares = mixture.shares(x).flatten(0, 1)
         if self.kind == "soft":
             self.scores = self.scores + shares.sum(dim=0, dtype=torch.float64)
             return
-        k = getattr(getattr(mixture, "router", None), "k", self.topk)
-        top = shares.topk(min(k, shares.shape[-1]), dim=-1).indices
+        top = shares.topk(min(self.topk, shares.shape[-1]), dim=-1).indices
         hits = torch.bincount(top.flatten(), minlength=shares.shape[-1])
         self.scores = self.scores + hits.double()
 
@@ -56,18 +37,18 @@ class Count:
 def chosen_most(
     scores: dict[str, Tensor], scope: Literal["layer", "global"], keep_ratio: float, least: int
 ) -> dict[str, list[int]]:
-    """The experts that stay: those with the largest scores.
+    """Choose the experts to keep: those with the largest scores.
 
-    Equal scores are told apart by the order of mixtures and experts.
+    Of equal scores, the first in the order of mixtures and experts wins.
 
     Args:
         scores: of each mixture's experts, [E].
-        scope: within each mixture, or over all of them.
-        keep_ratio: share that stays, of each mixture or of all together, rounded.
+        scope: compare experts within each mixture (`layer`) or over all mixtures (`global`).
+        keep_ratio: share to keep, of each mixture or of all together, rounded.
         least: experts that every mixture keeps (all, if it has no more).
 
     Returns:
-        rising numbers of the experts of each mixture.
+        Numbers of the kept experts of each mixture, in rising order.
     """
     ranked = {
         site: s.sort(descending=True, stable=True).indices.tolist() for site, s in scores.items()

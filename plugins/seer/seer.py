@@ -9,20 +9,20 @@ import math
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from toolkit.errors import ConfigError
 from toolkit.features.batch import Batch
 from toolkit.mixtures.observe import some_of, visit, watched
-from toolkit.mixtures.tool import MixtureData, MixtureTool, mixtures
+from toolkit.mixtures.tool import MixtureData, MixtureTool
 from toolkit.model import AudioClassifier
 from toolkit.peft.base import Objective, setting
+from toolkit.peft.mixture import Mixture, mixtures
+from toolkit.peft.topk import TopKMixture, topk_mixtures
 from toolkit.registry import TOOLS
 from toolkit.routing import dense
-from toolkit.routing.topk import TopKRouter
 
-from .counting import Count, chosen_most, preferences
-from .surgery import keep_experts, refuse_unless_prunable
+from .counting import Count, chosen_most
 
 
 @TOOLS.register("seer", paper="arXiv:2404.05089", verb="prune")
@@ -30,30 +30,30 @@ class Seer(MixtureTool):
     """SEER-MoE: heavy-hitter pruning of experts, entropy-regularised fine-tuning."""
 
     count: Literal["hard", "soft"] = setting(
-        "soft", "an expert counts its tokens (hard), or its share of every token's softmax (soft)"
+        "soft", "count an expert's tokens (hard), or its share of every token's softmax (soft)"
     )
     scope: Literal["layer", "global"] = setting(
-        "global", "the least used experts of each mixture go, or of all mixtures together"
+        "global", "drop the least used experts of each mixture (layer), or of all mixtures (global)"
     )
-    keep_ratio: float = setting(0.75, "share of the experts that stays", minimum=0, maximum=1)
-    min_per_layer: int = setting(1, "experts that a mixture keeps in any case", minimum=1)
+    keep_ratio: float = setting(0.75, "share of the experts to keep", minimum=0, maximum=1)
+    min_per_layer: int = setting(1, "fewest experts that a mixture keeps", minimum=1)
     topk: int = setting(
-        2, "experts of a token that a hard count counts, where the mixture has no k", minimum=1
+        2, "experts per token in a hard count, where the mixture has no k of its own", minimum=1
     )
     calibration_clips: int = setting(128, "clips of the training folds to count on", minimum=1)
-    epochs: int = setting(2, "of fine-tuning on the training folds; 0: none", minimum=0)
-    lr: float = setting(0.0005, "learning rate of the fine-tuning, constant", minimum=0)
-    batch_size: int = setting(16, "clips a step", minimum=1)
+    epochs: int = setting(2, "epochs of fine-tuning on the training folds; 0: none", minimum=0)
+    lr: float = setting(0.0005, "constant learning rate of the fine-tuning", minimum=0)
+    batch_size: int = setting(16, "clips per step of the fine-tuning", minimum=1)
     lambda_ent: float = setting(
         0.01, "weight of the routing's entropy in the fine-tuning, summed over mixtures", minimum=0
     )
     k_schedule: list[list[int]] = setting(
-        [], "of a mixture with k: [[0, 2], [100, 1]] has k = 2, and from step 100 on k = 1"
+        [], "k by step, for mixtures with k: [[0, 2], [100, 1]] is k = 2, from step 100 on k = 1"
     )
-    seed: int = setting(0, "of the fine-tuning's order of clips and of its noise", minimum=0)
+    seed: int = setting(0, "seed of the fine-tuning: order of clips, noise", minimum=0)
 
     def check(self) -> None:
-        """A schedule is pairs in rising order."""
+        """Check that a schedule is pairs in rising order of steps."""
         pairs = self.k_schedule
         steps = [pair[0] for pair in pairs]
         if any(len(p) != 2 or p[0] < 0 or p[1] < 1 for p in pairs) or steps != sorted(set(steps)):
@@ -63,12 +63,11 @@ class Seer(MixtureTool):
             )
 
     def apply(self, model: AudioClassifier, data: MixtureData) -> dict[str, Any]:
-        """See `MixtureTool.apply`: count, prune, fine-tune."""
-        found = dict(mixtures(model))
-        refuse_unless_prunable(model, found)
-        self._refuse_schedule(model, found)
+        """Count how much experts are used, prune, and fine-tune."""
+        found = mixtures(model.backbone)
+        self._refuse(model, found)
         before = sum(p.numel() for p in model.trainable().values())
-        counts = {site: Count(self.count, self.topk) for site in found}
+        counts = {site: Count(self.count, self._k_of(mixture)) for site, mixture in found.items()}
         clips = some_of(data.calibration, self.calibration_clips)
         visit(model, data, clips, lambda site, mixture, x: counts[site].add(mixture, x))
         scores = {site: count.scores for site, count in counts.items()}
@@ -89,12 +88,12 @@ class Seer(MixtureTool):
         return {"kept": kept, "k": k, "found": outcome}
 
     def restructure(self, model: AudioClassifier, plan: dict[str, Any]) -> None:
-        """See `MixtureTool.restructure`."""
+        """Leave the experts that were kept, and the last k."""
         self._cut(model, plan["kept"])
         self._set_k(model, plan["k"])
 
     def report(self, model: AudioClassifier, plan: dict[str, Any]) -> dict[str, Any]:
-        """Experts, parameters and k before and after; the score between the two stages."""
+        """Experts, parameters and k before and after, and the score between the two stages."""
         kept = plan["kept"]
         return {
             "kept": {site: len(numbers) for site, numbers in kept.items()},
@@ -104,34 +103,45 @@ class Seer(MixtureTool):
             **plan["found"],
         }
 
-    def _refuse_schedule(self, model: AudioClassifier, found: dict[str, nn.Module]) -> None:
-        """A schedule of k needs mixtures that have one."""
-        routers = [getattr(mixture, "router", None) for mixture in found.values()]
-        if self.k_schedule and not all(isinstance(router, TopKRouter) for router in routers):
+    def _refuse(self, model: AudioClassifier, found: dict[str, Mixture]) -> None:
+        """Explain why experts cannot be taken out, or why there is no k to schedule."""
+        name = model.method.registered_name
+        if not found:
             raise ConfigError(
-                f"a token of '{model.method.registered_name}' uses all experts, there is no k to "
-                "lower: leave out `--k-schedule`, or use a bundle of topk_moa"
+                f"'{name}' is no mixture from which seer can take experts: use a bundle of "
+                "dense_moa, topk_moa or soft_moa"
+            )
+        for mixture in found.values():
+            mixture.refuse_unless_prunable()
+        if self.k_schedule and len(topk_mixtures(model.backbone)) < len(found):
+            raise ConfigError(
+                f"a token of '{name}' uses all experts, so there is no k to lower: leave out "
+                "`--k-schedule`, or use a bundle of topk_moa"
             )
 
+    def _k_of(self, mixture: Mixture) -> int:
+        """How many experts per token a hard count counts."""
+        return mixture.router.k if isinstance(mixture, TopKMixture) else self.topk
+
     def _cut(self, model: AudioClassifier, kept: dict[str, list[int]]) -> None:
-        for site, mixture in mixtures(model):
-            keep_experts(model, mixture, kept[site])
+        for site, mixture in mixtures(model.backbone).items():
+            mixture.keep(kept[site])
 
     def k_at(self, step: int) -> int | None:
-        """k in a step; None leaves it as trained."""
+        """k at a step; None leaves it as trained."""
         past = [k for begin, k in self.k_schedule if begin <= step]
         return past[-1] if past else None
 
     def _set_k(self, model: AudioClassifier, k: int | None) -> None:
         if k is not None:
-            for _, mixture in mixtures(model):
+            for mixture in topk_mixtures(model.backbone):
                 mixture.router.k = k
 
     def _finetune(self, model: AudioClassifier, data: MixtureData) -> list[float]:
-        """Train what the method trains, the entropy beside its own losses.
+        """Train what the method trains, on its own losses and the entropy.
 
         Returns:
-            mean entropy (nats, mean over mixtures) of each epoch.
+            Mean entropy of each epoch, in nats, averaged over mixtures.
         """
         optimizer = torch.optim.AdamW(
             model.method.parameter_groups(model.trainable(), self.lr), weight_decay=0.0
@@ -159,11 +169,11 @@ class Seer(MixtureTool):
         batch: Batch,
         objective: Objective,
     ) -> float:
-        """One step on L + lambda sum of the mixtures' mean entropies H; returns mean H."""
+        """Take a step on L + lambda (sum of the mixtures' entropies); returns their mean."""
         entropies: list[Tensor] = []
 
-        def see(site: str, mixture: nn.Module, x: Tensor) -> None:
-            entropies.append(dense.entropy(mixture.real(preferences(mixture, x))).mean())
+        def see(site: str, mixture: Mixture, x: Tensor) -> None:
+            entropies.append(dense.entropy(mixture.real(mixture.shares(x))).mean())
 
         features = model.backbone.features.normalise(batch.features, batch.lengths)
         forward = functools.partial(model, lengths=batch.lengths)

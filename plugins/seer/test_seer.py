@@ -7,25 +7,24 @@ from typing import Any
 
 import pytest
 import torch
+from bundles import change_bundle, check_prediction, tiny_bundle
 from torch import Tensor, nn
 from torch.nn import functional
 
 from toolkit import plugins
 from toolkit.errors import ConfigError
-from toolkit.mixtures.tool import mixtures
+from toolkit.peft.mixture import mixtures
 from toolkit.peft.soft_moa import SoftMixture
 from toolkit.registry import TOOLS
 from toolkit.routing import dense, soft
 from toolkit.routing.topk import TopKRouter
-from toolkit.testing import tiny_batch, tiny_data, tiny_mixture
-from toolkit.testing.bundles import change_bundle, check_prediction, tiny_bundle
+from toolkit.testing import first_mixture, tiny_batch, tiny_data, tiny_mixture
 
 FOLDER = Path(__file__).parent
 plugins.load([FOLDER, FOLDER.parent / "topk_moa"])
 
-from toolkit_plugins.seer.counting import Count, chosen_most, preferences  # noqa: E402
+from toolkit_plugins.seer.counting import Count, chosen_most  # noqa: E402
 from toolkit_plugins.seer.seer import Seer  # noqa: E402
-from toolkit_plugins.seer.surgery import keep_experts  # noqa: E402
 
 KINDS: list[dict[str, Any]] = [
     {"name": "dense_moa"},
@@ -69,10 +68,10 @@ def masked(mixture: nn.Module, x: Tensor, kept: list[int]) -> Tensor:
 def test_pruned_equals_masked(kind: dict[str, Any], kept: list[int]) -> None:
     """Property 1; the tensors are really smaller."""
     model = tiny_mixture(**kind)
-    mixture = mixtures(model)[0][1]
+    mixture = first_mixture(model)
     expected = masked(mixture, tokens(), kept)
     assert not torch.allclose(mixture(tokens()), expected, atol=1e-3)
-    keep_experts(model, mixture, kept)
+    mixture.keep(kept)
     torch.testing.assert_close(mixture(tokens()), expected, rtol=1e-5, atol=1e-5)
     assert len(mixture.experts.up) == len(kept)
 
@@ -80,23 +79,23 @@ def test_pruned_equals_masked(kind: dict[str, Any], kept: list[int]) -> None:
 def test_other_kinds_of_experts_are_taken_out_whole() -> None:
     for block in ("conformer", "convpass"):
         model = tiny_mixture("dense_moa", block=block, reduction=24)
-        mixture = mixtures(model)[0][1]
+        mixture = first_mixture(model)
         expected = masked(mixture, tokens(), [5, 1])
-        keep_experts(model, mixture, [5, 1])
+        mixture.keep([5, 1])
         torch.testing.assert_close(mixture(tokens()), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_counts_by_hand_and_their_sums() -> None:
     """Property 2."""
     for kind in KINDS:
-        mixture = mixtures(tiny_mixture(**kind))[0][1]
+        mixture = first_mixture(tiny_mixture(**kind))
         hard, softly = Count("hard", topk=2), Count("soft", topk=2)
         hits, shares = [0] * 7, torch.zeros(7)
         for seed in (0, 1):
             with torch.no_grad():
                 hard.add(mixture, tokens(seed))
                 softly.add(mixture, tokens(seed))
-                rows = preferences(mixture, tokens(seed)).flatten(0, 1)
+                rows = mixture.shares(tokens(seed)).flatten(0, 1)
             for row in rows:
                 shares += row
                 for e in sorted(range(7), key=row.tolist().__getitem__)[-2:]:
@@ -106,10 +105,10 @@ def test_counts_by_hand_and_their_sums() -> None:
         assert softly.scores.sum().item() == pytest.approx(36, rel=1e-6)
 
 
-def test_preferences_of_a_top_k_mixture_are_its_whole_softmax() -> None:
-    mixture = mixtures(tiny_mixture("topk_moa"))[0][1]
+def test_shares_of_a_top_k_mixture_are_its_whole_softmax() -> None:
+    mixture = first_mixture(tiny_mixture("topk_moa"))
     expected = mixture.router.linear(tokens()).softmax(dim=-1)
-    torch.testing.assert_close(preferences(mixture, tokens()), expected)
+    torch.testing.assert_close(mixture.shares(tokens()), expected)
 
 
 # Decisions
@@ -163,11 +162,11 @@ def test_relabelling_experts_relabels_decisions(scope: str) -> None:
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind["name"])
 def test_a_step_on_the_entropy_alone_lowers_it(kind: dict[str, Any]) -> None:
     """Property 5; in every kind of mixture."""
-    mixture = mixtures(tiny_mixture(**kind))[0][1]
+    mixture = first_mixture(tiny_mixture(**kind))
     optimizer = torch.optim.SGD(mixture.parameters(), lr=0.1)
 
     def entropy() -> Tensor:
-        return dense.entropy(preferences(mixture, tokens())).mean()
+        return dense.entropy(mixture.shares(tokens())).mean()
 
     before = entropy()
     before.backward()
@@ -182,7 +181,7 @@ def test_one_expert_a_token_is_the_most_probable_one() -> None:
         model, tiny_data(model.backbone)
     )
     assert plan["k"] == 1
-    mixture = mixtures(model)[0][1]
+    mixture = first_mixture(model)
     x = tokens()
     best = mixture.router.linear(x).argmax(dim=-1)
     expected = mixture.experts.mix(x, functional.one_hot(best, mixture.experts.num_experts).float())
@@ -196,7 +195,7 @@ def test_schedule_says_k_step_by_step() -> None:
 
 def test_k_is_as_trained_until_the_schedule_begins() -> None:
     model, seen = tiny_mixture("topk_moa"), []
-    mixture = mixtures(model)[0][1]
+    mixture = first_mixture(model)
     mixture.register_forward_pre_hook(lambda m, _: seen.append((m.training, m.router.k)))
     made = tool(k_schedule=[[2, 1]], epochs=1, batch_size=4)
     plan = made.apply(model, tiny_data(model.backbone))  # 10 clips: 3 steps
@@ -262,7 +261,7 @@ def test_everything_kept_changes_nothing() -> None:
 
 def test_dead_experts_of_a_mixture_go_first() -> None:
     model = tiny_mixture("topk_moa")
-    for _, mixture in mixtures(model):
+    for mixture in mixtures(model.backbone).values():
         mixture.router.alive[[0, 3, 5]] = False
     plan = tool(keep_ratio=4 / 7, scope="layer").apply(model, tiny_data(model.backbone))
     assert all(numbers == [1, 2, 4, 6] for numbers in plan["kept"].values())
@@ -288,7 +287,7 @@ def test_refused_schedules_and_compressed_experts() -> None:
         with pytest.raises(ConfigError, match="k_schedule"):
             tool(k_schedule=schedule)
     model = tiny_mixture("dense_moa")
-    mixture = mixtures(model)[0][1]
+    mixture = first_mixture(model)
     down = mixture.experts.down.detach()
     del mixture.experts.down
     mixture.experts.register_buffer("down", down)

@@ -11,19 +11,20 @@ from torch.distributions import Bernoulli, Categorical, kl_divergence
 from torch.nn import functional
 
 from toolkit import plugins
-from toolkit.experts.base import Bottleneck, Experts, by_expert
+from toolkit.experts.base import Experts, by_expert
+from toolkit.experts.bottleneck import Bottleneck
 from toolkit.experts.conformer import Conformer
 from toolkit.experts.convpass import Convpass
 from toolkit.model import AudioClassifier
 from toolkit.peft import insertion
 from toolkit.peft.adapter import SingleAdapter
 from toolkit.registry import PEFT
-from toolkit.routing import stochastic
 from toolkit.task import ONE_CLASS, TASKS, Task
 from toolkit.testing import CLASSES, check_method, tiny_backbone, tiny_batch, tiny_objective
 
 plugins.load([Path(__file__).parent])
-from toolkit_plugins.thor.thor import Ledger, StochasticMixture  # noqa: E402 (once it is loaded)
+from toolkit_plugins.thor import stochastic  # noqa: E402 (once it is loaded)
+from toolkit_plugins.thor.thor import Ledger, StochasticMixture  # noqa: E402
 
 NUMBER, D, R = 4, 12, 3
 KINDS = {

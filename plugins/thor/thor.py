@@ -16,10 +16,13 @@ from torch.nn import functional
 from toolkit.backbones.base import Backbone, Placement
 from toolkit.experts.base import Experts, by_expert
 from toolkit.peft.adapter import SingleAdapter
-from toolkit.peft.base import Objective, Recorder, insertion, setting
+from toolkit.peft.base import Objective, insertion, setting
 from toolkit.peft.blocks import BlockMethod
+from toolkit.peft.mixture import Mixture
 from toolkit.registry import PEFT
-from toolkit.routing import dense, stochastic
+from toolkit.routing import dense
+
+from . import stochastic
 
 Draw = Literal["batch", "sample", "token"]
 Infer = Literal["token", "sample", "mean", "merge"]
@@ -32,18 +35,20 @@ class THOR(BlockMethod):
 
     placement: Placement = setting("mhsa", "which sublayers get experts: mhsa, ffn or both")
     reduction: int = setting(128, "inner width is the token width divided by this", minimum=1)
-    num_experts: int = setting(2, "adapters a site, E", minimum=1)
+    num_experts: int = setting(2, "adapters per site, E", minimum=1)
     every: int = setting(
-        1, "experts at every n-th of the sites, one adapter at the others (paper: 2)", minimum=1
+        1, "experts at every n-th site, one adapter at the others (paper: 2)", minimum=1
     )
     alpha: float = setting(1.0, "weight of the consistency of the two passes", minimum=0)
-    draw: Draw = setting("batch", "what has a draw of its own in training: batch, sample or token")
+    draw: Draw = setting(
+        "batch", "what gets its own draw in training: batch, sample (clip) or token"
+    )
     infer: Infer = setting(
         "token",
-        "in evaluation: a fixed random expert a token or a sample (clip), the mean of all experts, "
-        "or one expert of averaged weights (merge)",
+        "in evaluation: a fixed random expert per token or per sample (clip), the mean of all "
+        "experts, or one expert with averaged weights (merge)",
     )
-    seed: int = setting(0, "of the draws in evaluation", minimum=0, maximum=2**31)
+    seed: int = setting(0, "seed of the draws in evaluation", minimum=0, maximum=2**31)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: str) -> Self:
@@ -51,7 +56,7 @@ class THOR(BlockMethod):
         return super().from_mapping({k: v for k, v in values.items() if k != "multi_label"}, where)
 
     def insert(self, backbone: Backbone) -> None:
-        """Experts or an adapter parallel to each sublayer, and the ledger before the embedding."""
+        """Insert experts or an adapter beside each sublayer, and the ledger in front of them."""
         ledger = Ledger()
         insertion.before(backbone.tokens, "thor", ledger)
         for number, site in enumerate(self.sites(backbone, self.placement)):
@@ -90,8 +95,11 @@ class THOR(BlockMethod):
         return {"task": task, "consistency": self.alpha * consistency}
 
     def statistics(self, backbone: Backbone) -> dict[str, float | list[float]]:
-        """Recorded: the load in evaluation. From training: how often each expert was drawn so far,
-        over all sites; consistency and variance of predictions, averaged over recent steps."""
+        """What mixtures recorded, and what training has counted so far.
+
+        Counted are how often each expert was drawn, over all sites, and the consistency and the
+        variance of the predictions, averaged over recent steps.
+        """
         ledger = _ledger(backbone)
         mixtures = [m for m in insertion.inserted(backbone) if isinstance(m, StochasticMixture)]
         return {
@@ -107,12 +115,15 @@ def _ledger(backbone: Backbone) -> "Ledger":
 
 
 class Ledger(nn.Module):
-    """What all sites share: whose features are in a batch, and how far two passes disagreed.
+    """What all sites share: keys of the clips in a batch, and how far two passes disagreed.
 
     Attributes:
-        keys: [B], an integer of each clip of the batch being evaluated.
+        keys: [B], an integer per clip of the batch being evaluated.
         consistency, variance: averages over recent training steps.
     """
+
+    consistency: Tensor
+    variance: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,30 +131,41 @@ class Ledger(nn.Module):
         self.register_buffer("variance", torch.zeros(()))
         self.keys: Tensor | None = None
 
+    @property
+    def clips(self) -> Tensor:
+        """`keys`, which are known in evaluation only."""
+        if self.keys is None:
+            raise RuntimeError("call the model in eval mode before asking for gates by sample")
+        return self.keys
+
     def forward(self, features: Tensor) -> Tensor:
-        """The features [B, T, F] themselves."""
+        """Note the clips of a batch and return its features [B, T, F] unchanged."""
         self.keys = None if self.training else stochastic.clip_keys(features)
         return features
 
     def note(self, consistency: Tensor, variance: Tensor) -> None:
-        """Remember a training step."""
+        """Average a training step into the record."""
         self.consistency.lerp_(consistency.detach(), 0.1)
         self.variance.lerp_(variance.detach(), 0.1)
 
 
-class StochasticMixture(Recorder):
-    """One expert a token, drawn at random while training and read from a table in evaluation.
+class StochasticMixture(Mixture):
+    """One expert per token, drawn at random in training and read from a table in evaluation.
 
     Args:
         experts: E experts of width d.
-        single: one expert of the same kind, whose weights are of no account.
-        ledger: knows the clips.
-        table: fixed draws, see `stochastic.fixed_draws`.
-        draw, infer: see `THOR`.
+        single: one expert of the same kind, whose weights are not used.
+        ledger: knows the clips of the batch.
+        table: fixed draws, made by `stochastic.fixed_draws`.
+        draw, infer: the settings of `THOR`.
 
     Attributes:
         draws: [E], how often each expert was drawn in training (by the first process).
     """
+
+    experts: Experts
+    table: Tensor
+    draws: Tensor
 
     def __init__(
         self,
@@ -165,8 +187,7 @@ class StochasticMixture(Recorder):
         if self.training:
             return self._through_drawn(x)
         gates = self.gates(x)
-        if self.recording:
-            self.records.append(dense.metrics(self.real(gates)))
+        self._record(gates)
         return self.merged(x) if self.infer == "merge" else self.experts.mix(x, gates)
 
     def _through_drawn(self, x: Tensor) -> Tensor:
@@ -176,27 +197,32 @@ class StochasticMixture(Recorder):
         draws = stochastic.uniform_draws(shape, number, x.device)
         self.draws += functional.one_hot(draws.flatten(), number).sum(dim=0)
         if self.draw == "batch":
+            shares = rearrange(draws.repeat_interleave(clips // passes), "b -> b 1")
+            self._record(stochastic.one_hot(shares, number, x))
             return self.experts.shared_out(x, draws)
-        return self.experts.mix(x, stochastic.one_hot(draws, number, x))
+        gates = stochastic.one_hot(draws, number, x)
+        self._record(gates)
+        return self.experts.mix(x, gates)
 
-    def token_weights(self, x: Tensor) -> dict[str, Tensor]:
-        """See `Recorder.token_weights`."""
-        return {"gate": self.gates(x)[..., None]}
+    def _record(self, gates: Tensor) -> None:
+        if self.recording:
+            self.records.append(dense.metrics(self.real(gates)))
 
-    def gates(self, x: Tensor) -> Tensor:
-        """Gates [B, T, E] of tokens [B, T, d] in evaluation; those of `merge` are of the mean."""
+    def gates(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Gates [B, T, E] in evaluation; for `merge`, those of the mean of all experts."""
         number, (clips, tokens) = self.experts.num_experts, x.shape[:2]
         if self.infer == "token":
             places = torch.arange(tokens, device=x.device)
             draws = stochastic.look_up(self.table, rearrange(places, "t -> 1 t"))
         elif self.infer == "sample":
-            draws = stochastic.look_up(self.table, rearrange(self.ledger[0].keys, "b -> b 1"))
+            keys = self.ledger[0].clips
+            draws = stochastic.look_up(self.table, rearrange(keys, "b -> b 1"))
         else:
             return x.new_full((clips, tokens, number), 1 / number)
         return stochastic.one_hot(draws, number, x)
 
     def merged(self, x: Tensor) -> Tensor:
-        """[B, T, d] through one expert whose weights are the means of all experts'."""
+        """[B, T, d] through one expert whose weights are the mean of all experts' weights."""
         number = self.experts.num_experts
         tensors = self.experts.state_dict(keep_vars=True)
         mean = {n: by_expert(t, number).mean(dim=0) if t.ndim else t for n, t in tensors.items()}

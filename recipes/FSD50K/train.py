@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""FSD50K: any of 200 labels, the official split, mean average precision.
+"""FSD50K: any number of 200 labels per clip, the official split, mean average precision.
 
     python recipes/FSD50K/train.py hparams/lora.yaml
     python recipes/FSD50K/train.py hparams/lora.yaml --data_folder DIR
 
-Without a folder it runs on a miniature of the corpus that the program makes. The methods' files are
-those of recipes/ESC50/hparams and of plugins; hparams/recipe.yaml says what this corpus needs.
-Every key of recipes/ESC50/hparams/base.yaml can be set, at any depth.
+Without --data_folder, it runs on a miniature of the corpus, which it generates. Configurations of
+methods come from recipes/ESC50/hparams and from plugins; hparams/recipe.yaml adds what this corpus
+needs. Every key of recipes/ESC50/hparams/base.yaml can be set on the command line, at any depth.
 """
 
 from toolkit.training.command import train

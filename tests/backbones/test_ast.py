@@ -1,4 +1,4 @@
-"""AST: positions as the original cuts them, whole checkpoints or none, names that last."""
+"""AST: cutting position embeddings, complete and broken checkpoints, stable parameter names."""
 
 import json
 import socket
@@ -45,7 +45,7 @@ CONFIG = {
 
 
 def random_model(stock: type = ASTModel, seed: int = 0, **settings: int) -> nn.Module:
-    """A stock model all of whose tensors are random."""
+    """A stock model in which every tensor is random."""
     torch.manual_seed(seed)
     model = stock(ASTConfig(**{**TINY, **settings})).eval()
     with torch.no_grad():
@@ -55,7 +55,7 @@ def random_model(stock: type = ASTModel, seed: int = 0, **settings: int) -> nn.M
 
 
 def write_checkpoint(folder: Path, tensors: dict[str, Tensor], **config: object) -> Path:
-    """A checkpoint made by hand, without transformers."""
+    """A checkpoint that is written without transformers."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({**CONFIG, **config}))
     whole = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
@@ -129,7 +129,7 @@ def test_positions_against_another_implementation(
 
 @pytest.mark.parametrize("columns", [1, 2, 9, 12, 39, 49, 50, 100, 101])
 def test_the_cut_is_that_of_the_authors(columns: int) -> None:
-    """Of 101 columns those from 50 - T // 2 on; every row of mel bins is kept."""
+    """Of 101 columns, T from 50 - T // 2 on are kept, and all rows of mel bins."""
     numbers = torch.arange(12)[:, None] * 1000 + torch.arange(101)[None]
     table = torch.cat([torch.tensor([-1, -2]), numbers.flatten()])[None, :, None].float()
     found = resample_positions(table, (12, 101), (12, columns))[0, :, 0]
@@ -178,7 +178,7 @@ def test_the_checkpoints_own_geometry_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_shorter_input_keeps_the_tokens_of_its_place(tmp_path: Path) -> None:
-    """The embeddings of a short clip are those that the long model gives the same columns."""
+    """The embeddings of a short clip equal those of the long model for the same columns."""
     model = random_model(max_length=164)  # 15 columns
     model.save_pretrained(tmp_path)
     backbone = AST(source=str(tmp_path)).load(64)  # 5 columns: 7 - 2 ... 9
@@ -275,7 +275,7 @@ FC1 = "encoder.layer.1.intermediate.dense.weight"
 
 
 def broken(tmp_path: Path, change: Callable[[dict[str, Tensor]], object]) -> str:
-    """The message with which a changed checkpoint is refused."""
+    """The error message for a modified checkpoint."""
     state = {old_name(name): tensor for name, tensor in random_model().state_dict().items()}
     change(state)
     with pytest.raises(BackboneError) as caught:

@@ -57,14 +57,14 @@ def wrapped(family: str, model: nn.Module) -> Backbone:
 
 
 def whole_clips(backbone: Backbone, clips: int = 2) -> Tensor:
-    """Normalised features of random clips as long as the backbone reads."""
+    """Normalised features of random clips of the backbone's full input length."""
     generator = torch.Generator().manual_seed(3)
     spec = backbone.features
     return spec.normalise(torch.randn(clips, spec.rows, spec.width, generator=generator))
 
 
 def stock_input(family: str, features: Tensor) -> Tensor:
-    """The backbone's features [B, T, F] as the stock class wants them."""
+    """The backbone's features [B, T, F] in the layout that the stock class expects."""
     if family in SPEECH:
         return features.squeeze(-1)
     if family == "wav2vec2_bert":  # its extractor stacks pairs of frames
@@ -75,7 +75,7 @@ def stock_input(family: str, features: Tensor) -> Tensor:
 
 
 def block_outputs(backbone: Backbone, features: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """The backbone's tokens, and what leaves each block."""
+    """The tokens of the backbone, and the output of each block."""
     seen: list[Tensor] = []
     handles = [
         site.module.register_forward_hook(
@@ -208,7 +208,7 @@ def clips() -> list[np.ndarray]:
 
 
 def as_batch(clips: list[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """Samples [B, S], zeros behind each clip, and the lengths [B]."""
+    """Samples [B, S], padded with zeros, and the lengths [B]."""
     rows = nn.utils.rnn.pad_sequence([torch.from_numpy(clip) for clip in clips], batch_first=True)
     return rows, torch.tensor([len(clip) for clip in clips])
 
@@ -255,7 +255,7 @@ def test_wav2vec2_bert_features_are_those_of_the_extractor(clips: list[np.ndarra
 
 
 def loaded(folder: Path, family: str) -> Backbone:
-    """A checkpoint's folder, through the registry, by the model type in its configuration."""
+    """Load a checkpoint's folder through the registry, by the model type in its configuration."""
     source = backbones.create({"name": str(folder)})
     assert source.registered_name == family
     return source.load(BACKBONES.get(family).tiny_length)
@@ -342,7 +342,7 @@ def test_the_encoder_of_a_whole_model_loads(family: str, tmp_path: Path) -> None
 
 
 def test_a_classifier_of_wav2vec2_with_the_names_of_version_4_loads(tmp_path: Path) -> None:
-    """transformers 4 wrote `wav2vec2.` before and weight norm as `weight_g` and `weight_v`."""
+    """transformers 4 used the prefix `wav2vec2.`, and `weight_g` and `weight_v` for weight norm."""
     model = stock_model("wav2vec2")
     model.save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
@@ -455,7 +455,7 @@ def test_first_and_last_blocks(family: str, layers: str, block: str) -> None:
 
 
 def impossible() -> Iterator[tuple[str, str, str]]:
-    """What cannot exist with default settings: method, family, and part of the reason."""
+    """Combinations that default settings do not allow: method, family, and part of the reason."""
     for name in ("prompt_shallow", "prompt_deep"):
         yield name, "clap", "takes no further tokens"
     yield "prefix", "clap", "takes no further keys"

@@ -75,7 +75,7 @@ def reference(tensors: dict[str, Tensor], x: Tensor) -> Tensor:
 
 
 def write(tensors: dict[str, Tensor], folder: Path) -> str:
-    """A file as the authors write it."""
+    """Write a file in the format of the authors."""
     torch.save(tensors, folder / "ssast.pth")
     return str(folder / "ssast.pth")
 

@@ -28,7 +28,7 @@ SAMPLES = [3000, 8000, 5000, 6399, 6400, 6401]
 
 @pytest.fixture
 def clips(tmp_path: Path) -> pd.DataFrame:
-    """Files of different lengths, the last but two as long as `SPEC` reads, give or take one."""
+    """Files of different lengths; the last ones are about as long as the input in `SPEC`."""
     rng = np.random.default_rng(0)
     rows = []
     for number, samples in enumerate(SAMPLES):
@@ -129,7 +129,7 @@ def test_evaluation_goes_from_the_shortest_to_the_longest() -> None:
 
 
 def test_the_recipe_trains_and_predicts_on_waveforms(tmp_path: Path) -> None:
-    """Synthetic sounds through a small HuBERT from a folder, a debug run from end to end."""
+    """A complete debug run on synthetic sounds, with a small HuBERT loaded from a folder."""
     corpus = write_corpus(tmp_path / "corpus", clips_per_class=5, seconds=0.5, progress=False)
     source = BACKBONES.get("hubert")
     with torch.random.fork_rng(devices=[]):

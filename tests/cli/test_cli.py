@@ -1,9 +1,11 @@
-"""The command `toolkit`: list, describe, new-plugin."""
+"""The command `toolkit`: what it refuses, how it prints, and list, describe and new-plugin."""
 
+import argparse
 import dataclasses
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,10 @@ from recipe import ROOT
 import toolkit
 from toolkit import config, plugins
 from toolkit.cli import main
+from toolkit.cli.console import print_table
+from toolkit.cli.main import parser
 from toolkit.errors import ConfigError, PluginError
-from toolkit.registry import PEFT, REGISTRIES, TOOLS
+from toolkit.registry import CORPORA, PEFT, REGISTRIES, TOOLS
 from toolkit.scaffold import new_plugin
 
 COMMAND = Path(sys.executable).parent / "toolkit"
@@ -22,13 +26,13 @@ RUFF = Path(sys.executable).parent / "ruff"
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with nothing in it."""
+    """An empty working directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def answer(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """What a command prints; nothing may go to the error stream."""
+    """The output of a command, which must not write to the error stream."""
     main(words)
     output = capsys.readouterr()
     assert output.err == ""
@@ -36,7 +40,7 @@ def answer(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """The message of a command that ends with status 2 and prints nothing else."""
+    """The error message of a command, which must end with status 2 and print nothing else."""
     with pytest.raises(SystemExit) as stopped:
         main(words)
     output = capsys.readouterr()
@@ -45,7 +49,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 def fresh(*command: object) -> subprocess.CompletedProcess[str]:
-    """A command in a process of its own."""
+    """Run a command in a new process."""
     return subprocess.run(
         [str(word) for word in command], capture_output=True, text=True, timeout=600
     )
@@ -59,6 +63,8 @@ def test_a_listing_imports_neither_torch_nor_a_plugin(words: list[str]) -> None:
     script = f"""
 import sys
 from toolkit.cli import main
+from toolkit.cli.console import print_table
+from toolkit.cli.main import parser
 try:
     main({words})
 except SystemExit as stopped:
@@ -134,6 +140,69 @@ def test_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert stopped.value.code == 0
     assert all(command in text for command in ("list", "describe", "new-plugin", "predict"))
+
+
+# ---------------------------------------------------------------- what a command does not know
+
+
+def leaves(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """The parsers of all commands."""
+    groups = [a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    if not groups:
+        yield parser
+    for command in (command for group in groups for command in group.values()):
+        yield from leaves(command)
+
+
+def shortest(command: argparse.ArgumentParser) -> list[str]:
+    """A command line with everything that a command requires."""
+    words = command.prog.split()[1:]
+    for action in command._actions:
+        if action.required and not action.option_strings:
+            words.append("x")
+        elif action.required:
+            words += [action.option_strings[0], "x"]
+    return words
+
+
+@pytest.mark.parametrize("command", list(leaves(parser())), ids=lambda command: command.prog)
+def test_every_command_refuses_what_it_does_not_know(
+    capsys: pytest.CaptureFixture[str], command: argparse.ArgumentParser
+) -> None:
+    passes_on = command.prog.split()[-1] in ("train", "compress", "prune", "search")
+    assert command.get_default("takes_settings") is passes_on
+    if not passes_on:
+        message = refusal(capsys, *shortest(command), "--typo=3")
+        assert message.endswith("error: unrecognised arguments: --typo=3\n")
+        assert "unrecognised arguments: --plug" in refusal(capsys, *shortest(command), "--plug=x")
+
+
+def test_settings_that_a_tool_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["compress", "bundle", "--method", "mc_moe", "-o", "small"]
+    assert "unknown setting 'mc_moe.typo'" in refusal(capsys, *words, "--typo", "3")
+    assert "unexpected argument 'word'" in refusal(capsys, *words, "word")
+
+
+# ---------------------------------------------------------------- on a terminal
+
+
+def test_tables_on_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("COLUMNS", "60")
+    shown = answer(capsys, "list", "corpus").split()
+    assert {"corpus", "name", "description", "source"} <= set(shown)
+    assert set(CORPORA.names()) <= set(shown)  # no name is wrapped
+    shown = answer(capsys, "describe", "corpus", "esc50").split()
+    assert {"setting", "default", "type", "description", "esc10"} <= set(shown)
+
+
+def test_a_table_elsewhere_is_one_line_per_row(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [("a" * 200, "[1]"), ("b", "[bold]")]
+    print_table(rows, lambda name, text: f"{name} {text}", ("name", "text"), title="all")
+    assert capsys.readouterr().out == f"all\n{'a' * 200} [1]\nb [bold]\n"
 
 
 # ---------------------------------------------------------------- describe

@@ -1,4 +1,4 @@
-"""Configurations: what extends, overrides and is refused, and that nothing untrusted is called."""
+"""Configurations: extending, overriding, invalid files, and that nothing untrusted is called."""
 
 import functools
 import os
@@ -44,7 +44,7 @@ Load = Callable[..., Configuration]
 
 @pytest.fixture(autouse=True)
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A recipe's folder with `hparams/base.yaml`; the working directory is another one."""
+    """A recipe's folder with `hparams/base.yaml`, which is not the working directory."""
     work, folder = tmp_path / "work", tmp_path / "recipe"
     work.mkdir()
     (folder / "hparams").mkdir(parents=True)
@@ -55,7 +55,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def load(recipe: Path) -> Load:
-    """Load `hparams/base.yaml`, or a text that extends it, with words of a command line."""
+    """Load `hparams/base.yaml`, or a text that extends it, with arguments of a command line."""
 
     def load(*words: object, text: str | None = None) -> Configuration:
         file = "hparams/base.yaml"
@@ -218,7 +218,7 @@ def _merged(old: Any, new: Any) -> Any:
 
 @st.composite
 def _change(draw: st.DrawFn, tree: Any) -> Any:
-    """Some of a tree's keys, with other values at the ends."""
+    """A part of a tree of settings, with different values at the leaves."""
     if not isinstance(tree, dict):
         return draw(st.integers(10, 19))
     keys = draw(st.lists(st.sampled_from(sorted(tree)), unique=True, min_size=1))
@@ -270,7 +270,8 @@ def test_a_file_that_is_nowhere(recipe: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         config.load(config.parse_command_line(["hparams/bas.yaml"]), recipe)
     message = str(caught.value)
-    assert "no configuration hparams/bas.yaml; did you mean 'hparams/base.yaml'" in message
+    assert "no configuration hparams/bas.yaml; did you mean 'base'?" in message
+    assert "hparams/base.yaml" in message
     assert str(recipe) in message
 
 
@@ -359,10 +360,10 @@ def test_the_last_override_wins(load: Load) -> None:
         ("--nested.two.thre", "unknown key 'nested.two.thre'; did you mean 'three'?"),
         ("--optimizer.weight_decai", "'optimizer.weight_decai'; did you mean 'weight_decay'?"),
         ("--augment.0.freq_mas", "unknown key 'augment.0.freq_mas'; did you mean 'freq_mask'"),
-        ("--augment.1.freq_mask", "'1' is not a place in a list of 1"),
-        ("--augment.first", "'first' is not a place in a list of 1"),
-        ("--nested.two.four.3", "'3' is not a place in a list of 3"),
-        ("--nested.two.four.-1", "'-1' is not a place in a list of 3"),
+        ("--augment.1.freq_mask", "'1' is no index of a list of length 1"),
+        ("--augment.first", "'first' is no index of a list of length 1"),
+        ("--nested.two.four.3", "'3' is no index of a list of length 3"),
+        ("--nested.two.four.-1", "'-1' is no index of a list of length 3"),
         ("--seed.x", "'--seed.x' leads into 'seed', which is a single value"),
         ("--seed.x.y", "unknown key 'x' in '--seed.x.y'"),
         ("--extends", "unknown key 'extends'"),
@@ -488,7 +489,7 @@ HARMLESS = {"in a tuple", "in a quoted tuple", "in a tuple of references"}  # te
 
 @pytest.fixture
 def evil(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A module and a file here that leave `sentinel` here when they are read."""
+    """A module and a file that create `sentinel` in this folder when they are executed."""
     Path("evil").mkdir()
     Path("evil/code.py").write_text("def run():\n    open('sentinel', 'w')\n\n\nrun()\n")
     Path("evil.yaml").write_text(f"a: !apply:{RUN}\n")
@@ -595,7 +596,7 @@ def test_a_method_file_is_short_and_holds_differences(file: Path) -> None:
 
 
 class _Untagged(yaml.SafeLoader):
-    """Reads tagged text as text."""
+    """A YAML loader that reads tagged values as plain text."""
 
 
 _Untagged.add_multi_constructor("!", lambda loader, suffix, node: f"!{suffix} {node.value}")
@@ -653,7 +654,7 @@ IMPOSSIBLE = {
 
 @pytest.fixture(scope="module")
 def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]:
-    """What the recipe's real command line answers to each of `IMPOSSIBLE`, without any data."""
+    """The error message of the recipe's command line for each of `IMPOSSIBLE`, without any data."""
     work = tmp_path_factory.mktemp("refused")
     (work / "gated").mkdir()
     (work / "gated" / "gated.py").write_text(PLUGIN)

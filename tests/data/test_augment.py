@@ -1,4 +1,4 @@
-"""SpecAugment and mixup: what they draw, what they leave alone, and that a seed decides all."""
+"""SpecAugment and mixup: what they draw, what they do not change, and reproducibility by seed."""
 
 import pytest
 import torch

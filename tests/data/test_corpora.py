@@ -1,4 +1,4 @@
-"""Corpora: miniatures in the exact layouts are read right; leaks and damage are refused."""
+"""Corpora: miniatures in the original layouts are read correctly; leaks and damage are errors."""
 
 import json
 import time
@@ -33,14 +33,14 @@ def embedded(corpus: Corpus, folder: Path) -> Manifest:
 
 
 def refused(corpus: Corpus, folder: Path) -> str:
-    """The message with which a folder is refused."""
+    """The error message for a folder."""
     with pytest.raises(DataError) as caught:
         corpus.manifest(folder)
     return str(caught.value)
 
 
 def rewrite(path: Path, column: str, old: str, new: str) -> None:
-    """Change the first cell of a column of a CSV file that holds a text."""
+    """Change the first cell with a given text in a column of a CSV file."""
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
     table.loc[table.index[table[column] == old][0], column] = new
     table.to_csv(path, index=False)
@@ -266,13 +266,13 @@ def test_an_empty_folder_names_the_remedy(corpus: type[Corpus], tmp_path: Path) 
 
 
 def write_table(folder: Path, rows: list[dict], name: str = "clips.jsonl") -> None:
-    """A table over the miniature of a folder with one subfolder per class."""
+    """Write a table of the clips in the miniature that has one subfolder per class."""
     Folder().embed(folder)
     (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def names(count: int = 12) -> list[str]:
-    """Files of the miniature, by class in turn."""
+    """Files of the miniature, alternating between classes."""
     return [f"{c}/{n:02d}.wav" for n in range(count) for c in ("bell", "knock", "voice", "water")]
 
 
@@ -344,7 +344,7 @@ def test_settings_that_cannot_work() -> None:
 
 
 def test_a_hundred_thousand_clips_in_seconds(tmp_path: Path) -> None:
-    """A table over 100 files; processor time, for other work may keep the machine busy."""
+    """A table of 100 files; processor time is measured because the machine may be busy."""
     folder, count = tmp_path / "many", 100_000
     folder.mkdir()
     for number in range(100):

@@ -1,4 +1,4 @@
-"""ESC-50: what is wrong with a folder is said at once and together; the archive arrives whole."""
+"""ESC-50: all problems of a folder are reported together; the archive is downloaded completely."""
 
 import errno
 import io
@@ -56,7 +56,7 @@ def rewrite(folder: Path, change: Callable[[pd.DataFrame], pd.DataFrame | None])
 
 
 def refused(folder: Path, **settings: bool) -> str:
-    """The message with which a folder is refused."""
+    """The error message for a folder."""
     with pytest.raises(DataError) as caught:
         ESC50(**settings).manifest(folder)
     return str(caught.value)
@@ -239,7 +239,7 @@ def test_a_manifest_refuses_labels_without_a_class() -> None:
 
 
 class Response(io.BytesIO):
-    """What urlopen returns."""
+    """Stands in for the response that urlopen returns."""
 
     def __init__(self, content: bytes, error: BaseException | None = None) -> None:
         super().__init__(content)
@@ -247,7 +247,7 @@ class Response(io.BytesIO):
         self.error = error
 
     def read(self, size: int = -1) -> bytes:
-        """The content, then the error if there is one."""
+        """Return the content, then raise the error if there is one."""
         block = super().read(size)
         if not block and self.error is not None:
             raise self.error
@@ -274,7 +274,7 @@ def archive(root: str = "ESC-50-master", without: str = "nothing") -> bytes:
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[[object], list[str]]:
-    """Lets urlopen return an archive or raise an error; gives the list of what was asked for."""
+    """Make urlopen return an archive or raise an error; return the list of requested addresses."""
 
     def serve(answer: bytes | BaseException | Response) -> list[str]:
         asked: list[str] = []
@@ -293,7 +293,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[[object], list[str]]:
 
 
 def failed(folder: Path) -> str:
-    """The message of a download that fails; nothing of it may be left."""
+    """The error message of a failing download, which must not leave any files."""
     with pytest.raises(DataError) as caught:
         ESC50().download(folder)
     assert not folder.exists() or list(folder.iterdir()) == []
@@ -361,7 +361,7 @@ def test_an_archive_that_is_none(
 def test_damage_anywhere_in_the_archive(
     serve: Callable[[object], list[str]], tmp_path: Path
 ) -> None:
-    """Damage gives an error that a user can read, unless it is where nothing depends on it."""
+    """Damage gives a readable error, unless nothing depends on the damaged bytes."""
     whole = archive()
     refusals = 0
     for place in range(7, len(whole), 61):

@@ -111,7 +111,7 @@ def test_the_batch_size_changes_no_order() -> None:
 
 
 def test_orders_are_shuffled_evenly() -> None:
-    """Every clip comes first about as often."""
+    """Every clip is the first one about equally often."""
     batches = TrainingBatches(5, 5, seed=0)
     first = np.bincount([_epoch(batches, epoch)[0][0] for epoch in range(1000)], minlength=5)
     assert first.min() > 150 and first.max() < 250
@@ -139,7 +139,7 @@ def test_evaluation_alone_keeps_the_order() -> None:
 
 
 def test_seeds_do_not_collide_on_a_grid() -> None:
-    """(seed, fold, epoch, step, rank), and shorter ones."""
+    """Tuples (seed, fold, epoch, step, rank) and shorter ones."""
     parts = set(itertools.product(range(6), range(1, 11), range(1, 21), range(60), range(2)))
     for count in range(1, 5):
         parts |= set(itertools.product(range(12), repeat=count))
@@ -158,7 +158,7 @@ def test_seeds_fit_a_generator(parts: list[int]) -> None:
 
 
 def test_seeds_are_the_same_on_every_machine() -> None:
-    """splitmix64 of 0, its published first value, without the lowest bit."""
+    """The published first value of splitmix64 for the seed 0, without the lowest bit."""
     assert derive_seed(0) == 0xE220A8397B1DCDAF >> 1
 
 

@@ -1,4 +1,4 @@
-"""The embedded corpus: the same bytes for the same seed, ESC-50's layout, all or nothing."""
+"""The embedded corpus: reproducible by seed, in ESC-50's layout, whole or not there."""
 
 import csv
 import json
@@ -36,7 +36,7 @@ def stamps(folder: Path) -> dict[Path, int]:
 
 
 def visible(folder: Path) -> list[str]:
-    """What a folder holds besides the lock."""
+    """The content of a folder, without the lock."""
     return sorted(name for name in os.listdir(folder) if name != ".corpus.lock")
 
 
@@ -193,7 +193,7 @@ def test_other_settings_or_another_generator_replace_the_corpus(corpus, tmp_path
 
 
 class Interrupted(BaseException):
-    """Stands for a signal in the middle of the work."""
+    """Stands in for a signal during the work."""
 
 
 def test_an_interrupted_call_leaves_nothing_and_the_next_one_starts_again(

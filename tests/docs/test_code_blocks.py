@@ -18,7 +18,7 @@ import pytest
 from code_blocks import ROOT, Block, blocks, pages, shortened
 
 from toolkit.data.corpora.miniature import write_tones
-from toolkit.testing.bundles import tiny_bundle
+from bundles import tiny_bundle
 
 WARM = ROOT / "tests" / "support" / "warm_python.py"
 RUN = ("python", "bash", "yaml")

@@ -1,4 +1,4 @@
-"""Decoding: every format, rate and channel count; everything unreadable names its file."""
+"""Decoding: all formats, rates and channel counts; errors name the unreadable file."""
 
 from pathlib import Path
 
@@ -154,7 +154,7 @@ def test_the_reason_is_given(name: str, reason: str, tmp_path: Path) -> None:
 
 
 def test_a_wav_that_ends_early_gives_what_it_has(tmp_path: Path) -> None:
-    """libsndfile, like every player, takes the samples that are there."""
+    """libsndfile, like any player, reads the samples that exist."""
     whole = tmp_path / "whole.wav"
     soundfile.write(whole, _noise(16000), 16000)
     found = read_audio(_cut(whole, "half.wav", 44 + 2 * 7000), 16000)

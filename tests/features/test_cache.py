@@ -1,4 +1,4 @@
-"""The feature cache: shared by content, whole or made anew, made once, and clear when it fails."""
+"""The feature cache: shared by content, complete or rebuilt, built once, with clear errors."""
 
 import errno
 import json
@@ -26,7 +26,7 @@ SETTINGS = {"kind": "test", "width": WIDTH}
 
 
 class Recorder:
-    """Features that depend on a file's content alone, and a note of every call."""
+    """Computes features from the content of files only, and records every call."""
 
     def __init__(self) -> None:
         self.calls: list[Segment] = []
@@ -37,7 +37,7 @@ class Recorder:
 
 
 def features(segment: Segment) -> NDArray[np.float32]:
-    """[1 to 20, WIDTH] from the bytes of a file and the part of it."""
+    """Features [1 to 20, WIDTH] from the bytes and the segment of a file."""
     seed = [*Path(segment.path).read_bytes(), int(segment.start or 0)]
     rng = np.random.default_rng(seed)
     return rng.standard_normal((rng.integers(1, 21), WIDTH)).astype(np.float32)
@@ -53,14 +53,14 @@ def write_clips(folder: Path, count: int) -> list[Segment]:
 
 
 def check(cache: FeatureCache, segments: list[Segment]) -> None:
-    """Every row is what computing it now gives."""
+    """Check that every row equals what computing it now gives."""
     assert len(cache) == len(segments)
     for index, segment in enumerate(segments):
         np.testing.assert_array_equal(cache[index], features(segment))
 
 
 def left_overs(root: Path) -> list[str]:
-    """What stands in a cache's folder besides locks."""
+    """The content of a cache's folder, without locks."""
     return sorted(p.name for p in (root / "features").iterdir() if p.suffix != ".lock")
 
 
@@ -78,7 +78,7 @@ def clips(tmp_path: Path) -> list[Segment]:
 
 @pytest.fixture
 def built(root: Path, clips: list[Segment]) -> FeatureCache:
-    """A whole cache of them."""
+    """A complete cache of these clips."""
     return feature_cache(root, clips, SETTINGS, WIDTH, features)
 
 
@@ -220,7 +220,7 @@ def test_damaged_memory_of_hashes_is_forgotten(
 def test_relative_paths_are_those_of_the_working_folder(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same name, size and times in two folders: the content decides."""
+    """Files of the same name, size and times in two folders are told apart by content."""
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
     stat = cache_module._stat
@@ -335,7 +335,7 @@ def test_damage_in_a_later_chunk_is_found(root: Path, tmp_path: Path) -> None:
 def test_an_unfinished_folder_is_nothing(
     root: Path, clips: list[Segment], built: FeatureCache
 ) -> None:
-    """Even one whose files are whole: only the renamed folder counts."""
+    """Not even if its files are complete: only the renamed folder counts."""
     partial = built.folder.with_name(f".{built.folder.name}.partial")
     built.folder.rename(partial)
     (partial / "junk").write_text("junk")
@@ -379,7 +379,7 @@ def _builder(*arguments: object) -> subprocess.Popen[str]:
 
 @pytest.fixture
 def builders() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts builder processes, and ends those that are left."""
+    """Start builder processes, and stop those that are still running at the end."""
     started: list[subprocess.Popen[str]] = []
 
     def start(*arguments: object) -> subprocess.Popen[str]:
@@ -524,7 +524,7 @@ def test_any_other_error_goes_through_and_nothing_is_left(
 
 
 class FullDisk:
-    """Stands before a file: after some bytes there is no space."""
+    """Wraps a file on a disk that is full after some bytes."""
 
     def __init__(self, file: object, capacity: int, code: int) -> None:
         self.file, self.capacity, self.code = file, capacity, code
@@ -536,7 +536,7 @@ class FullDisk:
         self.file.close()
 
     def write(self, rows: NDArray[np.float32]) -> int:
-        """Write, or raise as the system does."""
+        """Write, or raise the error of a full disk."""
         self.capacity -= rows.nbytes
         if self.capacity < 0:
             raise OSError(self.code, os.strerror(self.code))

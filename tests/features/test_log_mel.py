@@ -28,7 +28,7 @@ AST_SPEC = FbankSpec(16000, 200, 128, mean=-4.2677393, std=4.5689974)
 
 
 def _kaldi(waveform: Tensor, rate: int, mel_bins: int) -> Tensor:
-    """Frames [T, F] of one waveform, called as AST's feature extractor calls it."""
+    """Frames [T, F] of one waveform from Kaldi, called in the way of AST's feature extractor."""
     with warnings.catch_warnings():  # the lowest mel filter is empty
         warnings.simplefilter("ignore")
         return kaldi.fbank(
@@ -86,7 +86,7 @@ def test_number_of_frames(samples: int, rate: int) -> None:
 
 @pytest.mark.parametrize("samples", [400, 401, 559, 560, 8000, 32239, 32240, 32400, 40000])
 def test_equals_the_extractor_of_ast(samples: int) -> None:
-    """Padding and cutting included: 32240 samples are exactly 200 frames."""
+    """Including padding and cutting: 32240 samples are exactly 200 frames."""
     waveform = _noise(samples)
     extractor = ASTFeatureExtractor(max_length=AST_SPEC.max_length)
     with warnings.catch_warnings():

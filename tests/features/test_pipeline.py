@@ -13,6 +13,7 @@ from recipe import TRAIN
 from torch import Tensor
 from transformers import ASTModel
 
+from toolkit import config
 from toolkit.bundle import load_bundle
 from toolkit.data.synthetic.corpus import write_corpus
 from toolkit.errors import BundleError, ConfigError, UnknownName
@@ -113,6 +114,21 @@ def test_another_kind_is_refused_and_the_right_ones_are_named() -> None:
         pipeline_for(FBANK, {"name": "fbnak"})
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], None),
+        (["--pipeline", "waveform"], {"name": "waveform"}),
+        (["--pipeline.name", "waveform"], {"name": "waveform"}),
+        (["--pipeline", "gain", "--pipeline.decibels", "3"], {"name": "gain", "decibels": 3}),
+        (["--pipeline", "gain", "--pipeline", "null"], None),
+    ],
+)
+def test_the_command_line_names_a_pipeline_or_none(words: list[str], expected: object) -> None:
+    command = config.parse_command_line(["hparams/softmoa.yaml", *words])
+    assert config.load(command, TRAIN.parent).values["pipeline"] == expected
+
+
 def test_rows_of_another_width_are_refused(clip: str) -> None:
     with pytest.raises(ConfigError, match=r"\[T, 16\].*correct its `rows`"):
         Narrow().read(Segment(clip), FBANK)
@@ -172,7 +188,7 @@ def test_a_plugin_s_pipeline_trains_predicts_and_is_remembered(
 
 def test_a_bundle_without_a_record_means_the_default(tmp_path: Path) -> None:
     """Bundles written before pipelines were recorded."""
-    from toolkit.testing.bundles import tiny_bundle
+    from bundles import tiny_bundle
 
     bundle = tiny_bundle(tmp_path, "bitfit")
     file = bundle / "bundle.json"

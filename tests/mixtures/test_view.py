@@ -19,10 +19,10 @@ from toolkit.cli import main
 from toolkit.errors import ConfigError
 from toolkit.features.fbank import Fbank
 from toolkit.mixtures.view import figures, page
-from toolkit.mixtures.view.collect import LayerView, look, recorders, training_record
+from toolkit.mixtures.view.collect import LayerView, look, training_record
 from toolkit.mixtures.view.page import show_experts
 from toolkit.model import AudioClassifier, ParameterCount
-from toolkit.peft.base import Recorder
+from toolkit.peft.mixture import Mixture, mixtures
 from toolkit.registry import PEFT
 from toolkit.results import EpochRecord, FoldResult, Statistics, write_fold
 from toolkit.task import ONE_CLASS, SEVERAL_CLASSES, Task
@@ -63,7 +63,7 @@ def bundle_of(model: AudioClassifier, task: Task = ONE_CLASS) -> Bundle:
 
 
 def window(model: AudioClassifier) -> Tensor:
-    """Raw frames [T, F] of random clip."""
+    """Raw frames [T, F] of a random clip."""
     spec = model.backbone.features
     return tiny_batch(model.backbone, clips=1)[0][0] * 2 * spec.std + spec.mean
 
@@ -77,7 +77,7 @@ def view(special: int = 2, grid: tuple[int, int] = (2, 3), slots: int = 1) -> La
 def saved(
     folder: Path, name: str = "soft_moa", classes: tuple[str, ...] = ("dog", "<rain>")
 ) -> Path:
-    """A bundle with a mixture in one block, and not at its start."""
+    """A bundle with a mixture in one block, whose tensors do not have their initial values."""
     torch.manual_seed(0)
     source, method = ASTTiny(), PEFT.create({"name": name, "layers": [1]})
     model = AudioClassifier(source.load(LENGTH), method, len(classes), "all").eval()
@@ -102,12 +102,12 @@ def recording(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", PEFT.names())
 def test_every_mixture_can_be_seen_and_nothing_else(name: str) -> None:
     model = tiny_mixture(name)
-    if not recorders(model):
+    if not mixtures(model.backbone):
         with pytest.raises(ConfigError, match=f"'{name}' is not a mixture"):
             look(bundle_of(model), window(model))
         return
     views, _ = look(bundle_of(model), window(model))
-    sites = [site for site, _ in recorders(model)]
+    sites = list(mixtures(model.backbone))
     assert [layer.site for layer in views] == sites and sites[0].startswith("blocks.0.")
     f, t = model.backbone.grid
     for layer in views:
@@ -121,10 +121,10 @@ def test_every_mixture_can_be_seen_and_nothing_else(name: str) -> None:
             torch.testing.assert_close(sums, torch.ones_like(sums))
 
 
-def seen_in_a_pass(model: AudioClassifier) -> list[tuple[Recorder, Tensor, Tensor, dict]]:
-    """Of every mixture: itself, its tokens, what it returned, and its weights in that pass."""
+def seen_in_a_pass(model: AudioClassifier) -> list[tuple[Mixture, Tensor, Tensor, dict]]:
+    """For every mixture: itself, its input, its output, and its weights in that pass."""
     found = []
-    for _, module in recorders(model):
+    for module in mixtures(model.backbone).values():
         module.register_forward_hook(
             lambda m, args, out: found.append((m, args[0], out, m.token_weights(args[0])))
         )
@@ -175,7 +175,7 @@ def test_looking_changes_nothing() -> None:
         expected = model(model.backbone.features.normalise(raw[None])).softmax(-1)[0]
     _, found = look(bundle_of(model), raw)
     torch.testing.assert_close(found, expected)
-    assert not any(module._forward_pre_hooks for _, module in recorders(model))
+    assert not any(module._forward_pre_hooks for module in mixtures(model.backbone).values())
 
 
 # What is made of it
@@ -257,7 +257,7 @@ def test_the_record_is_found_beside_the_bundle(place: str, tmp_path: Path) -> No
 
 
 def pictures_in(page: str) -> dict[str, bytes]:
-    """Name -> content of every picture of a page, all of which it must hold in itself."""
+    """Name -> content of every picture in a page, all of which must be embedded."""
     found = re.findall(r"<img alt='([^']*)' src='data:image/png;base64,([^']*)'>", page)
     assert len(found) == page.count("<img") and "src='http" not in page and "<script" not in page
     return {unescape(name): base64.b64decode(data) for name, data in found}

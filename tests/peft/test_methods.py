@@ -1,4 +1,4 @@
-"""What is particular to a method: its equation by hand, sharing, merging, what it refuses."""
+"""What is specific to each method: its equation, sharing, merging and invalid settings."""
 
 import math
 from typing import Any
@@ -11,9 +11,6 @@ from torch.nn import functional
 from toolkit import plugins
 from toolkit.backbones.ast import ASTBackbone
 from toolkit.errors import ConfigError
-from toolkit.experts.base import Bottleneck, Experts
-from toolkit.experts.conformer import Conformer
-from toolkit.experts.convpass import Convpass, quick_gelu
 from toolkit.model import AudioClassifier
 from toolkit.peft import insertion
 from toolkit.peft.adalora import Triplets
@@ -32,7 +29,7 @@ UNMERGEABLE = ["adapter", "soft_moa", "dense_moa", "prompt_deep", "prefix", "lin
 
 
 def adapted(name: str, *, noisy: bool = True, **settings: Any) -> AudioClassifier:
-    """A tiny classifier with a method whose tensors are not at their start."""
+    """A tiny classifier with a method whose tensors do not have their initial values."""
     torch.manual_seed(0)
     method = PEFT.create({"name": name, **settings})
     model = AudioClassifier(tiny_backbone(), method, CLASSES, "all").eval()
@@ -280,42 +277,6 @@ def test_before_adapter() -> None:
     torch.testing.assert_close(wrapper(x), wrapper.wrapped(x + wrapper.inserted.experts.mix(x)))
 
 
-def _experts(kind: str, count: int) -> Experts:
-    torch.manual_seed(1)
-    kinds = {
-        "bottleneck": lambda n: Bottleneck(n, 12, 3),
-        "conformer": lambda n: Conformer(n, 12, 3, kernel=4),
-        "convpass": lambda n: Convpass(n, 12, 3),
-        "convpass2d": lambda n: Convpass(n, 12, 3, grid=(2, 4), prefix_tokens=2),
-    }
-    experts = kinds[kind](count).double()
-    with torch.no_grad():
-        for parameter in experts.parameters():
-            parameter.normal_()
-    return experts.eval()
-
-
-@pytest.mark.parametrize("kind", ["bottleneck", "conformer", "convpass", "convpass2d"])
-@pytest.mark.parametrize("training", [False, True])
-def test_batched_experts_equal_single_ones(kind: str, training: bool) -> None:
-    """E experts in one go are E adapters one after the other, batch norm statistics included."""
-    batch = _experts(kind, 3).train(training)
-    x = torch.randn(2, 10, 12, dtype=torch.float64)
-    gates = torch.randn(2, 10, 3, dtype=torch.float64).softmax(-1)
-    mixed = batch.mix(x, gates)
-    total = torch.zeros_like(x)
-    for e in range(3):
-        single = _experts(kind, 1).train(training)
-        own, all_of_them = single.state_dict(), batch.state_dict()
-        for name, tensor in own.items():
-            if tensor.ndim:
-                size = len(tensor)
-                tensor.copy_(all_of_them[name][e * size : (e + 1) * size])
-        # Running statistics were moved by the batch's own pass; in training they are not read.
-        total += gates[..., e : e + 1] * single.mix(x)
-    torch.testing.assert_close(mixed, total)
-
-
 def test_dense_mixture_makes_no_tensor_of_all_widths() -> None:
     model = adapted("dense_moa", num_experts=5, noisy=False)
     mixture = inserted_at(model, 0, "mhsa")
@@ -341,65 +302,6 @@ def test_dense_mixture_of_one_is_an_adapter() -> None:
     torch.testing.assert_close(mixture(x), mixture.experts.mix(x))
 
 
-def test_conformer_by_hand() -> None:
-    experts = _experts("conformer", 1)
-    x = torch.randn(2, 9, 12, dtype=torch.float64)
-    normed = functional.layer_norm(x, (12,), experts.norm_weight[0], experts.norm_bias[0])
-    hidden = functional.linear(normed, experts.down[0], experts.down_bias[0])
-    value, gate = hidden[..., :3], hidden[..., 3:]
-    padded = functional.pad((value * gate.sigmoid()).mT, (1, 2))  # kernel 4: one before, two after
-    mixed = torch.stack(
-        [
-            sum(experts.depthwise.weight[c, 0, k] * padded[:, c, k : k + 9] for k in range(4))
-            + experts.depthwise.bias[c]
-            for c in range(3)
-        ],
-        dim=1,
-    )
-    norm = experts.batch_norm
-    mixed = norm.weight[:, None] * mixed / math.sqrt(1 + norm.eps) + norm.bias[:, None]
-    out = functional.linear(functional.silu(mixed).mT, experts.up[0], experts.up_bias[0])
-    torch.testing.assert_close(experts.mix(x), out)
-
-
-def test_convpass_starts_as_two_activations() -> None:
-    experts = Convpass(2, 12, 3)
-    with torch.no_grad():
-        experts.up.normal_()
-    x = torch.randn(2, 5, 12)
-    plain = Convpass(2, 12, 3, convolve=False)
-    plain.load_state_dict(experts.state_dict())
-    torch.testing.assert_close(experts.mix(x), plain.mix(x))
-    assert quick_gelu(torch.tensor(1.0)).item() == pytest.approx(1 / (1 + math.exp(-1.702)))
-
-
-def test_convpass_over_the_grid_reaches_neighbours_only() -> None:
-    """Frequency-major, two special tokens: a patch reaches its 3 x 3, a special one itself."""
-    f, t = 4, 5
-    experts = Convpass(1, 6, 3, grid=(f, t), prefix_tokens=2)
-    with torch.no_grad():
-        for parameter in experts.parameters():
-            parameter.normal_()
-    x = torch.randn(1, 2 + f * t, 6)
-    before = experts.mix(x)
-    for token in (0, 1, 2, 2 + 1 * t + 2, 2 + 3 * t + 4):
-        changed = x.clone()
-        changed[0, token] += 1
-        moved = {
-            i for i in range(2 + f * t) if not torch.equal(experts.mix(changed)[0, i], before[0, i])
-        }
-        if token < 2:
-            assert moved == {token}
-        else:
-            row, column = divmod(token - 2, t)
-            near = {
-                2 + r * t + c
-                for r in range(max(row - 1, 0), min(row + 2, f))
-                for c in range(max(column - 1, 0), min(column + 2, t))
-            }
-            assert moved == near
-
-
 def test_convpass_knows_the_backbones_grid() -> None:
     model = adapted("adapter", block="convpass", convolution="2d")
     backbone = model.backbone
@@ -413,7 +315,7 @@ def test_convpass_knows_the_backbones_grid() -> None:
 
 
 def _order(model: AudioClassifier) -> Tensor:
-    """What enters the first block."""
+    """The input of the first block."""
     seen = []
     first = model.backbone.model.layers[0]
     first.register_forward_pre_hook(lambda _, args: seen.append(args[0]))

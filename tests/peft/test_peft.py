@@ -1,4 +1,4 @@
-"""Every registered method keeps the contract; what is particular to one is tested below."""
+"""Every registered method fulfils the contract; what is specific to one is tested below."""
 
 import pytest
 import torch

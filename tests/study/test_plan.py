@@ -28,7 +28,7 @@ def plan(folder: Path, **changes: object) -> Planner:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_studies_that_come_with_the_project(file: Path, tmp_path: Path) -> None:
-    """Each names methods that there are, and says what it asks and what it cannot show."""
+    """Each names existing methods, and states its question and its limits."""
     study = Study.read(file)
     assert study.study == file.stem
     assert study.question and study.limits
@@ -108,7 +108,7 @@ def test_seeds_of_a_method_go_over_a_corpuss_and_these_over_the_studys(tmp_path:
 
 
 def test_corpora_choose_methods_and_shots(tmp_path: Path) -> None:
-    """A method on one corpus only; a corpus with shots of its own."""
+    """A method on one corpus only, and a corpus with its own numbers of shots."""
     planner = plan(
         tmp_path,
         corpora={"one": {"shots": [1, None]}, "two": {}},
@@ -166,7 +166,7 @@ def test_what_is_wrong_with_a_study_is_said(
 
 
 def test_a_misspelt_key_of_a_recipe_is_that_cells_problem(tmp_path: Path) -> None:
-    """The rest of the study can run."""
+    """The rest of the study can still run."""
     methods = ["linear", {"hparams": "lora", "overrides": {"peft.rnak": 3}}]
     [good, bad] = plan(tmp_path, methods=methods).runs()
     assert isinstance(good, Run)
@@ -175,7 +175,7 @@ def test_a_misspelt_key_of_a_recipe_is_that_cells_problem(tmp_path: Path) -> Non
 
 
 def test_a_file_that_is_no_study_is_said(tmp_path: Path) -> None:
-    """No file, and no YAML."""
+    """A missing file, and a file that is not YAML."""
     with pytest.raises(ConfigError, match="there is no study"):
         Study.read(tmp_path / "none.yaml")
     (tmp_path / "bad.yaml").write_text("study: [")
@@ -251,7 +251,7 @@ def test_the_search_finds_the_best_size(target: int) -> None:
 
 
 def test_a_method_without_a_size_is_taken_as_it_is() -> None:
-    """And the report shows how far it is from the budget."""
+    """The report shows how far it is from the budget."""
     found = budget.fit({"name": "bitfit"}, 100, 10, lambda peft: 150)
     assert (found.setting, found.distance, found.overrides) == (None, 50, {})
 

@@ -15,7 +15,7 @@ from toolkit.study.report.load import Results
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[None]:
-    """A cluster of this machine with two cores, of which workers see this checkout."""
+    """A cluster on this machine with two cores, whose workers import from this checkout."""
     ray = pytest.importorskip(
         "ray", reason="needs Ray: pip install 'audio-peft-toolkit[ray]'", exc_type=ImportError
     )
@@ -50,7 +50,7 @@ def test_ray_gives_the_same_table(cluster: None, tmp_path: Path) -> None:
 def test_without_ray_the_message_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And the engine that is there."""
+    """It also names the engine that is available."""
     monkeypatch.setitem(sys.modules, "ray", None)
     made = studies.benchmark(studies.study_of(studies.quick_recipe(tmp_path)), tmp_path / "out")
     with pytest.raises(ConfigError, match=r"audio-peft-toolkit\[ray\].*--engine local"):

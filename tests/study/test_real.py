@@ -101,7 +101,7 @@ def record(results: Results, method: str) -> Record:
 
 
 def test_broken_plugins_fail_with_their_reasons(results: Results) -> None:
-    """And stop nobody."""
+    """They do not stop the other runs."""
     assert {r.cell.method for r in results.done} == {"linear", "lora"}
     assert record(results, "raises").reason == "ZeroDivisionError: this plugin is broken"
     assert record(results, "gives_nan").reason.startswith("the loss became nan in epoch 1")
@@ -126,7 +126,7 @@ def test_what_a_run_leaves_is_what_its_record_says(results: Results) -> None:
 
 
 def test_it_has_a_report(results: Results, tmp_path: Path) -> None:
-    """With both methods, and both failures."""
+    """It has both methods and both failures."""
     list(write_report(results, tmp_path))
     assert set(pd.read_csv(tmp_path / "report.csv")["method"]) == {"linear", "lora"}
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
@@ -144,18 +144,18 @@ def test_what_the_quiet_phase_measures(monkeypatch: pytest.MonkeyPatch) -> None:
         found[name] = measure_cost.measure(experiment)
     tokens = 2 + (64 // 16) * (128 // 16)
     products = 6 * 2 * (2 * tokens * 192 * 6 * 2)  # blocks, q and v, A and B
-    assert found["lora"]["flops"] - found["linear"]["flops"] == products
-    assert found["lora"]["merged_flops"] == found["linear"]["flops"]
-    assert found["adapter"]["merged_flops"] is None
+    assert found["lora"].flops - found["linear"].flops == products
+    assert found["lora"].merged_flops == found["linear"].flops
+    assert found["adapter"].merged_flops is None
     for values in found.values():
-        assert (values["training_clips"], values["classes"], values["batch_size"]) == (30, 10, 4)
-        assert values["samples_per_second"] > 0 and values["peak_memory_bytes"] > 0
-        assert values["latency_seconds"] > 0 and values["throughput"] > 0
+        assert (values.training_clips, values.classes, values.batch_size) == (30, 10, 4)
+        assert values.samples_per_second > 0 and values.peak_memory_bytes > 0
+        assert values.latency_seconds > 0 and values.throughput > 0
 
 
 @pytest.mark.parametrize("name", PEFT.names())
 def test_the_operations_of_every_method_can_be_counted(name: str) -> None:
-    """And its parameters learn afterwards."""
+    """Its parameters can still be trained afterwards."""
     model = tiny_classifier(PEFT.create(name)).eval()
     features, _ = tiny_batch(model.backbone)
     trainable = model.trainable().keys()

@@ -42,7 +42,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 @pytest.fixture(scope="module")
 def report(results: Results, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of its report; beside it RESULTS.md for a repository."""
+    """The folder of the report, next to RESULTS.md for a repository."""
     folder = tmp_path_factory.mktemp("report")
     list(write_report(results, folder / "report", folder / "RESULTS.md"))
     return folder / "report"
@@ -120,7 +120,7 @@ def test_a_comparison_needs_the_baseline(tmp_path: Path) -> None:
 
 
 def test_ranks_are_over_corpora_where_there_are_three(tmp_path: Path, results: Results) -> None:
-    """Else over the folds of what there is."""
+    """With fewer corpora, ranks are over the folds."""
     skills = {"linear": 0.1, "lora": 0.5, "full": 0.95}
     studies.made_up(tmp_path, skills, corpora=["A", "B", "C", "D"], folds=2)
     [ranking] = tables.rankings(Results.read(tmp_path))
@@ -132,7 +132,7 @@ def test_ranks_are_over_corpora_where_there_are_three(tmp_path: Path, results: R
 
 
 def test_factors_pair_runs_that_differ_in_one_setting(tmp_path: Path) -> None:
-    """Two settings of two values each: the other one, seed and fold are the same in a pair."""
+    """Two settings with two values each; in a pair, the other setting, seed and fold are equal."""
     sweep = {"peft.zero_positions": [False, True], "peft.reference_init": [False, True]}
     studies.made_up(
         tmp_path,
@@ -203,7 +203,7 @@ def test_few_shot_and_scaling_have_pictures(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("values", [[2, 4, 7], [4, 16, 192], ["q", "k"]])
 def test_a_sweep_shows_every_mean_with_its_interval(values: list) -> None:
-    """A line each for two combinations of the other settings, all within the axes."""
+    """One line for each of two combinations of the other settings, all within the axes."""
     rng = np.random.default_rng(0)
     rows = [
         {
@@ -284,7 +284,7 @@ def test_the_front_is_what_no_other_beats() -> None:
 def test_names_in_a_picture_do_not_cover_one_another_and_are_always_in_the_same_place(
     tmp_path: Path,
 ) -> None:
-    """Points in pairs so near that names beside them would lie upon one another."""
+    """Pairs of points that are so close that names next to them would overlap."""
     costs = [100 * 1.05 ** (i % 2) * 3 ** (i // 2) for i in range(12)]
     table = pd.DataFrame({"method": [f"long_name_{i}" for i in range(12)], "cost": costs})
     table["metric"] = "accuracy"
@@ -302,7 +302,7 @@ def test_names_in_a_picture_do_not_cover_one_another_and_are_always_in_the_same_
 
 
 def test_cells_are_read_easily() -> None:
-    """Digits, thousands, and nothing where there is no value."""
+    """Digits, thousands separators, and an empty cell where there is no value."""
     number = Column("n", "n", "", 1)
     assert [number.text(v) for v in (1234.56, None, float("nan"))] == ["1,234.6", "", ""]
     table = pd.DataFrame({"method": ["a"], "corpus": ["x"], "score": [None]})
@@ -337,7 +337,7 @@ def test_pictures_for_a_repository_are_small(report: Path) -> None:
 
 
 def test_a_picture_too_large_for_an_svg_is_a_png(tmp_path: Path) -> None:
-    """Instead of the SVG, not beside it."""
+    """The PNG replaces the SVG."""
     figure = Figure(figsize=(2, 2))
     lines = figure.subplots().plot(np.random.default_rng(0).random((4000, 2)))
     assert save_small(figure, tmp_path, "walk") == tmp_path / "walk.png"
@@ -376,7 +376,7 @@ def test_the_markdown_report(report: Path) -> None:
 
 
 def test_the_page_is_one_file(report: Path) -> None:
-    """Nothing is fetched, and no text of a study can end the script that holds it."""
+    """It fetches nothing, and no text of a study can close the script element that contains it."""
     page = report / "report.html"
     text = page.read_text(encoding="utf-8")
     outside = re.findall(r"""(?:src|href)\s*=\s*["'](?!data:)[^"']*["']""", text)
@@ -394,7 +394,7 @@ def test_the_page_is_one_file(report: Path) -> None:
 
 
 def test_a_report_needs_a_run(tmp_path: Path) -> None:
-    """None ended; or all failed."""
+    """It is an error if no run has ended or all have failed."""
     studies.made_up(tmp_path / "a", {"linear": 0.5}, folds=1, seeds=1, failed=["linear"])
     with pytest.raises(ConfigError, match=r"no run of 'made-up' has finished \(1 failed\)"):
         list(write_report(Results.read(tmp_path / "a"), tmp_path / "report"))
@@ -461,7 +461,7 @@ def methods_shown(page: Browser) -> list[str]:
 
 
 def test_500_runs_open_in_two_seconds(page: Browser) -> None:
-    """Processor time of the page's thread: what it takes on a machine that does nothing else."""
+    """Processor time of the page's thread, which does not depend on other load."""
     metrics = page.developer("Performance.getMetrics")["metrics"]
     seconds = {metric["name"]: metric["value"] for metric in metrics}["TaskDuration"]
     assert 0 < seconds < 2
@@ -471,7 +471,7 @@ def test_500_runs_open_in_two_seconds(page: Browser) -> None:
 
 @pytest.mark.parametrize("value", [86.25, 86.35, 0.5, 1234.56, -2.25, 83.75])
 def test_the_page_writes_numbers_as_the_other_reports_do(page: Browser, value: float) -> None:
-    """Also where a value lies in the middle: 86.25 is 86.2 in both, and 86.35 is 86.4."""
+    """Also for values halfway between two numbers: 86.25 is 86.2 in both, and 86.35 is 86.4."""
     assert page.ask(f"return shown({value}, 1)") == Column("n", "n", "", 1).text(value)
 
 
@@ -491,7 +491,7 @@ def test_the_page_sorts(page: Browser) -> None:
 
 
 def test_the_page_filters_table_and_picture(page: Browser) -> None:
-    """Two words that must both be there; the points of the picture follow."""
+    """Two words must both match; the points of the picture are filtered too."""
     write = (
         "const f = document.querySelector('input[aria-label=\"filter Methods\"]');"
         "f.value = '{}'; f.dispatchEvent(new Event('input'));"
@@ -538,7 +538,7 @@ def test_the_pages_pictures_are_there(page: Browser) -> None:
 
 
 def test_the_page_shows_a_runs_settings(page: Browser) -> None:
-    """Choosing a run shows its command and what it has of its own."""
+    """Choosing a run shows its command and the settings that are specific to it."""
     page.ask(
         "const run = document.querySelector('input[list=run-names]');"
         "run.value = 'Sounds/prompt_deep/ast_tiny/all/seed-3/fold-2';"

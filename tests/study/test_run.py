@@ -20,7 +20,7 @@ from toolkit.study.run.process import Workplace, execute, failure_reason, finish
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
-    """A recipe that answers at once."""
+    """A recipe that finishes immediately."""
     return studies.quick_recipe(tmp_path)
 
 
@@ -38,7 +38,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def test_a_study_runs_and_then_has_nothing_to_do(recipe: Path, tmp_path: Path) -> None:
-    """Every run once, a fold of all methods before the next; the second time none."""
+    """Every run once, all methods on a fold before the next fold; nothing the second time."""
     study, folder = studies.study_of(recipe), tmp_path / "out"
     lines = list(studies.benchmark(study, folder).run("local", 1))
     assert len(lines) == 4
@@ -52,7 +52,7 @@ def test_a_study_runs_and_then_has_nothing_to_do(recipe: Path, tmp_path: Path) -
 
 
 def test_several_jobs_do_each_run_once(recipe: Path, tmp_path: Path) -> None:
-    """Two at once, threads divided."""
+    """Two runs at once share the threads."""
     study, folder = studies.study_of(recipe), tmp_path / "out"
     list(studies.benchmark(study, folder).run("local", 2))
     assert sorted(studies.executions(recipe)) == [
@@ -63,7 +63,7 @@ def test_several_jobs_do_each_run_once(recipe: Path, tmp_path: Path) -> None:
 
 
 def test_only_and_limit_choose_runs(recipe: Path, tmp_path: Path) -> None:
-    """By a pattern of names, and by number."""
+    """By a pattern for names, and by a maximum number."""
     study = studies.study_of(recipe)
     some = studies.benchmark(study, tmp_path / "out", only=["two/lo*"], limit=1)
     assert [run.cell.name for run in some.open] == ["two/lora/ast_tiny/all/seed-1/fold-1"]
@@ -92,7 +92,7 @@ def test_a_failed_run_stops_nobody_and_is_tried_again(recipe: Path, tmp_path: Pa
 def test_a_changed_configuration_runs_again_and_the_old_one_is_kept(
     recipe: Path, tmp_path: Path
 ) -> None:
-    """Only the method that was changed."""
+    """Only the changed method runs again."""
     folder = tmp_path / "out"
     list(studies.benchmark(studies.study_of(recipe), folder).run("local", 1))
     methods = ["linear", {"hparams": "lora", "overrides": {"peft.rank": 3}}]
@@ -119,7 +119,7 @@ def test_a_run_that_takes_too_long_has_failed(recipe: Path, tmp_path: Path) -> N
 
 
 def test_a_run_that_cannot_be_planned_is_recorded(recipe: Path, tmp_path: Path) -> None:
-    """A recipe that is not there, beside one that is."""
+    """A missing recipe next to one that exists."""
     corpora = {
         "two": {"recipe": str(recipe), "folds": [1]},
         "gone": {"recipe": str(tmp_path / "nowhere")},
@@ -134,7 +134,7 @@ def test_a_run_that_cannot_be_planned_is_recorded(recipe: Path, tmp_path: Path) 
 
 
 def test_results_that_cannot_be_read_are_that_runs_failure(recipe: Path, tmp_path: Path) -> None:
-    """A recipe that ends well and leaves nothing."""
+    """A recipe that ends without an error and writes no results."""
     (recipe / "train.py").write_text("print('I have done nothing')\n")
     study, folder = studies.study_of(recipe), tmp_path / "out"
     list(studies.benchmark(study, folder).run("local", 1))
@@ -176,7 +176,7 @@ def test_the_process_of_a_killed_study_is_left_to_its_end(recipe: Path, tmp_path
 
 
 def test_two_processes_share_a_study(recipe: Path, tmp_path: Path) -> None:
-    """While one has a run in hand, the other does the rest and then waits for it."""
+    """While one executes a run, the other one does the rest and then waits."""
     study, folder = studies.study_of(recipe), tmp_path / "out"
     (recipe / "linear.hangs").touch()
     first = studies.start(study, folder)
@@ -196,7 +196,7 @@ def test_two_processes_share_a_study(recipe: Path, tmp_path: Path) -> None:
 def test_a_run_that_fails_is_not_tried_again_by_the_process_that_waited(
     recipe: Path, tmp_path: Path
 ) -> None:
-    """Its record stands for both of them."""
+    """Its record counts for both of them."""
     study, folder = studies.study_of(recipe), tmp_path / "out"
     [run, *_] = studies.planned(study, folder)
     (recipe / "linear.fails").touch()

@@ -1,4 +1,4 @@
-"""A headless Chromium, driven through chromedriver's W3C WebDriver protocol; no package needed."""
+"""A headless Chromium, driven through the W3C WebDriver protocol without further packages."""
 
 import contextlib
 import json
@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 
 ARGUMENTS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-START_SECONDS = 240  # on a machine that does much else
+START_SECONDS = 240  # long enough for a busy machine
 
 
 class Browser:
-    """One page at a time.
+    """A browser with one page open at a time.
 
     Args:
         driver: address of a running chromedriver.
-        program: Chromium's.
+        program: path of the Chromium executable.
     """
 
     def __init__(self, driver: str, program: str) -> None:
@@ -37,15 +37,15 @@ class Browser:
         self._call("/url", {"url": file.resolve().as_uri()})
 
     def ask(self, script: str) -> Any:
-        """The value of a script's `return`."""
+        """Run a script in the page and return its result."""
         return self._call("/execute/sync", {"script": script, "args": []})
 
     def developer(self, command: str, **parameters: object) -> Any:
-        """A command of the DevTools protocol."""
+        """Send a command of the DevTools protocol."""
         return self._call("/goog/cdp/execute", {"cmd": command, "params": parameters})
 
     def hover(self, selector: str) -> None:
-        """Move the pointer onto the first element of a CSS selector."""
+        """Move the pointer onto the first element that matches a CSS selector."""
         place = self.ask(
             f"const e = document.querySelector('{selector}');"
             "e.scrollIntoView({block: 'center'}); const b = e.getBoundingClientRect();"
@@ -57,12 +57,12 @@ class Browser:
         self._call("/actions", {"actions": [pointer]})
 
     def complaints(self) -> list[str]:
-        """What the page has written to the console as errors, failed requests included."""
+        """Errors in the console of the page, including failed requests."""
         entries = self._call("/se/log", {"type": "browser"})
         return [entry["message"] for entry in entries if entry["level"] == "SEVERE"]
 
     def quit(self) -> None:
-        """End the browser."""
+        """Close the browser."""
         request = urllib.request.Request(self._base, method="DELETE")
         urllib.request.urlopen(request, timeout=START_SECONDS).close()
 

@@ -1,4 +1,4 @@
-"""Runs a recipe's real command line, as a user would, on a miniature corpus."""
+"""Runs the command line of a recipe as a user would, with small settings."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ SMALL = [
 
 
 def command(*arguments: object, processes: int = 1) -> list[str]:
-    """The command line of the ESC-50 recipe."""
+    """The command line of the ESC-50 recipe, started on one or several processes."""
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
@@ -23,7 +23,7 @@ def command(*arguments: object, processes: int = 1) -> list[str]:
 
 
 def run(*arguments: object, cwd: Path, processes: int = 1) -> subprocess.CompletedProcess[str]:
-    """Run the recipe to its end in a working directory of its own."""
+    """Run the recipe to its end in the working directory `cwd`."""
     return subprocess.run(
         command(*arguments, processes=processes),
         cwd=cwd,

@@ -1,4 +1,4 @@
-"""Miniature studies: a recipe that answers at once, and results that no run has made."""
+"""Miniature studies: a recipe that finishes immediately, and invented results."""
 
 import dataclasses
 import json
@@ -21,6 +21,8 @@ from toolkit.study.records import (
     FAILED,
     Curves,
     FoldOutcome,
+    Machine,
+    Measurement,
     Outcome,
     OutcomeParameters,
     Record,
@@ -30,13 +32,13 @@ from toolkit.study.run.queue import StudyQueue
 from toolkit.study.spec import Study
 
 CLASSES = ["dog", "rain", "sea", "bell"]
-CLIPS = 6  # of a class, in a fold
+CLIPS = 6  # per class in each fold
 
 QUICK = '''\
-"""Stands for a recipe: leaves the files of a run at once, without torch.
+"""Stands in for a recipe: writes the files of a run immediately, without torch.
 
-Files beside it say what happens to a method: `lora.fails`, `lora.hangs` (until that is gone). Every
-execution is a line of executions.txt.
+Files next to it control what happens to a method: `lora.fails` makes it fail, `lora.hangs` makes it
+wait until the file is gone. Every execution adds a line to executions.txt.
 """
 
 import json
@@ -106,7 +108,7 @@ rows = [f"{i}.wav,{fold},{names[t]},{names[a]}" for i, (t, a) in enumerate(zip(t
 
 
 def quick_recipe(folder: Path) -> Path:
-    """A recipe with the configurations of ESC-50's, whose train.py is `QUICK`."""
+    """A recipe with the configurations of ESC-50 and `QUICK` as its train.py."""
     recipe = folder / "Quick"
     shutil.copytree(ROOT / "recipes" / "ESC50" / "hparams", recipe / "hparams")
     (recipe / "train.py").write_text(QUICK)
@@ -114,13 +116,13 @@ def quick_recipe(folder: Path) -> Path:
 
 
 def executions(recipe: Path) -> list[str]:
-    """Every execution of a quick recipe so far: `method seed fold`."""
+    """All executions of a quick recipe so far, each as `method seed fold`."""
     file = recipe / "executions.txt"
     return file.read_text().splitlines() if file.is_file() else []
 
 
 def study_of(recipe: Path, **changes: object) -> Study:
-    """Two methods, two folds, one seed, on a recipe."""
+    """A study of two methods, two folds and one seed on a recipe."""
     values = {
         "study": "quick",
         "corpora": {"two": {"recipe": str(recipe), "folds": [1, 2]}},
@@ -140,16 +142,16 @@ def benchmark(study: Study, folder: Path, **options: object) -> StudyQueue:
 
 
 def planned(study: Study, folder: Path) -> list[Run]:
-    """The runs of a study, all of which can be planned."""
+    """The runs of a study; fails if one of them cannot be planned."""
     runs = list(Planner(study, folder).runs())
     assert all(isinstance(run, Run) for run in runs), runs
     return runs
 
 
 def start(study: Study, folder: Path) -> BaseProcess:
-    """A process of its own, in a group of its own, that runs a study as tools/benchmark.py does.
+    """Run a study as tools/benchmark.py does, in a new process with its own process group.
 
-    It is a copy of this one: nothing has to be imported again.
+    The process is forked from this one, so nothing has to be imported again.
     """
 
     def work() -> None:
@@ -172,7 +174,7 @@ def made_up(
     metrics: Mapping[str, str] = MappingProxyType({}),
     **changes: object,
 ) -> Study:
-    """Results of a study that nobody has run: each method answers a clip with its skill.
+    """Write invented results of a study, in which each method is right with a given probability.
 
     Args:
         folder: where they go.
@@ -266,21 +268,19 @@ def _record(cell: Cell, outcome: Outcome | None) -> Record:
 
 
 def _timing(skill: float) -> Timing:
-    machine = {
-        "host": "here", "processor": "a processor", "cores": 2, "load_before": 0.1,
-        "date": "2026-01-01",
-    }  # fmt: skip
-    one = {
-        "samples_per_second": 36.0, "peak_memory_bytes": 32 * 2**20, "latency_seconds": skill / 100,
-        "throughput": 100.0, "flops": 10**9, "merged_latency_seconds": None,
-        "merged_throughput": None, "merged_flops": None, "training_clips": 72,
-        "classes": len(CLASSES), "batch_size": 8, "device": "cpu",
-    }  # fmt: skip
-    return Timing(machine, [one, {**one, "samples_per_second": 40.0}, one])
+    machine = Machine(
+        host="here", processor="a processor", cores=2, load_before=0.1, date="2026-01-01"
+    )
+    one = Measurement(
+        samples_per_second=36.0, peak_memory_bytes=32 * 2**20, latency_seconds=skill / 100,
+        throughput=100.0, flops=10**9, merged_latency_seconds=None, merged_throughput=None,
+        merged_flops=None, training_clips=72, classes=len(CLASSES), batch_size=8, device="cpu",
+    )  # fmt: skip
+    return Timing(machine, [one, dataclasses.replace(one, samples_per_second=40.0), one])
 
 
 def page_data(file: Path) -> dict[str, object]:
-    """The JSON in a report's page."""
+    """The JSON that the page of a report contains."""
     text = file.read_text(encoding="utf-8")
     _, _, rest = text.partition('<script type="application/json" id="data">')
     return json.loads(rest.partition("</script>")[0])

@@ -258,7 +258,7 @@ def test_speech_is_trimmed_with_its_phonemes_and_holds_no_digits() -> None:
 
 
 def counter(width: int, step: int) -> object:
-    """A teacher that counts: the features of its step t, which lasts `step` samples, are all t."""
+    """A teacher whose features at step t, which lasts `step` samples, are all equal to t."""
 
     def listen(audio: Tensor) -> Tensor:
         return torch.arange(float(audio.shape[1] // step))[None, :, None].expand(1, -1, width)
@@ -577,7 +577,7 @@ def distillation() -> Distillation:
 
 
 def crop_targets(columns: int = 4) -> Batch:
-    """Three crops: a word with a padded end, a scene, a sentence of which nothing is known."""
+    """Three crops: a word with padding, a scene, and a sentence without labels."""
     g = generator(3)
     batch = Batch(
         frames=torch.zeros(3, 16 * columns, 128),

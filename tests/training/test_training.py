@@ -19,7 +19,7 @@ from toolkit.data.synthetic.corpus import write_corpus
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Fifty clips of 0.6 s in ESC-50's layout."""
+    """Fifty clips of 0.6 s each in ESC-50's layout."""
     folder = tmp_path_factory.mktemp("corpus") / "mini"
     return write_corpus(folder, clips_per_class=5, seconds=0.6, progress=False)
 
@@ -148,7 +148,7 @@ def test_killed_and_started_again_ends_the_same(corpus: Path, tmp_path: Path) ->
 
 
 def _wait_for_epoch(checkpoints: Path, epoch: int, process: subprocess.Popen) -> None:
-    """Wait until a checkpoint within that epoch is there."""
+    """Wait until a checkpoint within that epoch exists."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         for meta in checkpoints.glob("CKPT*/CKPT.yaml"):

@@ -10,6 +10,7 @@ from toolkit.cli.parser import Parser
 from toolkit.errors import ToolkitError
 
 GROUPS = (registered, recipe, plugin, predict, mixture, corpus, study)
+"""Modules with a function `add`, in the order in which `toolkit --help` lists their commands."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -41,7 +41,9 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
         change.set_defaults(run=functools.partial(change_mixture, verb), takes_settings=True)
 
     view = commands.add_parser(
-        "experts", parents=[common], help="draw which expert of a mixture listens to what in a file"
+        "experts",
+        parents=[common],
+        help="draw which parts of a file each expert processes",
     )
     view.add_argument("bundle", type=Path, help="the folder 'bundle' of a run")
     view.add_argument("file", type=Path, metavar="FILE")
@@ -50,13 +52,13 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     view.add_argument(
         "--window", type=int, default=1, help="which window of a long file, from 1 (default: 1)"
     )
-    view.add_argument("--backbone", help="where the bundle's backbone is now")
+    view.add_argument("--backbone", help="the bundle's backbone, if it has moved")
     view.set_defaults(run=draw_experts)
 
     search = commands.add_parser(
         "search",
         parents=[common],
-        help="search for an architecture under a budget",
+        help="search for an architecture within a budget",
         epilog="Further options, after the file, are the search's settings (--iterations 10; see "
         "`toolkit describe search NAME`) and keys of the configuration (--data_folder DIR).",
     )
@@ -86,7 +88,7 @@ def change_mixture(verb: str, options: argparse.Namespace) -> None:
         folder, name = default_cache_folder() / "synthetic", "synthetic"
     corpus = CORPORA.create(parse_spec(name))
     report = run_tool(tool, options.bundle, corpus, folder, options.output)
-    _print_report(options.output, report)
+    _print_report(options.output, report.as_dict())
 
 
 def draw_experts(options: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ from toolkit.cli.parser import Commands
 
 def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     """Add the command `new-plugin`."""
-    new = commands.add_parser("new-plugin", parents=[common], help="files of a new PEFT method")
+    new = commands.add_parser("new-plugin", parents=[common], help="write a new PEFT method")
     new.add_argument("name")
     new.add_argument("--folder", type=Path, default=Path("plugins"), help="default: plugins")
     new.set_defaults(run=make_plugin)

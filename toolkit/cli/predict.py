@@ -20,7 +20,7 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     command.add_argument("--top", type=int, default=3, help="classes per file (default: 3)")
     command.add_argument("--windows", action="store_true", help="one row per window of long files")
     command.add_argument("--json", action="store_true", help="all probabilities as JSON")
-    command.add_argument("--backbone", help="where the bundle's backbone is now")
+    command.add_argument("--backbone", help="the bundle's backbone, if it has moved")
     command.add_argument("--device", default="cpu")
     command.set_defaults(run=predict)
 

@@ -18,12 +18,12 @@ PLURALS = {"backbones": "backbone", "corpora": "corpus", "pipelines": "pipeline"
 def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     """Add the commands `list`, `describe` and `matrix`."""
     kinds = ", ".join(REGISTRIES)
-    listing = commands.add_parser("list", parents=[common], help="what is registered")
+    listing = commands.add_parser("list", parents=[common], help="list what is registered")
     listing.add_argument("kind", nargs="?", help=f"one of {kinds}; default: all")
     listing.add_argument("pattern", nargs="?", default="*", help="names, such as 'soft*'")
     listing.set_defaults(run=list_registered)
 
-    about = commands.add_parser("describe", parents=[common], help="settings and source of one")
+    about = commands.add_parser("describe", parents=[common], help="show the settings of one entry")
     about.add_argument("kind", help=f"one of {kinds}")
     about.add_argument("names", nargs="*", metavar="NAME", help="or soft_moa:num_experts=14")
     about.add_argument(

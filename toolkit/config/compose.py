@@ -85,10 +85,11 @@ def _locate(name: str, recipe: Path) -> Path:
     for folder in (Path(), *sources(recipe)):
         if (folder / name).is_file():
             return folder / name
-    known = sorted({f"hparams/{f.name}" for r in sources(recipe) for f in r.glob(HPARAMS)})
+    known = sorted({file.stem for folder in sources(recipe) for file in folder.glob(HPARAMS)})
+    files = ", ".join(f"hparams/{stem}.yaml" for stem in known)
     raise ConfigError(
-        f"there is no configuration {name}{did_you_mean(name, known)} "
-        f"(looked in the working directory and in {recipe}; known: {', '.join(known)})"
+        f"there is no configuration {name}{did_you_mean(Path(name).stem, known)} "
+        f"(looked in the working directory and in {recipe}; known: {files})"
     )
 
 

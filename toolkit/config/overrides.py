@@ -47,7 +47,7 @@ def _override(tree: CommentedMap, key: str, value: Any) -> None:
 def _child(node: Any, step: str, key: str) -> Any:
     if isinstance(node, CommentedSeq):
         if not step.isdigit() or int(step) >= len(node):
-            raise ConfigError(f"'--{key}': '{step}' is not a place in a list of {len(node)}")
+            raise ConfigError(f"'--{key}': '{step}' is no index of a list of length {len(node)}")
         return node[int(step)]
     if not isinstance(node, CommentedMap) or step not in node:
         known = node if isinstance(node, CommentedMap) else ()

@@ -1,1 +1,1 @@
-"""What an expert is: bottleneck, conformer and convpass adapters, evaluated in batches."""
+"""Experts: bottleneck, conformer and convpass adapters, evaluated in batches."""

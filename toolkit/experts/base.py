@@ -1,8 +1,8 @@
 """Batched experts: N adapters evaluated as a few large matrix products, never a Python loop.
 
-An expert maps tokens of width d to r channels, transforms these, and maps them back to d. What
-differs between kinds is the middle; a single adapter is one expert. Shapes: B clips, E experts,
-S slots an expert, T tokens.
+An expert maps tokens of width d to r channels, transforms them, and maps them back to d. Kinds of
+experts differ in the middle part; a single adapter is a batch of one expert. Shapes: B clips,
+E experts, S slots per expert, T tokens.
 """
 
 import math
@@ -15,18 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from toolkit.context import TokenContext
-from toolkit.routing.dispatch import in_blocks
-
-SPARSE_FROM = 32
-"""Experts from which leaving out pays: a bottleneck is so narrow that for fewer of them one large
-matrix product over all is quicker than sorting tokens (measured, see plugins/topk_moa)."""
 
 
 class Experts(nn.Module, ABC):
     """E adapters `up(middle(down(x)))`.
 
-    Initialised so that every expert returns zero and still learns: `down` is Kaiming-uniform (as
-    nn.Linear), `up` and all biases are zero.
+    They are initialised so that every expert returns zero and still learns: `down` is
+    Kaiming-uniform (as nn.Linear), `up` and all biases are zero.
 
     Args:
         num_experts: E.
@@ -35,7 +30,7 @@ class Experts(nn.Module, ABC):
         widening: channels after `down`, in multiples of r.
 
     Attributes:
-        context: which tokens are real, for kinds whose middle mixes tokens; None: all are.
+        context: which tokens are real, for kinds whose middle mixes tokens; None: all of them.
     """
 
     context: TokenContext | None = None
@@ -50,17 +45,30 @@ class Experts(nn.Module, ABC):
         bound = 1 / math.sqrt(dim)  # Kaiming-uniform with a = sqrt(5)
         nn.init.uniform_(self.down, -bound, bound)
 
+    @property
+    def in_full_precision(self) -> bool:
+        """Whether the weights are parameters, not codes that a tool has packed."""
+        return isinstance(self.down, nn.Parameter)
+
+    @abstractmethod
+    def like(self, num_experts: int) -> "Experts":
+        """New experts of this kind and these widths.
+
+        Args:
+            num_experts: how many.
+        """
+
     @abstractmethod
     def middle(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """Channels after `down` [B, T, E, w] -> channels before `up` [B, T, E, r].
 
         Args:
-            hidden: of tokens, or of slots in their place.
+            hidden: channels of tokens, or of slots in their place.
             mask: [B, T], True where a token is real; None: all are.
         """
 
     def projection(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What `down` reads, and its weight [E, w, d] and bias [E, w]; for kinds with a norm."""
+        """The input of `down`, its weight [E, w, d] and its bias [E, w]; kinds may add a norm."""
         return x, self.down, self.down_bias
 
     def forward(self, slots: Tensor) -> Tensor:
@@ -75,14 +83,14 @@ class Experts(nn.Module, ABC):
         return rearrange(out, "e (b s) d -> b e s d", b=batch)
 
     def mix(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
-        """Every expert on every token, summed with gates: sum_e g_e E_e(x).
+        """Apply every expert to every token and sum with gates: sum_e g_e E_e(x).
 
         Both projections are one product over all experts and the gates act in the bottleneck, so
-        that no tensor of E widths exists.
+        no tensor of E token widths exists.
 
         Args:
             x: tokens [B, T, d].
-            gates: [B, T, E]; None stands for ones.
+            gates: [B, T, E]; None: all ones.
 
         Returns:
             [B, T, d].
@@ -98,7 +106,7 @@ class Experts(nn.Module, ABC):
         return functional.linear(hidden.flatten(2), up) + gates @ self.up_bias
 
     def mix_chosen(self, x: Tensor, gates: Tensor) -> Tensor:
-        """As `mix`, for gates that are mostly zero: a kind may leave out the experts of gate zero.
+        """Like `mix`, for gates that are mostly zero: a kind may skip experts whose gate is zero.
 
         Args:
             x: tokens [B, T, d].
@@ -110,11 +118,11 @@ class Experts(nn.Module, ABC):
         return self.mix(x, gates)
 
     def shared_out(self, x: Tensor, experts: Tensor) -> Tensor:
-        """Equal shares of the clips, one after the other, each through one expert alone.
+        """Split the clips into equal consecutive shares and pass each through a single expert.
 
         Args:
             x: tokens [B, T, d].
-            experts: numbers [G] of the experts of the shares; G divides B.
+            experts: number of the expert of each share [G]; G divides B.
 
         Returns:
             [B, T, d].
@@ -123,13 +131,24 @@ class Experts(nn.Module, ABC):
         gates = gates.repeat_interleave(len(x) // len(experts), dim=0)
         return self.mix(x, repeat(gates, "b e -> b t e", t=x.shape[1]))
 
-    @torch.no_grad()
-    def take(self, source: "Experts", numbers: Sequence[int]) -> None:
-        """Take over experts of another batch of the same kind and widths.
+    def only(self, numbers: Sequence[int]) -> "Experts":
+        """Copies of some experts, in this order, as a smaller batch in the same mode.
 
         Args:
-            source: experts.
-            numbers: one of them for each expert here.
+            numbers: of the experts.
+        """
+        some = self.like(len(numbers)).to(self.up.device, self.up.dtype)
+        some.context = self.context
+        some.take(self, numbers)
+        return some.train(self.training)
+
+    @torch.no_grad()
+    def take(self, source: "Experts", numbers: Sequence[int]) -> None:
+        """Copy experts of another batch of the same kind and widths.
+
+        Args:
+            source: the other batch.
+            numbers: for each expert here, the number of the one to copy.
         """
         theirs = source.state_dict()
         for name, tensor in self.state_dict().items():
@@ -138,55 +157,18 @@ class Experts(nn.Module, ABC):
                 mine.copy_(by_expert(theirs[name], source.num_experts)[list(numbers)])
 
     def of(self, expert: int) -> dict[str, Tensor]:
-        """What belongs to one expert: views by name, whose first axis is the expert's share."""
+        """The tensors of one expert: views by name, whose first axis is the expert's part."""
         tensors = self.state_dict(keep_vars=True)
         return {n: by_expert(t, self.num_experts)[expert] for n, t in tensors.items() if t.ndim}
 
 
-class Bottleneck(Experts):
-    """Bottleneck adapters: `up(GELU(down(x)))` (Houlsby et al., arXiv:1902.00751)."""
-
-    def middle(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
-        """See `Experts.middle`."""
-        return functional.gelu(hidden)
-
-    def mix_chosen(self, x: Tensor, gates: Tensor) -> Tensor:
-        """See `Experts.mix_chosen`; from `SPARSE_FROM` experts on, its time depends on how many
-        gates are not zero, and hardly on E."""
-        if self.num_experts < SPARSE_FROM:
-            return self.mix(x, gates)
-        tokens, flat = x.flatten(0, 1), gates.flatten(0, 1)
-        rows, chosen = flat.nonzero(as_tuple=True)
-        blocks = in_blocks(chosen, self.num_experts)
-        down, down_bias, up, up_bias = (
-            tensor.index_select(0, blocks.owners)
-            for tensor in (self.down, self.down_bias, self.up, self.up_bias)
-        )
-        inputs = tokens.index_select(0, blocks.fill(rows).flatten()).unflatten(0, (-1, blocks.size))
-        hidden = self.middle(torch.baddbmm(down_bias[:, None], inputs, down.mT))
-        gate = blocks.fill(flat[rows, chosen])[..., None].to(hidden.dtype)
-        up = torch.cat([up, up_bias[..., None]], dim=-1)  # so that the gate scales the bias too
-        out = blocks.read(torch.bmm(torch.cat([hidden * gate, gate], dim=-1), up.mT))
-        return torch.zeros_like(tokens).index_add(0, rows, out.to(tokens.dtype)).view_as(x)
-
-    def shared_out(self, x: Tensor, experts: Tensor) -> Tensor:
-        """See `Experts.shared_out`; its time does not depend on E."""
-        shares = rearrange(x, "(g b) t d -> g (b t) d", g=len(experts))
-        down, down_bias, up, up_bias = (
-            tensor[experts] for tensor in (self.down, self.down_bias, self.up, self.up_bias)
-        )
-        hidden = torch.baddbmm(down_bias[:, None], shares, down.mT)
-        out = torch.baddbmm(up_bias[:, None], self.middle(hidden), up.mT)
-        return rearrange(out, "g (b t) d -> (g b) t d", b=len(x) // len(experts))
-
-
 def by_expert(tensor: Tensor, num_experts: int) -> Tensor:
-    """A view of an expert module's tensor by expert: [E k, ...] -> [E, k, ...]."""
-    return tensor.unflatten(0, (num_experts, -1))
+    """View a tensor of an experts module by expert: [E k, ...] -> [E, k, ...]."""
+    return tensor.view(num_experts, -1, *tensor.shape[1:])
 
 
 def without_padding(hidden: Tensor, mask: Tensor | None) -> Tensor:
-    """Channels [B, T, E, w] with zeros where a token is not real, as behind the end of a clip.
+    """Set the channels [B, T, E, w] of padding to zero, like those beyond the end of a clip.
 
     Args:
         hidden: channels.

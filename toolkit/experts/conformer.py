@@ -15,8 +15,8 @@ class Conformer(Experts):
     tokens before and 4 after. The experts' convolutions are one, grouped by channel.
 
     Args:
-        num_experts, dim, width: see `Experts`.
-        kernel: width k of the depthwise convolution, tokens.
+        num_experts, dim, width: as for `Experts`.
+        kernel: width k of the depthwise convolution, in tokens.
         norm: apply the inner layer norm (the reference code for AST discards its result).
     """
 
@@ -30,10 +30,14 @@ class Conformer(Experts):
         self.depthwise = nn.Conv1d(channels, channels, kernel, groups=channels)
         self.batch_norm = nn.BatchNorm1d(channels)
         self.padding = ((kernel - 1) // 2, kernel - 1 - (kernel - 1) // 2)
-        self.normalise = norm
+        self.kernel, self.normalise = kernel, norm
+
+    def like(self, num_experts: int) -> "Conformer":
+        """New conformers of these widths."""
+        return Conformer(num_experts, self.dim, self.width, self.kernel, self.normalise)
 
     def projection(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """See `Experts.projection`; the norm's gain and bias are folded into `down`."""
+        """The normalised input, with the norm's gain and bias folded into `down`."""
         if not self.normalise:
             return x, self.down, self.down_bias
         weight = self.down * self.norm_weight[:, None]
@@ -41,16 +45,17 @@ class Conformer(Experts):
         return functional.layer_norm(x, (self.dim,)), weight, bias
 
     def middle(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
-        """See `Experts.middle`."""
+        """GLU, depthwise convolution over tokens, batch norm and SiLU."""
         channels = rearrange(functional.glu(without_padding(hidden, mask)), "b t e r -> b (e r) t")
         channels = self.depthwise(functional.pad(channels, self.padding))
         channels = functional.silu(self._batch_norm(channels, mask))
         return rearrange(channels, "b (e r) t -> b t e r", e=self.num_experts)
 
     def _batch_norm(self, channels: Tensor, mask: Tensor | None) -> Tensor:
-        """[B, C, T] -> the same; padding has no part in the statistics."""
+        """Normalise [B, C, T]; padding has no part in the statistics."""
         if mask is None:
-            return self.batch_norm(channels)
+            normed: Tensor = self.batch_norm(channels)
+            return normed
         tokens = rearrange(channels, "b c t -> b t c")
         normed = torch.zeros_like(tokens)
         normed[mask] = self.batch_norm(tokens[mask]).to(normed.dtype)

@@ -9,16 +9,16 @@ from toolkit.experts.base import Experts, without_padding
 
 
 class Convpass(Experts):
-    """`up(dropout(q(conv(q(down(x))))))`, q being QuickGELU.
+    """`up(dropout(q(conv(q(down(x))))))`, where q is QuickGELU.
 
-    The convolution mixes the r channels of an expert over neighbouring tokens; it starts as an
-    identity. Without a grid it is one-dimensional, of width 3, over the sequence (the papers' code
-    means that). With a grid it is 3 x 3 over the patches, as in the original; the special tokens
-    in front then pass through its centre alone.
+    The convolution mixes the r channels of an expert over neighbouring tokens and starts as an
+    identity. Without a grid it is one-dimensional, of width 3, over the sequence (what the papers'
+    code intends). With a grid it is 3 x 3 over the patches, as in the original; the special tokens
+    in front then pass through its centre only.
 
     Args:
-        num_experts, dim, width: see `Experts`.
-        dropout: before `up`.
+        num_experts, dim, width: as for `Experts`.
+        dropout: probability of dropping a channel before `up`.
         grid: patches (f, t) in frequency-major order, or None.
         prefix_tokens: special tokens in front of the patches.
         convolve: use the convolution (the reference code discards its result).
@@ -40,24 +40,38 @@ class Convpass(Experts):
         self.conv = kind(channels, channels, 3, padding=1, groups=num_experts)
         self.dropout, self.grid, self.convolve = dropout, grid, convolve
         self.prefix_tokens = prefix_tokens
-        nn.init.zeros_(self.conv.bias)
-        nn.init.zeros_(self.conv.weight)
-        centre = self.conv.weight.detach()[(..., *[1] * (1 if grid is None else 2))]  # [E r, r]
+        for parameter in self.conv.parameters():
+            nn.init.zeros_(parameter)
+        weight = self.conv.weight.detach()
+        centre = weight[..., 1] if grid is None else weight[..., 1, 1]  # [E r, r]
         centre.copy_(torch.eye(width).repeat(num_experts, 1))
 
+    def like(self, num_experts: int) -> "Convpass":
+        """New convpass adapters of these widths."""
+        return Convpass(
+            num_experts,
+            self.dim,
+            self.width,
+            self.dropout,
+            self.grid,
+            self.prefix_tokens,
+            self.convolve,
+        )
+
     def middle(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
-        """See `Experts.middle`."""
+        """QuickGELU, convolution, QuickGELU and dropout."""
         hidden = quick_gelu(without_padding(hidden, mask))
         if self.convolve:
             channels = rearrange(hidden, "b t e r -> b (e r) t")
-            channels = self._over_grid(channels) if self.grid else self.conv(channels)
+            channels = self._over_grid(channels, self.grid) if self.grid else self.conv(channels)
             hidden = rearrange(channels, "b (e r) t -> b t e r", e=self.num_experts)
         return functional.dropout(quick_gelu(hidden), self.dropout, self.training)
 
-    def _over_grid(self, channels: Tensor) -> Tensor:
-        """[B, C, prefix + f t] -> the same, patches convolved over their grid."""
+    def _over_grid(self, channels: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Convolve the patches of [B, C, prefix + f t] over their grid."""
         prefix, patches = channels.tensor_split([self.prefix_tokens], dim=2)
-        image = self.conv(patches.unflatten(2, self.grid)).flatten(2)
+        f, t = grid
+        image = self.conv(rearrange(patches, "b c (f t) -> b c f t", f=f, t=t)).flatten(2)
         points = rearrange(prefix, "b c p -> (b p) c 1 1")  # images of one pixel
         points = rearrange(self.conv(points), "(b p) c 1 1 -> b c p", b=len(channels))
         return torch.cat([points, image], dim=2)

@@ -1,1 +1,1 @@
-"""What can be done to a trained mixture: compress it, prune it, look into it."""
+"""Tools and views on trained mixtures: compress them, prune them, draw them."""

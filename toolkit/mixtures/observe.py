@@ -1,22 +1,17 @@
-"""What a trained mixture does on clips, read without changing it.
+"""What a trained mixture does with clips, read without changing it; every tool starts with that."""
 
-Apart from the tools, since each of them starts by looking. A mixture in which tokens choose experts
-has a `router`: tokens [B, T, d] -> gates [B, T, E], zero for the experts that a token does not use.
-"""
-
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from toolkit.mixtures.tool import MixtureData, mixtures
+from toolkit.mixtures.tool import MixtureData
 from toolkit.model import AudioClassifier
-from toolkit.routing.dense import DenseRouter
-from toolkit.routing.topk import TopKRouter
+from toolkit.peft.mixture import Mixture, mixtures
 
-Visitor = Callable[[str, nn.Module, Tensor], None]
+Visitor = Callable[[str, Mixture, Tensor], None]
 """Is given a mixture's site, the mixture, and the tokens [B, T, d] that enter it."""
 
 
@@ -26,21 +21,13 @@ def some_of(clips: pd.DataFrame, count: int) -> pd.DataFrame:
 
 
 @contextmanager
-def watched(
-    model: AudioClassifier, see: Visitor, modules: Sequence[tuple[str, nn.Module]] | None = None
-) -> Iterator[None]:
-    """While this lasts, `see` is called at every mixture in every forward pass.
-
-    Args:
-        model: the classifier.
-        see: is called before the mixture is.
-        modules: what to watch, with the names of their sites; none: what `mixtures` finds.
-    """
+def watched(model: AudioClassifier, see: Visitor) -> Iterator[None]:
+    """While this lasts, `see` is called in front of every mixture in every forward pass."""
     handles = [
         mixture.register_forward_pre_hook(
             lambda module, arguments, site=site: see(site, module, arguments[0])
         )
-        for site, mixture in (mixtures(model) if modules is None else modules)
+        for site, mixture in mixtures(model.backbone).items()
     ]
     try:
         yield
@@ -51,27 +38,17 @@ def watched(
 
 @torch.no_grad()
 def visit(model: AudioClassifier, data: MixtureData, clips: pd.DataFrame, see: Visitor) -> None:
-    """Run clips through a model in eval mode, one by one, so that none is padded to another's
-    length; `see` is called at every mixture, site by site."""
+    """Run clips through a model in eval mode and call `see` in front of every mixture.
+
+    Clips run one by one, so that none is padded to another's length.
+
+    Args:
+        model: the classifier.
+        data: makes the batches.
+        clips: some of its clips.
+        see: is called site by site.
+    """
     model.eval()
     with watched(model, see):
         for batch in data.batches(clips, batch_size=1):
             model.logits(batch.features, batch.lengths)
-
-
-def tokens_choose(mixture: nn.Module) -> bool:
-    """Whether tokens choose experts in a mixture (in a soft one, experts read slots)."""
-    return isinstance(getattr(mixture, "router", None), nn.Module)
-
-
-def weighs_experts(mixture: nn.Module) -> bool:
-    """Whether a token's gates come from a softmax, so that they say how much each expert counts."""
-    router = trained(getattr(mixture, "router", None))
-    return isinstance(router, DenseRouter | TopKRouter)
-
-
-def trained(router: nn.Module) -> nn.Module:
-    """The router that was trained, without those that tools put around it (as their `router`)."""
-    while isinstance(inner := getattr(router, "router", None), nn.Module):
-        router = inner
-    return router

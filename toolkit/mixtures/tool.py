@@ -17,12 +17,11 @@ from toolkit.errors import BundleError
 from toolkit.features.batch import Batch, collate
 from toolkit.features.cache import default_cache_folder
 from toolkit.features.dataset import clip_dataset
+from toolkit.files import write_atomically
 from toolkit.model import AudioClassifier
-from toolkit.peft import insertion
+from toolkit.peft.mixture import mixtures
 from toolkit.settings import Settings
 from toolkit.task import BatchObjective, Label, Task, task_of
-
-__all__ = ["MixtureData", "MixtureTool", "mixtures", "run_tool"]
 
 
 class MixtureTool(Settings, ABC):
@@ -37,9 +36,9 @@ class MixtureTool(Settings, ABC):
             data: clips to calibrate on (training folds) and to measure on (the test fold).
 
         Returns:
-            the plan: plain values from which `restructure` gives a fresh model the same shape.
+            The plan: plain values from which `restructure` gives a fresh model the same shape.
             A tool may also turn the model into one of another method: it then sets `model.method`,
-            and the bundle is an ordinary one of that method, for which no tool is needed.
+            and the bundle is an ordinary one of that method, which needs no tool to load.
 
         Raises:
             ConfigError: this tool cannot work on this mixture; the message says why.
@@ -50,7 +49,12 @@ class MixtureTool(Settings, ABC):
         """Give a freshly built model the modules that `apply` left; weights are loaded later."""
 
     def report(self, model: AudioClassifier, plan: dict[str, Any]) -> dict[str, Any]:
-        """What else the report shall say, such as active experts."""
+        """Further entries of the report, such as active experts.
+
+        Args:
+            model: as loaded from the changed bundle, after it was measured on the test fold.
+            plan: what `apply` returned.
+        """
         return {}
 
 
@@ -62,7 +66,7 @@ class MixtureData:
         calibration: clips of the training folds.
         test: clips of the test fold.
         classes: class names in the order of the labels.
-        task: of the corpus.
+        task: what the corpus asks of a clip.
     """
 
     calibration: pd.DataFrame
@@ -74,7 +78,12 @@ class MixtureData:
 
     @classmethod
     def of(cls, bundle: Bundle, corpus: Corpus, folder: Path) -> "MixtureData":
-        """Read a corpus for a bundle.
+        """Read the corpus on which a bundle was trained.
+
+        Args:
+            bundle: a loaded bundle.
+            corpus: the corpus.
+            folder: where its recordings are.
 
         Raises:
             BundleError: the bundle was trained on other classes or does not say its fold.
@@ -83,14 +92,14 @@ class MixtureData:
         if manifest.classes != bundle.classes:
             raise BundleError(
                 f"the bundle knows {bundle.classes}, the corpus has {manifest.classes}: name the "
-                "corpus that it was trained on"
+                "corpus on which it was trained"
             )
         fold = bundle.info["origin"].get("test_fold")
         splits = {split.test: split for split in manifest.splits}
         if fold not in splits:
             raise BundleError("the bundle does not say which fold it was tested on")
         spec = bundle.features
-        cache = bundle.pipeline.cache(manifest.clips, spec, default_cache_folder())
+        cache = bundle.reader.cache(manifest.clips, spec, default_cache_folder())
         rows = pd.Series(range(len(manifest.clips)), index=manifest.clips["id"])
         return cls(
             calibration=manifest.of_folds(splits[fold].train),
@@ -102,7 +111,7 @@ class MixtureData:
         )
 
     def batches(self, clips: pd.DataFrame, batch_size: int = 16) -> Iterator[Batch]:
-        """Batches of raw features in the clips' order."""
+        """Yield batches of raw features on the CPU, in the order of the clips."""
         dataset = self._dataset(clips)
         for begin in range(0, len(dataset), batch_size):
             end = min(begin + batch_size, len(dataset))
@@ -125,68 +134,48 @@ class MixtureData:
         return BatchObjective(self.task, self.task.targets(labels, len(self.classes)))
 
 
-def mixtures(model: AudioClassifier) -> list[tuple[str, Any]]:
-    """The inserted mixtures of a model with the names of their sites, e.g. `blocks.0.mhsa`."""
-    found = []
-    for path, module in model.backbone.model.named_modules():
-        if isinstance(module, insertion.Wrapper) and hasattr(module.inserted, "experts"):
-            found.append((model.backbone.canonical(path), module.inserted))
-    return found
+@dataclasses.dataclass(frozen=True)
+class ToolReport:
+    """What a tool did to a bundle; each number before and after.
 
-
-def experts_used(model: AudioClassifier, data: MixtureData) -> dict[str, float]:
-    """Experts that a token of the test clips uses, by site; without those that use all."""
-    model.method.record(model.backbone, True)
-    data.score(model, data.test)
-    used = {
-        site: torch.stack([record["active_mean"] for record in mixture.records]).mean().item()
-        for site, mixture in mixtures(model)
-        if any("active_mean" in record for record in getattr(mixture, "records", ()))
-    }
-    model.method.record(model.backbone, False)
-    return used
-
-
-def trained_in(module: nn.Module) -> int:
-    """Trained parameters in a module; of those that a tool has packed (a property in the place of
-    each, its name in `packed`), as many as there were."""
-    plain = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    packed = [(owner, name) for owner in module.modules() for name in getattr(owner, "packed", ())]
-    return plain + sum(getattr(owner, name).numel() for owner, name in packed)
-
-
-def expert_sizes(model: AudioClassifier) -> dict[str, float]:
-    """Parameters of one expert of each mixture; no tool changes how many an expert has."""
-    return {
-        site: trained_in(mixture.experts) / mixture.experts.num_experts
-        for site, mixture in mixtures(model)
-    }
-
-
-def active_parameters(
-    model: AudioClassifier, trained: int, sizes: dict[str, float], used: dict[str, float]
-) -> int:
-    """Trained parameters outside the head without the experts that a token does not use.
-
-    Args:
-        model: with mixtures.
-        trained: parameters outside the head.
-        sizes: see `expert_sizes`.
-        used: see `experts_used`.
+    score_before, score_after: on the test fold, by the metric.
+    bytes_before, bytes_after: of the bundle's weights.
+    active_parameters_before, active_parameters_after: parameters that a token uses, of those
+        trained outside the head.
+    found: what else the tool reports, see `MixtureTool.report`.
     """
-    experts = {site: mixture.experts.num_experts for site, mixture in mixtures(model)}
-    return round(trained - sum((experts[site] - n) * sizes[site] for site, n in used.items()))
+
+    tool: str
+    settings: dict[str, Any]
+    test_fold: int
+    test_clips: int
+    metric: str
+    score_before: float
+    score_after: float
+    bytes_before: int
+    bytes_after: int
+    active_parameters_before: int
+    active_parameters_after: int
+    found: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as plain values by name, what the tool found beside the rest."""
+        values = dataclasses.asdict(self)
+        found: dict[str, Any] = values.pop("found")
+        return values | found
 
 
 def run_tool(
     tool: MixtureTool, bundle_folder: Path, corpus: Corpus, data_folder: Path, output: Path
-) -> dict[str, Any]:
+) -> ToolReport:
     """Apply a tool to a bundle, write the changed bundle, and report.
 
-    Returns:
-        score on the test fold, bytes of the weights and parameters that a token uses (of those
-        trained outside the head), each before and after, and what the tool adds; also written to
-        `report.json` in the new bundle's folder.
+    Args:
+        tool: the tool.
+        bundle_folder: the bundle; it stays as it is.
+        corpus: the corpus that it was trained on.
+        data_folder: where its recordings are.
+        output: the folder of the changed bundle and of `report.json`.
     """
     bundle = load_bundle(bundle_folder)
     data = MixtureData.of(bundle, corpus, data_folder)
@@ -218,19 +207,63 @@ def run_tool(
     else:
         used = experts_used(changed.model, data)
     lost = found.get("parameters_before", 0) - found.get("parameters_after", 0)
-    report = {
-        "tool": tool.registered_name,
-        "settings": tool.as_dict(),
-        "test_fold": bundle.info["origin"]["test_fold"],
-        "test_clips": len(data.test),
-        "metric": data.task.metric,
-        "score_before": before,
-        "score_after": after,
-        "bytes_before": (bundle_folder / WEIGHTS).stat().st_size,
-        "bytes_after": (output / WEIGHTS).stat().st_size,
-        "active_parameters_before": active,
-        "active_parameters_after": active_parameters(changed.model, trained - lost, sizes, used),
-        **found,
-    }
-    (output / "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
+    report = ToolReport(
+        tool=tool.registered_name,
+        settings=tool.as_dict(),
+        test_fold=bundle.info["origin"]["test_fold"],
+        test_clips=len(data.test),
+        metric=data.task.metric,
+        score_before=before,
+        score_after=after,
+        bytes_before=(bundle_folder / WEIGHTS).stat().st_size,
+        bytes_after=(output / WEIGHTS).stat().st_size,
+        active_parameters_before=active,
+        active_parameters_after=active_parameters(changed.model, trained - lost, sizes, used),
+        found=found,
+    )
+    write_atomically(output / "report.json", json.dumps(report.as_dict(), indent=2))
     return report
+
+
+def experts_used(model: AudioClassifier, data: MixtureData) -> dict[str, float]:
+    """Experts that a token of the test clips uses, on average, by site."""
+    model.method.record(model.backbone, True)
+    data.score(model, data.test)
+    found = mixtures(model.backbone)
+    used = {site: mixture.experts_per_token() for site, mixture in found.items()}
+    model.method.record(model.backbone, False)
+    return used
+
+
+def trained_in(module: nn.Module) -> int:
+    """Trained parameters in a module, counting each that a tool has packed at its full size.
+
+    A packed parameter is a property of its module, whose name is in the module's `packed`.
+    """
+    tensors: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
+    for owner in module.modules():
+        tensors += [getattr(owner, name) for name in getattr(owner, "packed", ())]
+    return sum(tensor.numel() for tensor in tensors)
+
+
+def expert_sizes(model: AudioClassifier) -> dict[str, float]:
+    """Parameters of one expert by site; no tool changes how many an expert has."""
+    return {
+        site: trained_in(mixture.experts) / mixture.num_experts
+        for site, mixture in mixtures(model.backbone).items()
+    }
+
+
+def active_parameters(
+    model: AudioClassifier, trained: int, sizes: dict[str, float], used: dict[str, float]
+) -> int:
+    """Trained parameters outside the head without the experts that a token does not use.
+
+    Args:
+        model: with mixtures.
+        trained: parameters outside the head.
+        sizes: parameters of one expert by site.
+        used: experts that a token uses by site.
+    """
+    found = mixtures(model.backbone)
+    return round(trained - sum((m.num_experts - used[s]) * sizes[s] for s, m in found.items()))

@@ -206,23 +206,6 @@ class Recorder(nn.Module):
         mask = self.mask
         return values.flatten(0, 1) if mask is None else values[mask]
 
-    def token_weights(self, x: Tensor) -> dict[str, Tensor]:
-        """Who listens to which token, in evaluation: what `toolkit experts` draws.
-
-        As it stands, the gates of the module's `router` (tokens [B, T, d] -> [B, T, E]); a mixture
-        that has none defines it.
-
-        Args:
-            x: tokens [B, T, d] as `forward` is given them in the same pass.
-
-        Returns:
-            [B, T, E, S] of E experts with S slots each, by name: `gate` where tokens choose
-            experts, `dispatch` (sums to 1 over tokens) and `combine` (sums to 1 over slots) where
-            experts read slots. Empty if this is no mixture.
-        """
-        router = getattr(self, "router", None)
-        return {"gate": router(x)[..., None]} if isinstance(router, nn.Module) else {}
-
 
 def chosen_blocks(layers: str | list[int], depth: int) -> set[int]:
     """The block numbers (from 0) that a `layers` setting names in a backbone of `depth` blocks.

@@ -1,4 +1,4 @@
-"""What adapters and mixtures share: which expert block, how wide, how it starts."""
+"""What adapters and mixtures share: the kind of expert block, its width and its initial values."""
 
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -7,13 +7,14 @@ from torch import nn
 
 from toolkit.backbones.base import Backbone, Placement, Site
 from toolkit.errors import ConfigError
-from toolkit.experts.base import Bottleneck, Experts
+from toolkit.experts.base import Experts
+from toolkit.experts.bottleneck import Bottleneck
 from toolkit.experts.conformer import Conformer
 from toolkit.experts.convpass import Convpass
 from toolkit.peft.base import PeftMethod, quirk, setting
 
 REFERENCE_STD = 0.02
-"""Standard deviation of the truncated normal that the reference code ends up with."""
+"""Standard deviation of the truncated normal with which the reference code ends up."""
 
 
 class BlockMethod(PeftMethod):
@@ -21,30 +22,32 @@ class BlockMethod(PeftMethod):
 
     placement: Placement = setting("ffn", "which sublayers: mhsa, ffn or both")
     block: Literal["bottleneck", "conformer", "convpass"] = setting(
-        "bottleneck", "what an adapter is"
+        "bottleneck", "kind of the adapters"
     )
     reduction: int = setting(64, "inner width is the token width divided by this", minimum=1)
-    kernel: int = setting(8, "tokens that a conformer's convolution reads", minimum=1)
+    kernel: int = setting(8, "width of a conformer's convolution, in tokens", minimum=1)
     convolution: Literal["1d", "2d"] = setting(
         "1d", "convpass over the sequence (1d) or over the patch grid (2d)"
     )
-    dropout: float = setting(0.0, "of convpass, before its way back up", minimum=0, maximum=1)
+    dropout: float = setting(
+        0.0, "of convpass, before the projection back to the token width", minimum=0, maximum=1
+    )
     norms: bool = setting(True, "train the layer norms in front of those sublayers")
     discard_norm: bool | None = quirk("the conformer's inner norm is computed and discarded")
     discard_convolution: bool | None = quirk("convpass's convolution is computed and discarded")
     reference_init: bool | None = quirk("linears start as a truncated normal of std 0.02")
 
     def experts(self, backbone: Backbone, num_experts: int, dim: int | None = None) -> Experts:
-        """Blocks for one site of a backbone.
+        """Make the expert blocks of one site.
 
         Args:
-            backbone: whose tokens they read.
+            backbone: the backbone whose tokens they read.
             num_experts: E.
-            dim: token width there; None: that of all blocks.
+            dim: token width at that site; None: the width of all blocks.
 
         Raises:
-            ConfigError: no bottleneck is left, or the backbone has no patch grid, or no `dim`
-                is given and blocks differ in their width.
+            ConfigError: the bottleneck would have no channel, the backbone has no patch grid, or
+                `dim` is missing and the blocks differ in width.
         """
         dim = backbone.width if dim is None else dim
         shape = (num_experts, dim, bottleneck_width(dim, self.reduction))
@@ -63,10 +66,10 @@ class BlockMethod(PeftMethod):
         return experts
 
     def block_sites(self, backbone: Backbone) -> Iterator[Site]:
-        """The sites of the blocks.
+        """The sites at which blocks are inserted.
 
         Raises:
-            ConfigError: a convolution over tokens would read windows of a clip.
+            ConfigError: a convolution over tokens would see only windows of a clip there.
         """
         for site in self.sites(backbone, self.placement):
             if self.block != "bottleneck":
@@ -88,7 +91,7 @@ def bottleneck_width(dim: int, reduction: int) -> int:
     """Inner width r = round(d / reduction), as the reference code rounds.
 
     Raises:
-        ConfigError: no bottleneck is left.
+        ConfigError: the bottleneck would have no channel.
     """
     width = round(dim / reduction)
     if width < 1:

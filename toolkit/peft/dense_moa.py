@@ -1,12 +1,13 @@
 """Dense mixture of adapters (the dense baseline of Cappellazzo et al., arXiv:2402.00828)."""
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from toolkit.backbones.base import Backbone, Site
 from toolkit.experts.base import Experts
-from toolkit.peft.base import Recorder
 from toolkit.peft.blocks import REFERENCE_STD
-from toolkit.peft.mixture import MixtureMethod
+from toolkit.peft.mixture import MixtureMethod, RoutedMixture
 from toolkit.registry import PEFT
 from toolkit.routing import dense
 
@@ -16,7 +17,7 @@ class DenseMoA(MixtureMethod):
     """Dense mixture of adapters: every token goes through every expert, weighted by a softmax."""
 
     def mixture(self, backbone: Backbone, site: Site) -> "DenseMixture":
-        """See `MixtureMethod.mixture`."""
+        """The experts and the softmax router of one site."""
         mixture = DenseMixture(self.experts(backbone, self.num_experts, site.out_dim))
         if self.is_on("reference_init"):
             nn.init.trunc_normal_(mixture.router.linear.weight, std=REFERENCE_STD)
@@ -24,12 +25,16 @@ class DenseMoA(MixtureMethod):
         return mixture
 
 
-class DenseMixture(Recorder):
+class DenseMixture(RoutedMixture):
     """`sum_e softmax(W x + b)_e E_e(x)`.
 
     Args:
         experts: E experts of width d.
     """
+
+    experts: Experts
+    router: dense.DenseRouter
+    prunable: ClassVar[bool] = True
 
     def __init__(self, experts: Experts) -> None:
         super().__init__()
@@ -38,7 +43,7 @@ class DenseMixture(Recorder):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, d] -> [B, T, d]."""
-        gates = self.router(x)
+        gates = self.gates(x)
         if self.recording:
             self.records.append(dense.metrics(self.real(gates)))
         return self.experts.mix(x, gates)

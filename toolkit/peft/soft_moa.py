@@ -1,6 +1,8 @@
 """Soft mixture of adapters (Cappellazzo et al., arXiv:2402.00828)."""
 
 import math
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -8,8 +10,8 @@ from torch import Tensor, nn
 from toolkit.backbones.base import Backbone, Site
 from toolkit.errors import ConfigError
 from toolkit.experts.base import Experts
-from toolkit.peft.base import Recorder, quirk, setting
-from toolkit.peft.mixture import MixtureMethod
+from toolkit.peft.base import quirk, setting
+from toolkit.peft.mixture import Mixture, MixtureMethod
 from toolkit.registry import PEFT
 from toolkit.routing import soft
 
@@ -18,7 +20,7 @@ from toolkit.routing import soft
 class SoftMoA(MixtureMethod):
     """Soft mixture of adapters: experts read slots, which are weighted means of tokens."""
 
-    slots: int = setting(1, "slots an adapter, S", minimum=1)
+    slots: int = setting(1, "slots per adapter, S", minimum=1)
     normalize: bool = setting(False, "unit-length tokens and slot embeddings in the router")
     noise: float = setting(0.0, "standard deviation of the router's noise in training", minimum=0)
     normalize_over_experts: bool | None = quirk(
@@ -27,7 +29,7 @@ class SoftMoA(MixtureMethod):
     )
 
     def check(self) -> None:
-        """Slots lie on no grid."""
+        """Refuse convolutions over a grid, on which slots do not lie."""
         if self.block == "convpass" and self.convolution == "2d":
             raise ConfigError(
                 "Soft-MoA's experts read slots, which lie on no grid of patches: use "
@@ -35,7 +37,7 @@ class SoftMoA(MixtureMethod):
             )
 
     def mixture(self, backbone: Backbone, site: Site) -> "SoftMixture":
-        """See `MixtureMethod.mixture`."""
+        """The experts and the slot embeddings of one site."""
         site.require_whole_clips("Soft-MoA")
         mixture = SoftMixture(
             self.experts(backbone, self.num_experts, site.out_dim),
@@ -50,16 +52,20 @@ class SoftMoA(MixtureMethod):
         return mixture
 
 
-class SoftMixture(Recorder):
+class SoftMixture(Mixture):
     """Tokens -> slots -> experts -> tokens.
 
     Args:
         experts: E experts of width d.
         slots: S.
-        normalize: see `routing.soft.route`.
+        normalize: give `routing.soft.route` a trained scale, with unit-length tokens and slots.
         noise: standard deviation of the noise on the logits while training.
         over_experts: normalise as `routing.soft.normalised_over_experts` does.
     """
+
+    experts: Experts
+    reads_slots: ClassVar[bool] = True
+    prunable: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -90,14 +96,38 @@ class SoftMixture(Recorder):
             self.records.append(soft.metrics(routing, mask))
         return routing.tokens(self.experts(routing.slots(x)))
 
+    def gates(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Always refused.
+
+        Raises:
+            ConfigError: experts read slots.
+        """
+        raise ConfigError(
+            "a soft mixture has no gates: its experts read slots made of all tokens; use a "
+            "mixture whose tokens choose experts, such as dense_moa or topk_moa"
+        )
+
+    def shares(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The combine weights of each expert, summed over its slots: [B, T, E]."""
+        return self.route(x, mask)[0].combine.sum(dim=-1)
+
+    def keep_routing(self, numbers: Sequence[int]) -> None:
+        """Leave the slots of some experts.
+
+        Only the softmax of the combine weights then runs over fewer; the dispatch weights of a
+        slot are a softmax over tokens and stay as they are.
+        """
+        self.phi = nn.Parameter(self.phi.detach()[:, list(numbers)].clone())
+
     def token_weights(self, x: Tensor) -> dict[str, Tensor]:
-        """See `Recorder.token_weights`."""
+        """The dispatch and the combine weights, each [B, T, E, S]."""
         routing, _ = self.route(x)
         return {"dispatch": routing.dispatch, "combine": routing.combine}
 
     def route(self, x: Tensor, mask: Tensor | None = None) -> tuple[soft.SoftRouting, Tensor]:
-        """The routing of tokens [B, T, d], and the tokens that make the slots."""
-        phi, scale = self.phi, self.scale
+        """Route tokens [B, T, d]; returns the routing and the tokens of which slots are made."""
+        phi: Tensor = self.phi
+        scale = self.scale
         if scale is not None and self.over_experts:
             x, phi = soft.normalised_over_experts(x, phi, scale)
             scale = None

@@ -1,10 +1,10 @@
 """Sparse mixtures of adapters: what the methods with a top-k gate share.
 
-Apart from the plugins that register them, since several methods and tools build on this mixture.
+The plugins topk_moa and expert_pruning register such methods, and several tools work on them.
 """
 
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 from toolkit.backbones.base import Backbone, Site
 from toolkit.errors import ConfigError
 from toolkit.experts.base import Experts, by_expert
-from toolkit.peft.base import Recorder, insertion, setting
+from toolkit.peft.base import insertion, setting
 from toolkit.peft.blocks import REFERENCE_STD
-from toolkit.peft.mixture import MixtureMethod
+from toolkit.peft.mixture import MixtureMethod, RoutedMixture
 from toolkit.routing import topk
 
 
@@ -24,7 +24,7 @@ class TopKMethod(MixtureMethod):
 
     sparse: ClassVar[bool] = True
 
-    k: int = setting(2, "experts a token", minimum=1)
+    k: int = setting(2, "experts per token", minimum=1)
     renormalise: bool | None = setting(
         None, "a token's gates sum to 1 (GShard), or are its probabilities (Switch); none: if k > 1"
     )
@@ -39,12 +39,12 @@ class TopKMethod(MixtureMethod):
     noise: float = setting(0.0, "standard deviation of the logits' noise in training", minimum=0)
     capacity: float | None = setting(
         None,
-        "tokens an expert takes in training, in multiples of a fair share; none: any number",
+        "most tokens per expert in training, in multiples of a fair share; none: no limit",
         minimum=0.01,
     )
 
     def check(self) -> None:
-        """There are k experts to choose."""
+        """Check that there are k experts to choose from."""
         if self.k > self.num_experts:
             raise ConfigError(
                 f"a token cannot go to {self.k} of {self.num_experts} experts: lower 'k' or raise "
@@ -52,7 +52,7 @@ class TopKMethod(MixtureMethod):
             )
 
     def mixture(self, backbone: Backbone, site: Site) -> "TopKMixture":
-        """See `MixtureMethod.mixture`."""
+        """The experts and the top-k router of one site."""
         renormalise = self.k > 1 if self.renormalise is None else self.renormalise
         router = topk.TopKRouter(
             site.out_dim,
@@ -69,11 +69,11 @@ class TopKMethod(MixtureMethod):
         return self.mixture_of(experts, router)
 
     def mixture_of(self, experts: Experts, router: topk.TopKRouter) -> "TopKMixture":
-        """The mixture of these; a method with a kind of its own says so here."""
+        """Combine experts and router; a method with its own kind of mixture overrides this."""
         return TopKMixture(experts, router)
 
     def auxiliary_losses(self, backbone: Backbone) -> dict[str, Tensor]:
-        """The routers' losses whose weight is not 0, weighted and summed over the mixtures."""
+        """The router losses whose weight is not 0, weighted and summed over the mixtures."""
         wanted = {
             "balance": (self.w_balance, topk.balance),
             "router_z": (self.w_z, topk.z_loss),
@@ -87,13 +87,17 @@ class TopKMethod(MixtureMethod):
         }
 
 
-class TopKMixture(Recorder):
-    """`sum_e g_e E_e(x)` over the experts that the router gives a gate.
+class TopKMixture(RoutedMixture):
+    """`sum_e g_e E_e(x)` over the experts to which the router gives a gate.
 
     Args:
         experts: E experts of width d.
         router: tokens [B, T, d] -> gates [B, T, E], most of them zero.
     """
+
+    experts: Experts
+    router: topk.TopKRouter
+    prunable: ClassVar[bool] = True
 
     def __init__(self, experts: Experts, router: topk.TopKRouter) -> None:
         super().__init__()
@@ -108,18 +112,27 @@ class TopKMixture(Recorder):
         """
         if mask is None:
             mask = self.mask
-        gates = self.router(x) if mask is None else self.router(x, mask)
+        gates = self.router(x, mask)
         if self.recording:
-            self.records.append(topk.metrics(self.router.route(x, mask)))
+            self.records.append(topk.metrics(self.trained_router.routing_of(x, mask)))
         return self.experts.mix_chosen(x, gates)
 
+    @property
+    def trained_router(self) -> topk.TopKRouter:
+        """The router without what tools have put around it."""
+        return cast(topk.TopKRouter, self.router.trained)
 
-def forget(optimizer: Optimizer, parameters: Iterable[nn.Parameter], experts: Tensor) -> None:
-    """Clear what an optimiser remembers of some experts.
+    def shares(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The probabilities of all experts, [B, T, E]."""
+        return self.trained_router.route(x, self.mask if mask is None else mask).probabilities
+
+
+def forget(optimizer: Optimizer, parameters: Iterable[Tensor], experts: Tensor) -> None:
+    """Clear an optimiser's state of some experts.
 
     Args:
-        optimizer: its state's tensors of a parameter's shape are set to zero at these experts.
-        parameters: whose first axis is that of the experts.
+        optimizer: in its state, tensors of a parameter's shape are set to zero at these experts.
+        parameters: those whose first axis runs over experts.
         experts: [E], bool.
     """
     for parameter in parameters:
@@ -129,5 +142,5 @@ def forget(optimizer: Optimizer, parameters: Iterable[nn.Parameter], experts: Te
 
 
 def topk_mixtures(backbone: Backbone) -> list[TopKMixture]:
-    """Every sparse mixture that was inserted."""
+    """The sparse mixtures inserted into a backbone."""
     return [m for m in insertion.inserted(backbone) if isinstance(m, TopKMixture)]

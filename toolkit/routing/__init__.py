@@ -1,1 +1,1 @@
-"""Mixture mathematics on tensors: gates and batched experts; knows nothing of audio."""
+"""Mathematics of mixtures on tensors: how tokens and experts find each other."""

@@ -1,12 +1,16 @@
 """Dense routing: every token goes to every expert, weighted by a softmax."""
 
 import math
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from toolkit.routing.router import Router
 
-class DenseRouter(nn.Module):
+
+class DenseRouter(Router):
     """Gates g = softmax(W x + b) over experts (2402.00828, Dense-MoA).
 
     Args:
@@ -14,21 +18,40 @@ class DenseRouter(nn.Module):
         num_experts: E.
     """
 
+    weighs_experts: ClassVar[bool] = True
+
     def __init__(self, dim: int, num_experts: int) -> None:
         super().__init__()
         self.linear = nn.Linear(dim, num_experts)
+        self.register_buffer("alive", torch.ones(num_experts, dtype=torch.bool), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, d] -> [B, T, E], sums to 1 over experts."""
-        return self.linear(x).softmax(dim=-1)
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, T, d] -> [B, T, E], sums to 1 over experts; for padding too."""
+        gates: Tensor = self.linear(x).softmax(dim=-1)
+        return gates
+
+    def keep(self, numbers: Sequence[int]) -> None:
+        """Leave only some experts, in this order."""
+        keep_rows(self.linear, numbers)
+        self.alive = self.alive[list(numbers)].clone()
+
+
+@torch.no_grad()
+def keep_rows(linear: nn.Linear, numbers: Sequence[int]) -> None:
+    """Leave only some outputs of a linear layer, in this order."""
+    rows = list(numbers)
+    linear.weight = nn.Parameter(linear.weight[rows].clone())
+    if linear.bias is not None:
+        linear.bias = nn.Parameter(linear.bias[rows].clone())
+    linear.out_features = len(rows)
 
 
 def kept(gates: Tensor, keep: Tensor) -> Tensor:
-    """Only some of a token's experts, their gates enlarged in proportion to the same sum.
+    """Keep some of a token's experts and scale their gates up to the same sum.
 
     Args:
         gates: [..., E], not negative.
-        keep: [..., E], True for an expert of each token that has any.
+        keep: [..., E], True for the experts to keep; at least one per token that has any.
     """
     some = gates * keep
     total = some.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(gates.dtype).tiny)
@@ -36,17 +59,17 @@ def kept(gates: Tensor, keep: Tensor) -> Tensor:
 
 
 def entropy(probabilities: Tensor) -> Tensor:
-    """-sum p log p in nats, [..., E] -> [...]; its gradient, unlike `entr`'s, is finite at 0."""
+    """-sum p log p in nats, [..., E] -> [...]; unlike `entr`, with a finite gradient at 0."""
     tiny = torch.finfo(probabilities.dtype).tiny
     return -(probabilities * probabilities.clamp(min=tiny).log()).sum(dim=-1)
 
 
 def metrics(gates: Tensor) -> dict[str, Tensor]:
-    """What a gate does, averaged over clips and tokens; detached.
+    """Statistics of a gate, averaged over clips and tokens; detached.
 
     Returns:
         load: [E], mean gate of each expert; sums to 1.
-        gate_entropy: of a token's gates, divided by its maximum: 1 is uniform, 0 is one expert.
+        gate_entropy: entropy of a token's gates over its maximum: 1 is uniform, 0 is one expert.
     """
     gates = gates.detach()
     experts = gates.shape[-1]

@@ -1,8 +1,8 @@
 """Ragged dispatch: tokens sorted by expert into blocks that belong to one expert each.
 
-A batched matrix product needs groups of equal size, and experts get unequal shares of the tokens.
-Padding every expert to the largest share computes E times that; blocks waste less than one block
-an expert, and no token is dropped (the idea of MegaBlocks, arXiv:2211.15841).
+A batched matrix product needs groups of equal size, but experts get unequal shares of the tokens.
+Padding every expert to the largest share would compute E times that share; blocks waste less than
+one block per expert, and no token is dropped (the idea of MegaBlocks, arXiv:2211.15841).
 """
 
 import dataclasses
@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 BLOCK = 16
-"""Rows a block: small, so that little is padded; large enough for an efficient matrix product."""
+"""Rows per block: small, so that little is padded; large enough for an efficient matrix product."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """Where N choices stand in C blocks of `size` rows.
+    """The places of N choices in C blocks of `size` rows.
 
     Attributes:
         places: [N], the row of each choice among all C * size rows; no two are equal.
         owners: [C], the expert of each block.
-        size: rows a block.
+        size: rows per block.
     """
 
     places: Tensor
@@ -29,9 +29,9 @@ class Blocks:
     size: int
 
     def fill(self, values: Tensor) -> Tensor:
-        """One number a choice [N] -> blocks [C, size], zero where no choice stands."""
+        """One number per choice [N] -> blocks [C, size], zero in the rows without a choice."""
         empty = values.new_zeros(len(self.owners) * self.size)
-        return empty.index_copy(0, self.places, values).unflatten(0, (-1, self.size))
+        return empty.index_copy(0, self.places, values).view(-1, self.size)
 
     def read(self, blocks: Tensor) -> Tensor:
         """Blocks [C, size, d] -> choices [N, d]."""
@@ -44,10 +44,10 @@ def in_blocks(experts: Tensor, num_experts: int, size: int = BLOCK) -> Blocks:
     Args:
         experts: the expert of each choice, [N].
         num_experts: E.
-        size: rows a block.
+        size: rows per block.
 
     Returns:
-        N // size + E blocks, which suffice whatever the shares (and need no look at them).
+        N // size + E blocks, which suffice for any shares (so their number is known beforehand).
     """
     counts = torch.zeros(num_experts, dtype=torch.long, device=experts.device)
     counts = counts.index_add(0, experts, torch.ones_like(experts))

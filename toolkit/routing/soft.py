@@ -1,9 +1,9 @@
-"""Soft mixture routing: every slot is a weighted mean of tokens, every token one of slots.
+"""Soft mixture routing: every slot is a weighted mean of tokens, every token a mean of slots.
 
 Puigcerver et al., From Sparse to Soft Mixtures of Experts (arXiv:2308.00951), section 2;
 adapters as experts: Cappellazzo et al. (arXiv:2402.00828).
 
-Shapes: B clips, T tokens, d width, E experts, S slots an expert.
+Shapes: B clips, T tokens, d width, E experts, S slots per expert.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from torch.nn import functional
 
 @dataclasses.dataclass(frozen=True)
 class SoftRouting:
-    """Both sets of weights of one routing.
+    """The weights into slots and out of them.
 
     Attributes:
         dispatch: [B, T, E, S], sums to 1 over tokens.
@@ -28,7 +28,7 @@ class SoftRouting:
     combine: Tensor
 
     def slots(self, x: Tensor) -> Tensor:
-        """Slot inputs: tokens [B, T, d] -> [B, E, S, d]."""
+        """Make the inputs of the slots: tokens [B, T, d] -> [B, E, S, d]."""
         return einsum(self.dispatch, x, "b t e s, b t d -> b e s d")
 
     def tokens(self, y: Tensor) -> Tensor:
@@ -44,14 +44,14 @@ def route(
     mask: Tensor | None = None,
     noise_std: float = 0.0,
 ) -> SoftRouting:
-    """Dispatch and combine weights from the logits x phi.
+    """Compute dispatch and combine weights from the logits x phi.
 
     Args:
         x: tokens [B, T, d].
         phi: slot embeddings [d, E, S].
         scale: if given, tokens and slot embeddings are scaled to unit length along d and the
-            logits multiplied by this scalar (2308.00951, section 2.3). Only the logits see the
-            normalised tokens; slot inputs are made of the tokens themselves.
+            logits multiplied by this scalar (2308.00951, section 2.3). Only the logits use the
+            normalised tokens; slots are means of the tokens themselves.
         mask: [B, T], True where a token is real; padding is left out of every slot.
         noise_std: standard deviation of Gaussian noise added to the logits.
     """
@@ -69,20 +69,20 @@ def route(
 
 
 def normalised_over_experts(x: Tensor, phi: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """What the papers' code routes with when it normalises: tokens and slot embeddings.
+    """Normalise tokens and slot embeddings the way the papers' code does.
 
-    Slot embeddings are divided by their length over the experts (axis 1) instead of over d, and
-    the normalised tokens also make the slots.
+    It divides slot embeddings by their length over the experts (axis 1) instead of over d, and
+    makes the slots of the normalised tokens.
 
     Args:
-        x, phi, scale: see `route`, to which the result is to be given without a scale.
+        x, phi, scale: as for `route`; pass the result to `route` without a scale.
     """
     phi = scale * phi / (phi.norm(dim=1, keepdim=True) + 1e-6)
     return x / (x.norm(dim=-1, keepdim=True) + 1e-6), phi
 
 
 def metrics(routing: SoftRouting, mask: Tensor | None = None) -> dict[str, Tensor]:
-    """What a routing does, averaged over clips and tokens; detached.
+    """Statistics of a routing, averaged over clips and tokens; detached.
 
     Args:
         routing: of tokens [B, T, d].
@@ -90,8 +90,8 @@ def metrics(routing: SoftRouting, mask: Tensor | None = None) -> dict[str, Tenso
 
     Returns:
         load: [E], share of the output that each expert makes; sums to 1.
-        combine_entropy, dispatch_entropy: of a token's slots and of a slot's tokens, each divided
-            by its maximum: 1 is uniform, 0 is one-hot.
+        combine_entropy, dispatch_entropy: entropy of a token's slots and of a slot's tokens, each
+            over its maximum: 1 is uniform, 0 is one-hot.
         slot_similarity: mean cosine between the dispatch weights of two different slots of a
             clip: 1 means that all slots read the same (collapse). 0 with a single slot.
     """
@@ -114,4 +114,5 @@ def metrics(routing: SoftRouting, mask: Tensor | None = None) -> dict[str, Tenso
 
 def _entropy(p: Tensor) -> Tensor:
     """Entropy along the last axis."""
-    return torch.special.entr(p).sum(dim=-1)
+    entropies: Tensor = torch.special.entr(p).sum(dim=-1)
+    return entropies

@@ -1,4 +1,4 @@
-"""Sparse routing: every token goes to the k experts that a softmax prefers.
+"""Sparse routing: every token goes to the k experts with the largest softmax probabilities.
 
 Shazeer et al. (arXiv:1701.06538), GShard (Lepikhin et al., arXiv:2006.16668), Switch Transformer
 (Fedus et al., arXiv:2101.03961), ST-MoE (Zoph et al., arXiv:2202.08906).
@@ -8,12 +8,16 @@ Shapes: B clips, T tokens, d width, E experts.
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
 from toolkit.routing import dense
+from toolkit.routing.router import Router
 
 INIT_SCALE = 0.1
 """The router starts as a truncated normal of variance 0.1 / d (Switch Transformer, section 2.4)."""
@@ -26,7 +30,7 @@ class TopKRouting:
     Attributes:
         logits: [B, T, E]; -inf for an expert that is not alive.
         probabilities: [B, T, E], their softmax.
-        chosen: [B, T, E], bool: the token's k experts before any is dropped for want of capacity.
+        chosen: [B, T, E], bool: the token's k experts before any is dropped for lack of capacity.
         gates: [B, T, E], the factors of the experts' outputs; zero where not chosen or dropped.
         real: [B, T], bool, tokens that are not padding.
     """
@@ -38,7 +42,7 @@ class TopKRouting:
     real: Tensor
 
 
-class TopKRouter(nn.Module):
+class TopKRouter(Router):
     """Gates g_e = p_e for the k largest of p = softmax(W x), else 0.
 
     Decided in float32 whatever the precision around it (Switch's selective precision), since a
@@ -47,19 +51,21 @@ class TopKRouter(nn.Module):
     Args:
         dim: token width d.
         num_experts: E.
-        k: experts a token; all, if there are fewer alive.
-        renormalise: divide a token's gates by their sum (GShard); not: keep the probabilities
+        k: experts per token; all that are alive, if there are fewer.
+        renormalise: divide a token's gates by their sum (GShard); else they stay probabilities
             (Switch), so that the router learns from the task at k = 1 too.
         jitter: in training the router reads x * U(1 - jitter, 1 + jitter) (Switch).
         noise: standard deviation of the noise on the logits in training (Shazeer et al.).
         capacity: in training an expert takes at most this multiple of its fair share k B T / E of
             the batch, first choices before second ones, in the order of the tokens (GShard); None:
-            any number, no token is dropped. Evaluation never drops.
+            no limit, so no token is dropped. Evaluation never drops.
 
     Attributes:
         alive: [E], bool, which experts can be chosen; all, unless a method drops some.
-        routing: of the last training pass, until it is taken.
+        routing: that of the last training pass, until it is taken.
     """
+
+    weighs_experts: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -86,8 +92,18 @@ class TopKRouter(nn.Module):
             self.routing = routing
         return routing.gates.to(x.dtype)
 
+    def routing_of(self, x: Tensor, mask: Tensor | None = None) -> TopKRouting:
+        """The routing of the pass that `forward` has just made, noise of the training included.
+
+        Args:
+            x, mask: as `forward` was given them.
+        """
+        if self.training and self.routing is not None:
+            return self.routing
+        return self.route(x, mask)
+
     def take_routing(self) -> TopKRouting:
-        """The routing of the last training pass, once.
+        """Return the routing of the last training pass and forget it.
 
         Raises:
             RuntimeError: there was no training pass since the last call.
@@ -98,7 +114,7 @@ class TopKRouter(nn.Module):
         return routing
 
     def route(self, x: Tensor, mask: Tensor | None = None) -> TopKRouting:
-        """Who takes which token; see `forward`."""
+        """Route tokens [B, T, d], with a mask [B, T] of the real ones."""
         with torch.autocast(x.device.type, enabled=False):
             logits = self._logits(x.to(self.linear.weight.dtype))
             probabilities = logits.softmax(dim=-1)
@@ -112,45 +128,51 @@ class TopKRouter(nn.Module):
                 total = gates.sum(dim=-1, keepdim=True)
                 gates = gates / total.clamp(min=torch.finfo(gates.dtype).tiny)
             if self.training and self.capacity is not None:
-                gates = gates * within(top, chosen, self._room(top))
+                gates = gates * within(top, chosen, self._room(top, self.capacity))
         return TopKRouting(logits, probabilities, chosen, gates, real)
+
+    def keep(self, numbers: Sequence[int]) -> None:
+        """Leave only some experts, in this order."""
+        dense.keep_rows(self.linear, numbers)
+        self.alive = self.alive[list(numbers)].clone()
 
     def _logits(self, x: Tensor) -> Tensor:
         if self.training and self.jitter:
             x = x * torch.empty_like(x).uniform_(1 - self.jitter, 1 + self.jitter)
-        logits = self.linear(x)
+        logits: Tensor = self.linear(x)
         if self.training and self.noise:
             logits = logits + self.noise * torch.randn_like(logits)
         return logits.masked_fill(~self.alive, -math.inf)
 
-    def _room(self, top: Tensor) -> int:
-        """Tokens that an expert may take."""
-        return math.ceil(self.capacity * top.numel() / self.linear.out_features)
+    def _room(self, top: Tensor, capacity: float) -> int:
+        """How many tokens an expert may take."""
+        return math.ceil(capacity * top.numel() / self.linear.out_features)
 
 
 def within(top: Tensor, chosen: Tensor, room: int) -> Tensor:
-    """Which choices an expert has room for: first choices before second ones, in tokens' order.
+    """Find the choices that experts have room for: first choices first, in the order of tokens.
 
     Args:
         top: experts of each token, best first, [B, T, k].
         chosen: [B, T, E], bool, which of them count.
-        room: choices an expert can take.
+        room: how many choices an expert can take.
 
     Returns:
-        [B, T, E], bool; True also where nothing was chosen.
+        [B, T, E], bool; also True where nothing was chosen.
     """
     ranks = functional.one_hot(top, chosen.shape[-1]).flatten(0, 1)  # [B T, k, E]
     ranks = ranks * chosen.flatten(0, 1)[:, None]
-    queue = ranks.transpose(0, 1).flatten(0, 1).cumsum(dim=0)  # first choices come first
-    places = queue.unflatten(0, (top.shape[-1], -1)).transpose(0, 1)  # [B T, k, E]
-    return ((places * ranks).sum(dim=1) <= room).view_as(chosen)
+    queue = rearrange(ranks, "n k e -> (k n) e").cumsum(dim=0)  # first choices come first
+    places = rearrange(queue, "(k n) e -> n k e", k=top.shape[-1])
+    fits: Tensor = (places * ranks).sum(dim=1) <= room
+    return fits.view_as(chosen)
 
 
 def balance(routing: TopKRouting) -> Tensor:
     """E_alive sum_e f_e P_e: f the share of all choices, P the mean probability (Switch, eq. 4-6).
 
-    1 where all experts get as many; for k > 1 every choice counts as one (GShard counts the first
-    choices alone).
+    It is 1 where all experts get equally many tokens. For k > 1 every choice counts (GShard counts
+    only the first choices).
     """
     tokens = routing.real.sum().clamp(min=1)
     choices = routing.chosen.sum().clamp(min=1)
@@ -166,7 +188,7 @@ def z_loss(routing: TopKRouting) -> Tensor:
 
 
 def entropy(routing: TopKRouting) -> Tensor:
-    """Mean entropy of a token's softmax, in nats; minimised it makes routing decided (SEER-MoE)."""
+    """Mean entropy of a token's softmax in nats; minimising it sharpens the routing (SEER-MoE)."""
     return _mean(dense.entropy(routing.probabilities), routing.real)
 
 
@@ -175,14 +197,14 @@ def _mean(values: Tensor, real: Tensor) -> Tensor:
 
 
 def metrics(routing: TopKRouting) -> dict[str, Tensor]:
-    """What a gate does, averaged over clips and tokens; detached.
+    """Statistics of a gate, averaged over clips and tokens; detached.
 
     Returns:
         load: [E], share of the choices that each expert gets; sums to 1.
         importance: [E], mean probability of each expert.
-        gate_entropy: of a token's probabilities over all experts, divided by its maximum.
-        active_mean: experts of a token.
-        alive: experts that can be chosen.
+        gate_entropy: entropy of a token's probabilities over its maximum.
+        active_mean: mean number of experts per token.
+        alive: number of experts that can be chosen.
         unused: share of these that no token chose.
     """
     probabilities, used = routing.probabilities.detach(), routing.gates.detach() > 0

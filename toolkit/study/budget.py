@@ -50,7 +50,9 @@ class Fit:
     @property
     def overrides(self) -> dict[str, int]:
         """What to change in a configuration."""
-        return {} if self.setting is None else {f"peft.{self.setting}": self.value}
+        if self.setting is None or self.value is None:
+            return {}
+        return {f"peft.{self.setting}": self.value}
 
 
 Count = Callable[[Mapping[str, Any]], int]
@@ -102,17 +104,17 @@ def _search(peft: Mapping[str, Any], setting: str, target: int, count: Count) ->
         except ConfigError:
             return None
 
-    best = Fit(target, count(peft), setting, PEFT.create(peft).as_dict()[setting])
+    configured: int = PEFT.create(peft).as_dict()[setting]
+    found = {configured: Fit(target, count(peft), setting, configured)}
     low, high = 1, LARGEST
     while True:
         grid = np.unique(np.geomspace(low, high, POINTS).round().astype(int)).tolist()
-        found = [f for f in (best, *map(attempt, grid)) if f is not None]
-        best = min(found, key=lambda fit: fit.distance)
-        below = [value for value in grid if value < best.value]
-        above = [value for value in grid if value > best.value]
-        low, high = max(below, default=best.value), min(above, default=best.value)
+        found |= {value: fit for value in grid if (fit := attempt(value)) is not None}
+        best = min(found, key=lambda value: found[value].distance)
+        low = max((value for value in grid if value < best), default=best)
+        high = min((value for value in grid if value > best), default=best)
         if high - low <= 2:
-            return best
+            return found[best]
 
 
 def remembered(file: Path, make: Callable[[], Fit]) -> Fit:

@@ -136,6 +136,7 @@ def _expand(
 ) -> list[ConfiguredMethod]:
     if spec.hparams is not None:
         return _sweep(spec, *_named(spec.hparams, files))
+    assert spec.glob is not None, "MethodSpec.check requires one of the two"
     if spec.glob in files:
         names = [spec.glob]
     else:

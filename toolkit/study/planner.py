@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -70,12 +70,13 @@ class Planner:
         """
         found = []
         for name, corpus in self.study.corpora.items():
+            folds: Sequence[int | None] = corpus.folds or [None]
             methods = [method for method in self.methods.values() if method.runs_on(name)]
             for backbone in self.study.backbones:
                 for shots in corpus.shots or self.study.shots:
                     for method in methods:
                         for seed in method.seeds or corpus.seeds or self.study.seeds:
-                            for fold in corpus.folds or [None]:
+                            for fold in folds:
                                 cell = (name, method.name, backbone, shots, seed, fold)
                                 found.append(Cell(*cell))
         seeds = {seed: place for place, seed in enumerate(self.study.seeds)}
@@ -152,6 +153,7 @@ class Planner:
         if spending.seconds is not None:
             epochs = self._epochs(planned, spending.seconds, cell.shots)
             return self._load(train, corpus, method, cell, {"epochs": epochs})
+        assert spending.parameters is not None, "Budget.check requires one of the two"
         target = self._target(cell, spending.parameters)
         fit = self._fit(planned, target, spending.within, method.size)
         loaded = self._load(train, corpus, method, cell, fit.overrides)
@@ -205,7 +207,7 @@ class Planner:
         timing = read_timing(self.folder, planned.step)
         if timing is None:
             raise ConfigError(
-                "a budget of seconds needs the time of a step: run the study with `--timings` first"
+                "a budget of seconds needs the time of a step: run `toolkit study time` first"
             )
         return max(1, round(seconds / timing.epoch_seconds(shots)))
 
@@ -230,7 +232,7 @@ class Planned:
         """Hash of what decides the cost of a step."""
         return self.configuration.digest(ignore=SAME_STEP)
 
-    def count(self, peft: dict[str, Any] | None = None) -> int:
+    def count(self, peft: Mapping[str, Any] | None = None) -> int:
         """Trainable parameters outside the head, of the method or of a changed one."""
         source = backbones.create(self.configuration.values["backbone"])
         options = self.options

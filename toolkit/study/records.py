@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from toolkit.errors import RunError
 from toolkit.files import write_atomically
 from toolkit.results import OLD_NAMES
+from toolkit.study.budget import Fit
 from toolkit.study.plan import Cell
 from toolkit.typed_json import from_plain, to_json
 
@@ -142,7 +143,7 @@ class Record:
         seconds: from start to end, of the last attempt.
         started: when, in UTC.
         host, engine, threads: where it ran; threads None: as many as there are.
-        fit: what a budget of parameters chose (`budget.Fit`).
+        fit: the size that a budget of parameters chose.
         outcome: what it found; None if it failed.
     """
 
@@ -159,7 +160,7 @@ class Record:
     host: str
     engine: str
     threads: int | None
-    fit: dict[str, Any] | None
+    fit: Fit | None
     outcome: Outcome | None
 
     @property
@@ -228,48 +229,90 @@ def _read(file: Path, kind: type[T], upgrade: Callable[[Any], Any], remedy: str)
 
 
 @dataclasses.dataclass(frozen=True)
+class Machine:
+    """Where timings were taken; `load_before` is the load average when the first round began."""
+
+    host: str
+    processor: str
+    cores: int
+    load_before: float
+    date: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """What one configuration costs, measured once.
+
+    Attributes:
+        samples_per_second: clips trained per second, from the median step.
+        peak_memory_bytes: in training.
+        latency_seconds: of the prediction of a single clip.
+        throughput: clips predicted per second, in batches as large as in training.
+        flops: operations per predicted clip; a multiplication and an addition are two.
+        merged_latency_seconds, merged_throughput, merged_flops: after merging; None where the
+            method cannot be merged.
+        training_clips: of the first fold.
+        classes, batch_size: of the configuration.
+        device: `cpu`, or the name of the GPU.
+    """
+
+    samples_per_second: float
+    peak_memory_bytes: int
+    latency_seconds: float
+    throughput: float
+    flops: int
+    merged_latency_seconds: float | None
+    merged_throughput: float | None
+    merged_flops: int | None
+    training_clips: int
+    classes: int
+    batch_size: int
+    device: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Timing:
-    """What one configuration costs, from the quiet phase; see `timing.measure` for the fields.
+    """What one configuration costs, measured in rounds while nothing else ran.
 
     Attributes:
         machine: where it was measured.
-        rounds: one measurement a round.
+        rounds: one measurement per round.
     """
 
-    machine: dict[str, Any]
-    rounds: list[dict[str, Any]]
+    machine: Machine
+    rounds: list[Measurement]
 
     def median(self, key: str) -> float | None:
-        """The median over rounds of a measured number; None where it does not exist."""
-        values = [values[key] for values in self.rounds]
-        return None if None in values else statistics.median(values)
+        """The median over the rounds of a field of `Measurement`; None where it is None."""
+        values = [getattr(measured, key) for measured in self.rounds]
+        return None if None in values else float(statistics.median(values))
 
-    def spread(self, key: str) -> float | None:
-        """The range over rounds as a share of the median."""
-        values = [values[key] for values in self.rounds]
-        if None in values:
-            return None
-        return (max(values) - min(values)) / statistics.median(values)
+    def spread(self, key: str) -> float:
+        """The range over the rounds of a field of `Measurement`, as a share of the median."""
+        values = [getattr(measured, key) for measured in self.rounds]
+        return float((max(values) - min(values)) / statistics.median(values))
 
     def epoch_seconds(self, shots: int | None) -> float:
-        """Seconds that an epoch trains, with all training clips or with some of each class."""
+        """Training seconds per epoch, with all training clips or `shots` of each class."""
         first = self.rounds[0]
-        clips = first["training_clips"] if shots is None else shots * first["classes"]
-        return clips / self.median("samples_per_second")
+        clips = first.training_clips if shots is None else shots * first.classes
+        return clips / statistics.median(one.samples_per_second for one in self.rounds)
 
     def write(self, folder: Path, step: str) -> None:
         """Keep it with the study's results."""
         file = _timing_file(folder, step)
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, json.dumps(dataclasses.asdict(self), indent=1))
+        write_atomically(file, to_json(self, indent=1))
 
 
 def read_timing(folder: Path, step: str) -> Timing | None:
-    """The timing of all runs with that `Run.step`, or None."""
-    try:
-        return Timing(**json.loads(_timing_file(folder, step).read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
+    """The timing of all runs with that `Run.step`, or None.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    remedy = "delete it and run `toolkit study time` again"
+    return _read(_timing_file(folder, step), Timing, lambda values: values, remedy)
 
 
 def _timing_file(folder: Path, step: str) -> Path:

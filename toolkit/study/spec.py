@@ -17,7 +17,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from toolkit import places
 from toolkit.errors import ConfigError, did_you_mean
@@ -175,7 +176,8 @@ class Study(Settings):
         """Leave a copy beside the results."""
         folder.mkdir(parents=True, exist_ok=True)
         yaml = YAML(typ="safe")
-        yaml.sort_base_mapping_type_on_output = False  # a sweep's order is in its methods' names
+        # The order of a sweep is in the names of its methods.
+        yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
         with open(folder / COPY, "w", encoding="utf-8") as stream:
             yaml.dump(self.as_dict(), stream)
 

@@ -14,6 +14,7 @@ from toolkit.testing.checks import (
 from toolkit.testing.memory import LargestTensor
 from toolkit.testing.tiny import (
     CLASSES,
+    first_mixture,
     tiny_backbone,
     tiny_batch,
     tiny_classifier,
@@ -36,6 +37,7 @@ __all__ = [
     "check_saving",
     "check_training",
     "compare_padded",
+    "first_mixture",
     "tiny_backbone",
     "tiny_batch",
     "tiny_classifier",

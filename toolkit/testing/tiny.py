@@ -12,6 +12,7 @@ from toolkit.features.batch import Batch
 from toolkit.mixtures.tool import MixtureData
 from toolkit.model import AudioClassifier, Pooling
 from toolkit.peft.base import PeftMethod
+from toolkit.peft.mixture import Mixture, mixtures
 from toolkit.registry import BACKBONES, PEFT
 from toolkit.task import ONE_CLASS, BatchObjective, Task
 
@@ -85,6 +86,11 @@ def tiny_mixture(name: str, seed: int = 0, **settings: Any) -> AudioClassifier:
     """A tiny classifier in eval mode, as if trained: every tensor of the method is random."""
     method = PEFT.create({"name": name, **settings})
     return tiny_classifier(method, seed, noise=0.2).eval()
+
+
+def first_mixture(model: AudioClassifier) -> Mixture:
+    """The mixture of the first site."""
+    return next(iter(mixtures(model.backbone).values()))
 
 
 def tiny_data(backbone: Backbone, clips: int = 10) -> MixtureData:

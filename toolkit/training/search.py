@@ -1,4 +1,4 @@
-"""The contract of searches: configuration and budget go in, a better configuration comes out."""
+"""The contract of searches: from a configuration and a budget to a better configuration."""
 
 import dataclasses
 from abc import ABC, abstractmethod
@@ -19,15 +19,15 @@ __all__ = ["Search", "parse_budget", "run_search"]
 class Search(Settings, ABC):
     """A search for the architecture of a method under a budget, on one fold of a recipe.
 
-    It may train on the fold's training clips and choose by its validation clips; it sees no test
-    clip.
+    It may train on the fold's training clips and select on its validation clips; it never uses a
+    test clip.
     """
 
     costs: ClassVar[Mapping[str, str]]
-    """What a budget can bound: name -> what it is."""
+    """What a budget can limit: name -> description."""
 
     fold: int | None = setting(
-        None, "the test fold whose training and validation folds are used; none: the first"
+        None, "test fold whose training and validation folds are used; none: the first"
     )
 
     @abstractmethod
@@ -38,21 +38,21 @@ class Search(Settings, ABC):
         budget: Mapping[str, float],
         folder: Path,
     ) -> dict[str, Any]:
-        """Search, or go on with a search that was interrupted.
+        """Search, or continue a search that was interrupted.
 
         Args:
-            experiment: what the configuration describes, with the chosen fold and an output folder
-                within `folder`.
-            command: the configuration's file, which what is found extends, and what was set
-                besides.
-            budget: cost -> the most that is allowed.
-            folder: where the search's files go.
+            experiment: the configured experiment, with the chosen fold and an output folder within
+                `folder`.
+            command: the configuration file, which the found configuration extends, and the
+                overrides given with it.
+            budget: the largest allowed value by cost.
+            folder: where the search writes its files.
 
         Returns:
-            a report, plain values.
+            A report of plain values.
 
         Raises:
-            ConfigError: this search cannot search in this configuration.
+            ConfigError: this search cannot work with this configuration.
             RunError: nothing within the budget was found.
         """
 
@@ -61,11 +61,11 @@ def parse_budget(words: Iterable[str], costs: Mapping[str, str]) -> dict[str, fl
     """Read `latency_ms=20,trainable=1e5`, in one word or several.
 
     Args:
-        words: as given with `--budget`.
-        costs: what can be bounded.
+        words: the words given with `--budget`.
+        costs: what can be limited.
 
     Raises:
-        ConfigError: no bound, an unknown one, or one that is not a positive number.
+        ConfigError: there is no limit, an unknown cost, or a limit that is not a positive number.
     """
     known = ", ".join(costs)
     budget: dict[str, float] = {}
@@ -94,14 +94,14 @@ def run_search(
     """Run a registered search.
 
     Args:
-        name: of the search.
+        name: the search.
         file: a configuration of a recipe or of a plugin.
-        words: further options; the search's settings by name, all others the configuration's keys.
-        budget: see `parse_budget`.
-        folder: where the search's files go.
+        words: further options: settings of the search, and keys of the configuration.
+        budget: words such as `latency_ms=20`, as for `parse_budget`.
+        folder: where the search writes its files.
 
     Raises:
-        ConfigError, UnknownName, RunError: anything that a user must mend.
+        ConfigError, UnknownName, RunError: the configuration, the options or the budget are wrong.
     """
     kind = SEARCHES.get(name)
     settings = [field.name for field in dataclasses.fields(kind)]

@@ -1,1 +1,1 @@
-"""See the experts: who listens to what in a trained mixture, drawn over a spectrogram."""
+"""Pictures of a trained mixture: which expert uses which part of a spectrogram."""

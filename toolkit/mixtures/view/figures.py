@@ -1,4 +1,4 @@
-"""The pictures of the expert viewer, one function each, drawn without a display."""
+"""The pictures of a mixture, one function each, drawn without a display."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,14 +19,14 @@ MEANING = {
 
 
 def draw_layer(view: LayerView, frames: Tensor, most: int) -> Figure:
-    """The weights of the busiest experts over the spectrogram, one row per kind of weight.
+    """Draw the weights of the busiest experts over the spectrogram, one row per kind of weights.
 
-    Every patch is drawn as an equal part of the picture, although AST's overlap a little.
+    Every patch takes an equal part of the picture, although AST's patches overlap a little.
 
     Args:
         view: the mixture.
-        frames: raw log-mel frames [T, F]; padding is NaN.
-        most: number of experts to draw.
+        frames: raw log-mel frames [T, F]; NaN where the window is padded.
+        most: how many experts to draw at most.
     """
     experts = view.busiest(most)
     load = view.load()
@@ -54,7 +54,7 @@ def draw_layer(view: LayerView, frames: Tensor, most: int) -> Figure:
 
 
 def draw_similarity(views: list[LayerView], most: int) -> Figure:
-    """Cosine similarity between the slots of the busiest experts, one panel per layer."""
+    """Draw the cosines between the slots of the busiest experts, one panel per layer."""
     columns = min(len(views), 6)
     rows = -(-len(views) // columns)
     figure = Figure(figsize=(1.9 * columns + 1, 2 * rows + 0.3), dpi=80, layout="constrained")
@@ -74,7 +74,7 @@ def draw_similarity(views: list[LayerView], most: int) -> Figure:
 
 
 def draw_training(history: list[EpochRecord]) -> Figure | None:
-    """Expert load, entropies and slot similarity on the validation fold after each epoch.
+    """Draw expert load, entropies and slot similarity on the validation fold after each epoch.
 
     Args:
         history: one record per epoch.
@@ -112,7 +112,7 @@ def draw_training(history: list[EpochRecord]) -> Figure | None:
 
 
 def _spectrogram(axis: Axes, frames: Tensor) -> tuple[float, float, float, float]:
-    """Draw log-mel frames [T, F] over seconds and mel bands; returns their extent."""
+    """Draw log-mel frames [T, F] over seconds and mel bands and return their extent."""
     extent = (0.0, len(frames) * SHIFT_SECONDS, 0.0, float(frames.shape[1]))
     axis.set_facecolor("lightgrey")
     axis.imshow(frames.T.numpy(), origin="lower", aspect="auto", extent=extent, cmap="gray")

@@ -1,4 +1,4 @@
-"""`toolkit experts`: pictures of a mixture on one file, and one page that holds them all."""
+"""`toolkit experts`: pictures of a mixture on one file, and one page with all of them."""
 
 import base64
 from collections.abc import Sequence
@@ -6,15 +6,15 @@ from html import escape
 from pathlib import Path
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from toolkit.bundle import Bundle, load_bundle
 from toolkit.errors import ConfigError
 from toolkit.features.batch import padded
 from toolkit.features.cache import Segment
+from toolkit.features.spec import FbankSpec
 from toolkit.files import write_atomically
-from toolkit.inference.predict import split_windows
+from toolkit.inference.windows import split_windows
 from toolkit.mixtures.view import figures
 from toolkit.mixtures.view.collect import LayerView, look, training_record
 
@@ -34,18 +34,18 @@ def show_experts(
     window: int = 1,
     backbone: str | None = None,
 ) -> Path:
-    """Draw who listens to what in a file, layer by layer.
+    """Draw which expert uses which part of a file, layer by layer.
 
     Args:
-        bundle_folder: of any mixture.
+        bundle_folder: the bundle of any mixture.
         file: a recording.
         output: folder of the PNGs and of the page.
-        most: experts a layer to draw, those with the largest load.
-        window: of a file longer than the backbone reads, from 1.
-        backbone: see `load_bundle`.
+        most: how many experts to draw per layer: those with the largest load.
+        window: number of the window, from 1, in a file longer than the backbone reads.
+        backbone: where the backbone's weights are, as for `load_bundle`.
 
     Returns:
-        the page, which holds all pictures in itself.
+        The page, which includes all pictures.
 
     Raises:
         ConfigError: the bundle has no mixture or reads no spectrogram, the file has no such window,
@@ -53,22 +53,22 @@ def show_experts(
         DataError: the file cannot be read.
     """
     if most < 1:
-        raise ConfigError(f"there is nothing to draw with {most} experts; ask for one or more")
+        raise ConfigError(f"cannot draw {most} experts per layer; ask for one or more")
     bundle = load_bundle(bundle_folder, backbone)
-    if bundle.features.kind != "fbank":
+    spec = bundle.features
+    if not isinstance(spec, FbankSpec):
         raise ConfigError(
-            f"the pictures lay experts over a spectrogram, which '{bundle.model.backbone.name}' "
-            "does not read: use a bundle of a backbone that does, such as AST"
+            f"experts are drawn over a spectrogram, which '{bundle.model.backbone.name}' does not "
+            "read: use a bundle of a backbone that does, such as AST"
         )
-    length = bundle.features.max_length
-    frames = bundle.pipeline.read(Segment(str(file)), bundle.features)
-    windows = split_windows(frames, length)
+    frames = bundle.reader.read(Segment(str(file)), spec)
+    windows = split_windows(frames, spec.max_length)
     if not 1 <= window <= len(windows):
         raise ConfigError(f"{file} has the windows 1 to {len(windows)}, not {window}")
-    (chosen,), _ = padded([windows[window - 1].numpy()], bundle.features)
+    (chosen,), _ = padded([windows[window - 1].numpy()], spec)
     views, probabilities = look(bundle, chosen)
     shown = chosen.clone()
-    shown[len(frames) - (window - 1) * length :] = torch.nan
+    shown[len(frames) - (window - 1) * spec.max_length :] = torch.nan
     pictures = {view.site: figures.draw_layer(view, shown, most) for view in views}
     pictures["similarity"] = figures.draw_similarity(views, most)
     history = training_record(bundle_folder, bundle.info["origin"].get("test_fold"))
@@ -89,7 +89,7 @@ def show_experts(
 
 def _save(figure: Figure, path: Path) -> bytes:
     """Write a PNG; returns its content."""
-    FigureCanvasAgg(figure).print_png(path)
+    figure.savefig(path, format="png")
     return path.read_bytes()
 
 
@@ -103,7 +103,7 @@ def _page(
     training = (
         _figure("training", images["training"])
         if "training" in images
-        else "<p>No record of the training lies beside the bundle (fold.json of its run).</p>"
+        else "<p>No record of the training was found beside the bundle (fold.json of its run).</p>"
     )
     parts = [
         f"<h1>Experts of {escape(method)}</h1><p>{escape(heading)}</p>",
@@ -124,7 +124,7 @@ def _page(
 
 
 def _table(views: Sequence[LayerView], kinds: Sequence[str]) -> str:
-    """Load and where the weights lie, a row a layer."""
+    """A table of load and of the weight on special tokens, one row per layer."""
     columns = ["layer", "smallest load", "largest load", *(f"{k} on special tokens" for k in kinds)]
     rows = [columns]
     for view in views:
@@ -139,6 +139,6 @@ def _table(views: Sequence[LayerView], kinds: Sequence[str]) -> str:
 
 
 def _figure(name: str, png: bytes) -> str:
-    """A picture as part of the page."""
+    """A picture as an element of the page."""
     data = base64.b64encode(png).decode("ascii")
     return f"<figure><img alt='{escape(name)}' src='data:image/png;base64,{data}'></figure>"

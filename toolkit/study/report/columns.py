@@ -2,7 +2,7 @@
 
 import dataclasses
 from decimal import Decimal
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -27,7 +27,7 @@ class Column:
     better: Literal["high", "low"] | None = None
     short: bool = False
 
-    def text(self, value: object) -> str:
+    def text(self, value: Any) -> str:
         """Format a cell, as the HTML page does; empty if there is no value."""
         if value is None or pd.isna(value):
             return ""

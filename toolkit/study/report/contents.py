@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from toolkit.study.records import Timing
 from toolkit.study.report import columns, curves, plots, statistics, tables
 from toolkit.study.report.columns import Column
-from toolkit.study.report.load import ALL_SHOTS, GROUP, Results, metric_name
+from toolkit.study.report.load import ALL_SHOTS, GROUP, Results, grouped, metric_name
 from toolkit.study.report.published import beside_measured
 
 
@@ -88,13 +88,13 @@ def _about_timings(results: Results) -> str:
             "compare them with care, or measure with `toolkit study time STUDY`."
         )
     machine = timings[0].machine
-    hosts = {(t.machine["host"], t.machine["processor"], t.rounds[0]["device"]) for t in timings}
+    hosts = {(t.machine.host, t.machine.processor, t.rounds[0].device) for t in timings}
     rounds = min(len(timing.rounds) for timing in timings)
-    where = f"{timings[0].rounds[0]['device']}, {machine['processor']}, {machine['cores']} cores"
+    where = f"{timings[0].rounds[0].device}, {machine.processor}, {machine.cores} cores"
     rest = len(steps) - len(timings)
     return (
         f"Speeds, seconds, memory and operations are medians of {rounds} interleaved rounds, each "
-        f"in its own process ({where}; load {machine['load_before']:.1f} before), with features "
+        f"in its own process ({where}; load {machine.load_before:.1f} before), with features "
         "in memory: reading and decoding files is not included."
         + _about_spread(timings) * (rounds > 1)
         + (
@@ -182,7 +182,7 @@ def all_pictures(results: Results, methods: pd.DataFrame) -> list[Picture]:
     found: list[Picture] = []
     baseline = results.study.baseline
     recalls = dict(tables.recalls(results))
-    for group, table in methods.groupby(GROUP, sort=False):
+    for group, table in grouped(methods, GROUP):
         name, title = _name(group), _title(group)
         metric = metric_name(table["metric"])
         best = table.sort_values("score", ascending=False)["method"].tolist()
@@ -223,12 +223,12 @@ def _line_pictures(results: Results) -> list[Picture]:
     """Few-shot curves, scaling curves, and one picture per swept setting."""
     found = []
     folds = results.folds
-    for group, rows in folds.groupby(["corpus", "backbone"], sort=False):
+    for group, rows in grouped(folds, ["corpus", "backbone"]):
         if (rows["shots"] != ALL_SHOTS).any() and rows["shots"].nunique() > 1:
             drawn = curves.draw_few_shot(rows)
             found.append(Picture(f"few-shot-{_name(group)}", f"Few-shot, {_title(group)}", drawn))
     swept = folds[[bool(results.methods[m].factors) for m in folds["method"]]]
-    for group, rows in swept.groupby(GROUP, sort=False):
+    for group, rows in grouped(swept, GROUP):
         name, title = _name(group), _title(group)
         if rows.groupby("series")["trained"].nunique().max() > 1:
             settings = [results.methods[method].factors for method in rows["method"]]

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
-from toolkit.study.report.load import ALL_SHOTS, Results, metric_name
+from toolkit.study.report.load import ALL_SHOTS, Results, grouped, metric_name
 from toolkit.study.report.plots import set_log_scale
 from toolkit.study.report.statistics import t_interval
 
@@ -120,9 +120,10 @@ def _lines(axes: Axes, folds: pd.DataFrame, by: list[str], beside: float = BESID
 
     Lines are shifted by `beside` points so that intervals at the same `x` do not overlap.
     """
-    groups = list(folds.groupby(by, sort=False))
+    groups = list(grouped(folds, by))
     for number, (key, rows) in enumerate(groups):
-        points = {x: t_interval(part["score"].to_numpy()) for x, part in rows.groupby("x")}
+        places = sorted(float(x) for x in rows["x"].unique())
+        points = {x: t_interval(rows["score"][rows["x"] == x].to_numpy()) for x in places}
         mean = [interval.mean for interval in points.values()]
         below = [interval.mean - interval.low for interval in points.values()]
         above = [interval.high - interval.mean for interval in points.values()]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -103,7 +103,7 @@ class Results:
                         "share": outcome.parameters.share,
                         "stored": outcome.parameters.stored,
                         "active": outcome.parameters.active,
-                        "target": record.fit["target"] if record.fit else None,
+                        "target": record.fit.target if record.fit else None,
                     }
                 )
         if not rows:
@@ -165,6 +165,12 @@ def _planned_anew(study: Study, folder: Path, plugins: Sequence[str]) -> Plan:
     from toolkit.study.planner import Planner  # loads torch, which a report needs for nothing else
 
     return Planner(study, folder, plugins=plugins).plan()
+
+
+def grouped(table: pd.DataFrame, by: list[str]) -> Iterator[tuple[tuple[str, ...], pd.DataFrame]]:
+    """The parts of a table that agree in some columns of text, in order of appearance."""
+    for key, part in table.groupby(by, sort=False):
+        yield tuple(map(str, key)), part
 
 
 def metric_name(metrics: Iterable[str]) -> str:

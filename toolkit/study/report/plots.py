@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -21,7 +21,7 @@ from toolkit.study.report.tables import Ranking
 matplotlib.use("Agg")
 
 DPI = 200
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "toolkit",  # the same picture gives the same file
     "svg.fonttype": "none",  # text stays text instead of a path per letter
     "font.sans-serif": ["DejaVu Sans", "Verdana"],  # equally wide; any sans-serif if neither exists
@@ -111,7 +111,7 @@ def draw_pareto(table: pd.DataFrame, x: str, label: str) -> Figure:
     axes.set_xlabel(label)
     axes.set_ylabel(f"test {metric_name(table['metric'])} %")
     axes.grid(alpha=0.3)
-    _name_points(axes, table, x, set(front["method"]))
+    _name_points(figure, axes, table, x, set(front["method"]))
     return figure
 
 
@@ -121,7 +121,9 @@ def set_log_scale(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
 
 
-def _name_points(axes: Axes, table: pd.DataFrame, x: str, on_front: set[str]) -> None:
+def _name_points(
+    figure: Figure, axes: Axes, table: pd.DataFrame, x: str, on_front: set[str]
+) -> None:
     """Write the name of every method beside its point without overlaps."""
     names = [
         axes.text(
@@ -131,7 +133,8 @@ def _name_points(axes: Axes, table: pd.DataFrame, x: str, on_front: set[str]) ->
         )
         for _, row in table.iterrows()
     ]  # fmt: skip
-    FigureCanvasAgg(axes.figure).draw()  # texts have no size before they are drawn
+    FigureCanvasAgg(figure)
+    figure.draw_without_rendering()  # texts have no size before
     adjust_text(
         names, x=table[x].to_list(), y=table["score"].to_list(), ax=axes, min_arrow_len=4,
         iter_lim=500,  # instead of a time limit, so that the same picture gives the same file
@@ -159,8 +162,8 @@ def draw_recalls(recalls: pd.DataFrame, baseline: str | None) -> Figure:
     size = (3 + 0.32 * len(values.columns), 2.5 + 0.26 * len(values))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
-    colours = {"cmap": "RdBu", "vmin": -limit} if relative else {"cmap": "Blues", "vmin": 0}
-    image = axes.imshow(values, vmax=limit, aspect="auto", **colours)
+    cmap, low = ("RdBu", -limit) if relative else ("Blues", 0.0)
+    image = axes.imshow(values, cmap=cmap, vmin=low, vmax=limit, aspect="auto")
     unit = f"recall minus recall of {baseline}, % points" if relative else "recall %"
     figure.colorbar(image, ax=axes, label=unit)
     names = [name.replace("_", " ") for name in values.columns]

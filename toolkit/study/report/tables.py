@@ -1,7 +1,8 @@
 """The tables of a report: methods, differences from the baseline, classes, ranks, factors."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pandas as pd
 from toolkit.study.records import Record, Timing
 from toolkit.study.report import statistics
 from toolkit.study.report.columns import COLUMNS
-from toolkit.study.report.load import ALL_SHOTS, GROUP, METHOD, Results, identity
+from toolkit.study.report.load import ALL_SHOTS, GROUP, METHOD, Results, grouped, identity
 from toolkit.study.report.statistics import Ranks
 
 FEWEST_CORPORA = 3  # for ranks over corpora; with fewer, over folds
@@ -18,10 +19,10 @@ FEWEST_CORPORA = 3  # for ranks over corpora; with fewer, over folds
 
 def methods(results: Results) -> pd.DataFrame:
     """A row for each method of each group: see `columns.COLUMNS`."""
-    planned = pd.DataFrame(identity(cell) for cell in results.cells).groupby(METHOD).size()
+    planned = Counter(tuple(identity(cell).values()) for cell in results.cells)
     records = {tuple(identity(record.cell).values()): record for record in results.done}
     rows = []
-    for key, folds in results.folds.groupby(METHOD, sort=False):
+    for key, folds in grouped(results.folds, METHOD):
         found = len(folds.drop_duplicates(["seed", "fold"]))
         row = {"runs": f"{found}/{max(found, planned[key])}", **_of_folds(folds)}
         row |= _of_timing(results.timing(records[key]), records[key], row)
@@ -65,7 +66,7 @@ def _of_timing(timing: Timing | None, record: Record, row: dict[str, Any]) -> di
         seconds = timing.epoch_seconds(record.cell.shots)
         found = {
             "samples_per_second": timing.median("samples_per_second"),
-            "peak_mib": timing.median("peak_memory_bytes") / 2**20,
+            "peak_mib": _scaled(timing.median("peak_memory_bytes"), 2**-20),
             "latency_ms": _scaled(timing.median("latency_seconds"), 1e3),
             "throughput": timing.median("throughput"),
             "merged_latency_ms": _scaled(timing.median("merged_latency_seconds"), 1e3),
@@ -102,12 +103,14 @@ def comparisons(results: Results) -> pd.DataFrame:
     McNemar's `p`, and `p_holm`, corrected for all methods of the group.
     """
     baseline, rows = results.study.baseline, []
-    for group, table in results.predictions.groupby(GROUP, sort=False):
+    for group, table in grouped(results.predictions, GROUP):
         right = table.set_index(["seed", "id"]).groupby("method", sort=False)["right"]
-        answers = {method: values.astype(float) for method, values in right}
-        base = answers.pop(baseline, None)
+        answers = {str(method): values.astype(float) for method, values in right}
+        if baseline not in answers:
+            continue
+        base = answers.pop(baseline)
         found = []
-        for method, values in answers.items() if base is not None else ():
+        for method, values in answers.items():
             difference = (values - base).dropna().groupby("id").mean().to_numpy()
             if len(difference):
                 found.append({"method": method, **_paired(difference)})
@@ -136,10 +139,10 @@ def _paired(difference: np.ndarray) -> dict[str, float]:
 def recalls(results: Results) -> Iterator[tuple[tuple[str, ...], pd.DataFrame]]:
     """For each group, the share in % of each class that each method finds: [methods, classes]."""
     tables: dict[tuple[str, ...], dict[str, pd.Series]] = {}
-    for (*group, method), (classes, counts) in results.confusions().items():
+    for (*parts, method), (classes, counts) in results.confusions().items():
         matrix = np.array(counts, dtype=float)
         shares = 100 * matrix.diagonal() / np.maximum(matrix.sum(axis=1), 1)
-        tables.setdefault(tuple(group), {})[method] = pd.Series(shares, classes)
+        tables.setdefault(tuple(parts), {})[method] = pd.Series(shares, classes)
     for group, series in tables.items():
         yield group, pd.DataFrame(series).T
 
@@ -166,7 +169,7 @@ def rankings(results: Results) -> list[Ranking]:
     """Average ranks over corpora, or over folds if there are fewer than three corpora; of the
     methods that have a score in every block."""
     found = []
-    for (backbone, shots), table in results.folds.groupby(["backbone", "shots"], sort=False):
+    for (backbone, shots), table in grouped(results.folds, ["backbone", "shots"]):
         over_corpora = table["corpus"].nunique() >= FEWEST_CORPORA
         blocks = ["corpus"] if over_corpora else ["corpus", "fold"]
         scores = table.pivot_table(index=blocks, columns="method", values="score")
@@ -192,7 +195,7 @@ def factors(results: Results) -> pd.DataFrame:
     each (`at_first`, `at_second`) and the `difference` in % with its t-interval `low`, `high`.
     """
     rows = []
-    for (*group, series), folds in results.folds.groupby([*GROUP, "series"], sort=False):
+    for (*group, series), folds in grouped(results.folds, [*GROUP, "series"]):
         levels = {m: results.methods[m].factors for m in folds["method"].unique()}
         for factor in next(iter(levels.values())):
             values = list(dict.fromkeys(str(f[factor]).lower() for f in levels.values()))
@@ -206,7 +209,7 @@ def factors(results: Results) -> pd.DataFrame:
 
 
 def _paired_runs(
-    folds: pd.DataFrame, levels: dict[str, dict[str, Any]], factor: str
+    folds: pd.DataFrame, levels: Mapping[str, Mapping[str, Any]], factor: str
 ) -> pd.DataFrame:
     """Scores [everything else, values of the factor]."""
     of = [levels[method] for method in folds["method"]]

@@ -4,10 +4,11 @@
 prints one line of JSON.
 """
 
-import json
+import contextlib
+import dataclasses
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -22,52 +23,56 @@ from toolkit.data.sampling import TrainingBatches
 from toolkit.errors import ConfigError
 from toolkit.features.batch import Batch, collate
 from toolkit.features.dataset import clip_dataset
+from toolkit.study.records import Measurement
 from toolkit.task import task_of
 from toolkit.training.brain import ClassificationBrain
 from toolkit.training.experiment import Experiment, main
 from toolkit.training.progress import Progress
+from toolkit.typed_json import to_json
 
 SECONDS = 1.5  # that each number is measured for, at least
 REPETITIONS = (5, 200)  # at least, at most
-PREDICTION = ("latency_seconds", "throughput", "flops")
 
 
-def measure(experiment: Experiment) -> dict[str, Any]:
-    """Time training steps and predictions on clips of the first fold, their features in memory.
+@dataclasses.dataclass(frozen=True)
+class PredictionCost:
+    """What predictions cost; the fields are those of `Measurement`."""
 
-    Returns:
-        `samples_per_second` trained (of the median step), `peak_memory_bytes` in training; of
-        prediction: `latency_seconds` (batch 1), `throughput` (clips per second, batches as in
-        training), `flops` per clip (a multiplication and an addition are two); the same three with
-        the prefix `merged_`, None where the method cannot be merged; `training_clips` of the fold,
-        `classes`, `batch_size` and `device`.
-    """
+    latency_seconds: float
+    throughput: float
+    flops: int
+
+
+def measure(experiment: Experiment) -> Measurement:
+    """Time training steps and predictions on clips of the first fold, with features in memory."""
     manifest = experiment.manifest()
     clips = manifest.of_folds(manifest.splits[0].train)
     size = experiment.options.batch_size
     batch, single = (some_clips(experiment, manifest, clips, count) for count in (size, 1))
-    brain = trainer(experiment, manifest, len(clips))
+    batches = TrainingBatches(len(clips), size, seed=0)
+    brain = trainer(experiment, manifest, batches)
     device = experiment.device
-    step_seconds = timed(lambda: train_step(brain, batch), device)
-    found = {
-        "samples_per_second": size / step_seconds,
-        "peak_memory_bytes": brain.peak_memory(),
-        **predictions(brain, batch, single),
-    }
-    try:
+    step_seconds = timed(lambda: train_step(brain, batch, len(batches)), device)
+    peak_memory = brain.peak_memory()
+    adapted = predictions(brain, batch, single)
+    merged: PredictionCost | None = None
+    with contextlib.suppress(ConfigError):  # a method that cannot be merged says so with this error
         brain.model.method.merge(brain.model.backbone)
-    except ConfigError:
-        merged = dict.fromkeys(PREDICTION)
-    else:
         merged = predictions(brain, batch, single)
-    return {
-        **found,
-        **{f"merged_{key}": value for key, value in merged.items()},
-        "training_clips": len(clips),
-        "classes": len(manifest.classes),
-        "batch_size": size,
-        "device": device if device == "cpu" else torch.cuda.get_device_name(device),
-    }
+    return Measurement(
+        samples_per_second=size / step_seconds,
+        peak_memory_bytes=peak_memory,
+        latency_seconds=adapted.latency_seconds,
+        throughput=adapted.throughput,
+        flops=adapted.flops,
+        merged_latency_seconds=merged.latency_seconds if merged else None,
+        merged_throughput=merged.throughput if merged else None,
+        merged_flops=merged.flops if merged else None,
+        training_clips=len(clips),
+        classes=len(manifest.classes),
+        batch_size=size,
+        device=device if device == "cpu" else torch.cuda.get_device_name(device),
+    )
 
 
 def some_clips(
@@ -80,7 +85,9 @@ def some_clips(
     return collate(experiment.spec)([dataset[i % len(clips)] for i in range(count)])
 
 
-def trainer(experiment: Experiment, manifest: Manifest, clips: int) -> ClassificationBrain:
+def trainer(
+    experiment: Experiment, manifest: Manifest, batches: TrainingBatches
+) -> ClassificationBrain:
     """The Brain that the recipe trains with, in its first epoch."""
     torch.manual_seed(0)
     brain = ClassificationBrain(
@@ -92,36 +99,41 @@ def trainer(experiment: Experiment, manifest: Manifest, clips: int) -> Classific
         log=lambda record: None,
         title="timing",
     )
-    brain.batches = TrainingBatches(clips, experiment.options.batch_size, seed=0)
+    brain.batches = batches
     brain.on_fit_start()
     brain.on_stage_start(sb.Stage.TRAIN, epoch=1)
     brain.modules.train()
     return brain
 
 
-def train_step(brain: ClassificationBrain, batch: Batch) -> None:
-    """Train one batch as the recipe does."""
-    brain.step = brain.step % len(brain.batches) + 1
+def train_step(brain: ClassificationBrain, batch: Batch, steps: int) -> None:
+    """Train one batch as the recipe does.
+
+    Args:
+        brain: see `trainer`.
+        batch: to train on.
+        steps: per epoch; after the last one the first follows.
+    """
+    brain.step = brain.step % steps + 1
     brain.fit_batch(batch)
 
 
 @torch.inference_mode()
-def predictions(brain: ClassificationBrain, batch: Batch, single: Batch) -> dict[str, float]:
-    """Latency, throughput and operations of prediction."""
+def predictions(brain: ClassificationBrain, batch: Batch, single: Batch) -> PredictionCost:
+    """Latency, throughput and operations of predictions."""
     brain.modules.eval()
     device = str(brain.device)
     flops = operations(brain.modules, lambda: brain.compute_forward(single, sb.Stage.TEST))
     latency = timed(lambda: brain.compute_forward(single, sb.Stage.TEST), device)
     seconds = timed(lambda: brain.compute_forward(batch, sb.Stage.TEST), device)
-    values = (latency, len(batch) / seconds, flops)
-    return dict(zip(PREDICTION, values, strict=True))
+    return PredictionCost(latency, len(batch) / seconds, flops)
 
 
 def operations(model: nn.Module, predict: Callable[[], Any]) -> int:
-    """Multiplications and additions of a prediction of a model.
+    """The number of multiplications and additions in a prediction of a model.
 
-    The counter follows gradients through modules, and fails at one that returns a parameter of its
-    own (as prefix tuning's do), so that meanwhile nothing is to learn.
+    Gradients are switched off meanwhile: the counter follows them through modules, and fails at a
+    module that returns one of its own parameters, as prefix tuning's do.
     """
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in learning:
@@ -131,11 +143,11 @@ def operations(model: nn.Module, predict: Callable[[], Any]) -> int:
         predict()
     for parameter in learning:
         parameter.requires_grad_(True)
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def timed(action: Callable[[], Any], device: str) -> float:
-    """Median seconds of an action, after one that does not count."""
+    """Median seconds that an action takes, after a first one that is not counted."""
     action()
     least, most = REPETITIONS
     seconds: list[float] = []
@@ -153,9 +165,9 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
-def run(arguments: list[str]) -> None:
+def run(arguments: Sequence[str]) -> None:
     """Measure what a recipe's command line would run."""
-    print(json.dumps(measure(Experiment.from_command_line(arguments[0], arguments[1:]))))
+    print(to_json(measure(Experiment.from_command_line(arguments[0], arguments[1:]))))
 
 
 if __name__ == "__main__":

@@ -85,8 +85,9 @@ def execute(run: Run, workplace: Workplace, before: int) -> Record | None:
         if not free:
             return None
         record = read_record(run.folder)
-        current = record is not None and record.digest == run.digest
-        if current and (record.done or record.attempts > before):
+        if record is not None and record.digest != run.digest:
+            record = None  # of another configuration
+        if record is not None and (record.done or record.attempts > before):
             return record
         output = _prepare(run)
         command = [sys.executable, str(run.train), *run.arguments, "--output_folder", str(output)]
@@ -111,13 +112,13 @@ def execute(run: Run, workplace: Workplace, before: int) -> Record | None:
             reason=problem,
             log="\n".join(log[-LOG_LINES:]) if problem else "",
             command=command,
-            attempts=(record.attempts if current else 0) + 1,
+            attempts=(record.attempts if record else 0) + 1,
             seconds=time.monotonic() - clock,
             started=started.isoformat(timespec="seconds"),
             host=platform.node(),
             engine=workplace.engine,
             threads=workplace.threads,
-            fit=dataclasses.asdict(run.fit) if run.fit else None,
+            fit=run.fit,
             outcome=outcome,
         )
         record.write(run.folder)

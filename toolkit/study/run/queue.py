@@ -99,6 +99,6 @@ def _total(times: list[float], runs: int) -> str:
     if not runs:
         return "nothing to do"
     if not times:
-        return "their time is not known before one of them, or `--timings`, has run"
+        return "their time is unknown until one of them, or `toolkit study time`, has run"
     unknown = "" if len(times) == runs else f" for the {len(times)} whose time is known"
     return f"about {duration(sum(times))}{unknown}, one after the other"

@@ -4,12 +4,22 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from toolkit.study.plan import Cell, Run
 from toolkit.study.records import Record, read_record, read_timing
 
 START_SECONDS = 8.0
 """What a process takes before its first step and after its last."""
+
+
+Setup = tuple[str, str, int | None]
+"""Corpus, backbone and shots of a run."""
+
+Kind = tuple[str, str, int | None, str]
+"""These and the method: runs of one kind differ in fold and seed."""
+
+K = TypeVar("K")
 
 
 class Estimate:
@@ -22,13 +32,14 @@ class Estimate:
 
     def __init__(self, folder: Path, runs: Iterable[Run]) -> None:
         self.folder = folder
-        exact, near = defaultdict(list), defaultdict(list)
+        exact: defaultdict[Kind, list[float]] = defaultdict(list)
+        near: defaultdict[Setup, list[float]] = defaultdict(list)
         for run in runs:
             record = read_record(run.folder)
             if record is not None and record.done:
                 seconds = _epoch_seconds(record)
                 exact[_kind(run.cell)].append(seconds)
-                near[_kind(run.cell)[:-1]].append(seconds)
+                near[_setup(run.cell)].append(seconds)
         self._exact, self._near = _medians(exact), _medians(near)
 
     def seconds(self, run: Run) -> float | None:
@@ -40,12 +51,16 @@ class Estimate:
             if timing is not None:
                 epoch = timing.epoch_seconds(run.cell.shots)
         if epoch is None:
-            epoch = self._near.get(_kind(run.cell)[:-1])
+            epoch = self._near.get(_setup(run.cell))
         return None if epoch is None else START_SECONDS + epoch * run.epochs
 
 
-def _kind(cell: Cell) -> tuple[str, str, int | None, str]:
-    return cell.corpus, cell.backbone, cell.shots, cell.method
+def _setup(cell: Cell) -> Setup:
+    return cell.corpus, cell.backbone, cell.shots
+
+
+def _kind(cell: Cell) -> Kind:
+    return *_setup(cell), cell.method
 
 
 def _epoch_seconds(record: Record) -> float:
@@ -53,7 +68,7 @@ def _epoch_seconds(record: Record) -> float:
     return max(0.0, record.seconds - START_SECONDS) / epochs
 
 
-def _medians(groups: Mapping[tuple, list[float]]) -> dict[tuple, float]:
+def _medians(groups: Mapping[K, list[float]]) -> dict[K, float]:
     return {key: statistics.median(values) for key, values in groups.items()}
 
 

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from toolkit import system
 from toolkit.study.plan import Run
-from toolkit.study.records import Timing, read_timing
+from toolkit.study.records import Machine, Measurement, Timing, read_timing
 from toolkit.study.run.process import failure_reason, machine
+from toolkit.typed_json import from_plain
 
 BUSY = 0.3  # load average for each core
 
@@ -39,8 +40,8 @@ def take_timings(folder: Path, runs: Sequence[Run], rounds: int) -> Iterator[str
     """
     with machine(shared=False):
         here = describe_machine()
-        if here["load_before"] > BUSY * here["cores"]:
-            yield f"this machine is busy (load {here['load_before']:.1f}): timings will be worse"
+        if here.load_before > BUSY * here.cores:
+            yield f"this machine is busy (load {here.load_before:.1f}): timings will be worse"
         for number in range(1, rounds + 1):
             for run in runs:
                 timing = read_timing(folder, run.step) or Timing(here, [])
@@ -61,20 +62,20 @@ def _measure(folder: Path, run: Run, timing: Timing) -> str:
     if process.returncode:
         lines = process.stderr.strip().splitlines()
         return f"failed: {failure_reason(process.returncode, lines)}"
-    measured = json.loads(process.stdout.splitlines()[-1])
+    measured = from_plain(Measurement, json.loads(process.stdout.splitlines()[-1]))
     Timing(timing.machine, [*timing.rounds, measured]).write(folder, run.step)
     return (
-        f"{measured['samples_per_second']:8.1f} clips/s trained, "
-        f"{1000 * measured['latency_seconds']:6.1f} ms per single clip"
+        f"{measured.samples_per_second:8.1f} clips/s trained, "
+        f"{1000 * measured.latency_seconds:6.1f} ms per single clip"
     )
 
 
-def describe_machine() -> dict[str, str | int | float]:
-    """Where timings are taken; `load_before` is the load average when the phase began."""
-    return {
-        "host": platform.node(),
-        "processor": system.processor(),
-        "cores": system.cores(),
-        "load_before": os.getloadavg()[0],
-        "date": datetime.now(UTC).date().isoformat(),
-    }
+def describe_machine() -> Machine:
+    """This machine, with its load at the moment."""
+    return Machine(
+        host=platform.node(),
+        processor=system.processor(),
+        cores=system.cores(),
+        load_before=os.getloadavg()[0],
+        date=datetime.now(UTC).date().isoformat(),
+    )

@@ -1,7 +1,7 @@
 """Soft MoE as its paper has it (2308.00951): `soft_moa` with normalised routing, slots and noise.
 
-The properties of the plain mixture are in test_routing.py; here they are held with these options,
-at the method itself, and the options do what they say.
+tests/routing/test_soft.py checks the properties of the plain mixture; here they are checked with
+these options, at the method itself, and the options do what they say.
 """
 
 import math
@@ -52,7 +52,7 @@ def tokens(count: int = 9, clips: int = 2) -> Tensor:
 
 
 def routing(module: SoftMixture, x: Tensor, mask: Tensor | None = None) -> soft.SoftRouting:
-    """What the module routes with, by its own numbers."""
+    """The routing with the parameters of the module."""
     noise = module.noise if module.training else 0.0
     return soft.route(x, module.phi, scale=module.scale, mask=mask, noise_std=noise)
 
@@ -70,7 +70,7 @@ def test_contract(settings: dict[str, Any]) -> None:
 
 
 def test_normalised_mixture_by_hand() -> None:
-    """Clip after clip, slot after slot, cosine after cosine."""
+    """Against loops over clips, slots and cosines."""
     module, x = mixture(**NORMALISED), tokens()
     with torch.no_grad():
         module.scale.fill_(3.0)
@@ -124,7 +124,7 @@ def test_more_slots_than_tokens() -> None:
 
 @pytest.mark.parametrize("normalize", [False, True])
 def test_one_slot_in_all_gives_every_token_the_same(normalize: bool) -> None:
-    """So a mixture of one adapter is not that adapter."""
+    """So a mixture with one adapter differs from that adapter."""
     module, x = mixture(normalize=normalize, num_experts=1, slots=1), tokens()
     out = module(x)
     torch.testing.assert_close(out, out[:, :1].expand_as(out))

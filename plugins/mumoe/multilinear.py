@@ -1,11 +1,11 @@
 """Experts as slices of one factorised tensor (Oldfield et al., Multilinear Mixture of Experts,
 arXiv:2402.12550).
 
-A layer of N experts is a weight tensor W [N, d + 1, o] (the last input is a one, so that each
-expert has a bias), and `y_o = sum_{n, i} W[n, i, o] a_n x_i` with the gates a of a token. All
-experts are evaluated for every token, but W is never made: it is a sum of R outer products (CP) or
-a ring of three cores (TR). A second mode of experts, with gates of its own, makes N1 N2 experts
-`W[n1, n2, i, o]` for the price of N1 + N2.
+A layer of N experts is a weight tensor W [N, d + 1, o] (the last input is 1, which gives each
+expert a bias), and `y_o = sum_{n, i} W[n, i, o] a_n x_i` with the gates a of a token. All experts
+are evaluated for every token, but W is never formed: it is a sum of R outer products (CP) or a
+ring of three cores (TR). A second mode of experts with its own gates makes N1 N2 experts
+`W[n1, n2, i, o]` at the cost of N1 + N2.
 
 Shapes: d and o widths of the layer's input and output, N_l experts of mode l, R rank.
 """
@@ -19,21 +19,21 @@ from einops import einsum
 from torch import Tensor, nn
 from torch.nn import functional
 
-from toolkit.routing.entmax import entmax15
+from .entmax import entmax15
 
 GATES = {"entmax15": entmax15, "softmax": lambda scores: scores.softmax(dim=-1)}
 RING = 4
-"""Ranks of a tensor ring at its expert cores, r1 = r2 (as the paper's experiments)."""
+"""Ranks of a tensor ring at its expert cores, r1 = r2 (as in the paper's experiments)."""
 SPREAD = (1.0, 0.1)
-"""Standard deviation around 1 of the experts' numbers at the start, of the first and second mode.
+"""Initial standard deviation of the experts' factors around 1, for the first and second mode.
 
-The paper's code starts the second mode at exactly 1. Its experts are then all the same, their gates
-have a gradient of zero, and nothing but rounding errors ever tells them apart.
+The paper's code starts the second mode at exactly 1. Its experts are then all equal, their gates
+have a gradient of zero, and only rounding errors can ever make them different.
 """
 
 
 class MultilinearGates(nn.Module):
-    """Gates of one mode of experts: `a = act(norm(x G))`; G starts at zero, so a at 1 / N.
+    """Gates of one mode of experts: `a = act(norm(x G))`; G starts at zero, so a starts at 1 / N.
 
     Args:
         dim: token width d.
@@ -49,23 +49,28 @@ class MultilinearGates(nn.Module):
         self.act, self.kind = GATES[act], norm
         self.norm = nn.BatchNorm1d(num_experts, affine=False) if norm == "batch" else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, d] -> [B, T, N], sums to 1 over experts."""
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Tokens [B, T, d] and a mask [B, T] of the real ones -> [B, T, N], sums to 1 over experts.
+
+        Padding has no part in the statistics of the batch norm; its scores are 0.
+        """
         scores = x @ self.weight
         if self.norm is not None:
-            scores = self.norm(scores.flatten(0, -2)).view_as(scores)
+            real = torch.ones_like(x[..., 0], dtype=torch.bool) if mask is None else mask
+            normed = self.norm(scores[real]).to(scores.dtype)
+            scores = torch.zeros_like(scores).masked_scatter(real[..., None], normed)
         elif self.kind == "layer":
             scores = functional.layer_norm(scores, scores.shape[-1:])
         return self.act(scores)
 
 
 class MultilinearLayer(nn.Module, ABC):
-    """Base of the factorised layers; see the module's docstring.
+    """Base of the factorised layers `y_o = sum_{n, i} W[n, i, o] a_n x_i`.
 
     Args:
         modes: experts of each mode, (N1,) or (N1, N2).
         in_dim, out_dim: d and o.
-        rank: R; of the ring between input and output, if it is one.
+        rank: R; in a ring, the rank between input and output.
     """
 
     def __init__(self, modes: Sequence[int], in_dim: int, out_dim: int, rank: int) -> None:
@@ -86,7 +91,7 @@ class MultilinearLayer(nn.Module, ABC):
 
     @abstractmethod
     def _reset(self, in_dim: int) -> None:
-        """Initialise the factors, as the paper's code does but for `SPREAD`."""
+        """Initialise the factors as the paper's code does, except for `SPREAD`."""
 
     @classmethod
     def count(cls, modes: Sequence[int], in_dim: int, out_dim: int, rank: int) -> int:
@@ -102,7 +107,7 @@ class CPLayer(MultilinearLayer):
 
     @staticmethod
     def shapes(modes: Sequence[int], in_dim: int, out_dim: int, rank: int) -> list[tuple[int, ...]]:
-        """See `MultilinearLayer.shapes`."""
+        """U_1 [N1, R], (U_2 [N2, R],) U_I [d + 1, R] and U_O [o, R]."""
         return [(size, rank) for size in (*modes, in_dim + 1, out_dim)]
 
     def _reset(self, in_dim: int) -> None:
@@ -112,7 +117,7 @@ class CPLayer(MultilinearLayer):
         _uniform(self.output, fan_in=self.output.shape[1])
 
     def forward(self, x: Tensor, gates: Sequence[Tensor]) -> Tensor:
-        """See `MultilinearLayer.forward`."""
+        """Multiply the projections of input and gates, and project to the output."""
         hidden = functional.linear(x, self.input[:-1].T, self.input[-1])
         for factor, gate in zip(self.experts, gates, strict=True):  # one or two modes
             hidden = hidden * (gate @ factor)
@@ -129,7 +134,7 @@ class TensorRingLayer(MultilinearLayer):
 
     @staticmethod
     def shapes(modes: Sequence[int], in_dim: int, out_dim: int, rank: int) -> list[tuple[int, ...]]:
-        """See `MultilinearLayer.shapes`."""
+        """A_1 [N1, 4, 4], (A_2 [N2, 4, 4],) X [4, d + 1, R] and C [R, o, 4]."""
         return [
             *((size, RING, RING) for size in modes),
             (RING, in_dim + 1, rank),
@@ -145,7 +150,7 @@ class TensorRingLayer(MultilinearLayer):
         _uniform(self.output, fan_in=self.output.shape[0] * RING)
 
     def forward(self, x: Tensor, gates: Sequence[Tensor]) -> Tensor:
-        """See `MultilinearLayer.forward`."""
+        """Multiply the cores around the ring."""
         ring = einsum(x, self.input[:, :-1], "b t i, p i r -> b t p r") + self.input[:, -1]
         for core, gate in reversed(list(zip(self.experts, gates, strict=True))):
             ring = einsum(gate, core, "b t n, n p q -> b t p q") @ ring
@@ -164,21 +169,22 @@ class MultilinearBlock(nn.Module):
         dim: token width d.
         width: bottleneck b.
         rank: R of both layers.
-        act, norm: see `MultilinearGates`.
+        act, norm: as for `MultilinearGates`.
     """
 
     def __init__(
         self, kind: str, modes: Sequence[int], dim: int, width: int, rank: int, act: str, norm: str
     ) -> None:
         super().__init__()
+        self.num_experts = math.prod(modes)
         self.gates = nn.ModuleList(MultilinearGates(dim, size, act, norm) for size in modes)
         self.down = LAYERS[kind](modes, dim, width, rank)
         self.up = LAYERS[kind](modes, width, dim, rank)
         nn.init.zeros_(self.up.output)
 
-    def route(self, x: Tensor) -> list[Tensor]:
-        """Tokens [B, T, d] -> the gates [B, T, N_l] of each mode."""
-        return [gates(x) for gates in self.gates]
+    def route(self, x: Tensor, mask: Tensor | None = None) -> list[Tensor]:
+        """Tokens [B, T, d] and a mask [B, T] of the real ones -> the gates [B, T, N_l] per mode."""
+        return [gates(x, mask) for gates in self.gates]
 
     def forward(self, x: Tensor, gates: Sequence[Tensor]) -> Tensor:
         """Tokens [B, T, d] and the gates of each mode -> [B, T, d]."""
@@ -193,11 +199,11 @@ class MultilinearBlock(nn.Module):
 
 
 def matched_rank(budget: int, count: Callable[[int], int]) -> int:
-    """The smallest rank with at least `budget` parameters; below 1 if the rest is above it.
+    """The smallest rank with at least `budget` parameters; below 1 if rank 1 already has more.
 
     Args:
-        budget: parameters.
-        count: rank -> parameters, linear.
+        budget: number of parameters.
+        count: rank -> number of parameters, a linear function.
     """
     slope = count(2) - count(1)
     return math.ceil((budget - (count(1) - slope)) / slope)
@@ -212,23 +218,23 @@ def joint(gates: Sequence[Tensor]) -> Tensor:
 
 
 def metrics(gates: Sequence[Tensor]) -> dict[str, Tensor]:
-    """What the gates do, averaged over tokens; detached.
+    """Statistics of the gates, averaged over tokens; detached.
 
-    The gate of one of N1 N2 experts is the product of its gates of both modes.
+    The gate of one of N1 N2 experts is the product of its gates in both modes.
 
     Args:
-        gates: [M, N_l] of M tokens, of each mode, one or two.
+        gates: [M, N_l] of M tokens, for one or two modes.
 
     Returns:
         load: [N1 N2], mean gate of each expert; sums to 1.
-        gate_entropy: of a token's gates, divided by its maximum: 1 is uniform, 0 is one expert.
-        active_mean: experts with a gate above zero, of a token.
+        gate_entropy: entropy of a token's gates over its maximum: 1 is uniform, 0 is one expert.
+        active_mean: mean number of experts with a gate above zero per token.
     """
     flat = [gate.detach() for gate in gates]
     tokens, experts = len(flat[0]), math.prod(gate.shape[1] for gate in flat)
     load = flat[0].mean(dim=0) if len(flat) == 1 else (flat[0].T @ flat[1]).flatten() / tokens
     entropy = sum(torch.special.entr(gate).sum(dim=1) for gate in flat)
-    active = math.prod((gate > 0).sum(dim=1) for gate in flat)
+    active = torch.stack([(gate > 0).sum(dim=1) for gate in flat]).prod(dim=0)
     return {
         "load": load,
         "gate_entropy": entropy.mean() / math.log(max(experts, 2)),

@@ -1,7 +1,4 @@
-"""Bundles of random mixtures, and the commands that change and use them.
-
-Apart from `checks`, because the command line stands above what those check.
-"""
+"""Bundles of random mixtures, and the commands that change and use them."""
 
 import contextlib
 import io
@@ -23,10 +20,10 @@ TINY_CORPUS = {"name": "synthetic", "clips_per_class": 5}
 
 
 def tiny_bundle(folder: Path, name: str, **settings: Any) -> Path:
-    """The bundle of a method on the embedded backbone, as if trained: every tensor is random.
+    """The bundle of a method on the embedded backbone, whose trained tensors are all random.
 
     Args:
-        folder: gets `bundle` and, in `corpus`, the embedded corpus with five clips a class.
+        folder: gets `bundle` and, in `corpus`, the embedded corpus with five clips per class.
         name: of the method.
         settings: of it.
     """

@@ -2,14 +2,20 @@
 
 import math
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from toolkit.routing import multilinear
-from toolkit.routing.multilinear import (
+from toolkit import plugins
+from toolkit.testing import LargestTensor
+
+plugins.load([Path(__file__).parent])
+
+from toolkit_plugins.mumoe import multilinear  # noqa: E402
+from toolkit_plugins.mumoe.multilinear import (  # noqa: E402
     CPLayer,
     MultilinearBlock,
     MultilinearGates,
@@ -17,7 +23,6 @@ from toolkit.routing.multilinear import (
     TensorRingLayer,
     matched_rank,
 )
-from toolkit.testing import LargestTensor
 
 KINDS = [CPLayer, TensorRingLayer]
 MODES = [(5,), (3, 4)]
@@ -55,7 +60,7 @@ def applied(weight: Tensor, x: Tensor, gates: list[Tensor]) -> Tensor:
 
 
 def random_layer(kind: type[MultilinearLayer], modes: tuple[int, ...]) -> MultilinearLayer:
-    """A layer whose factors are not at their start."""
+    """A layer whose factors do not have their initial values."""
     torch.manual_seed(0)
     layer = kind(modes, D, OUT, R).double()
     with torch.no_grad():
@@ -65,7 +70,7 @@ def random_layer(kind: type[MultilinearLayer], modes: tuple[int, ...]) -> Multil
 
 
 def inputs(modes: tuple[int, ...]) -> tuple[Tensor, list[Tensor]]:
-    """Tokens [2, 3, d] and gates that train."""
+    """Tokens [2, 3, d] and trainable gates."""
     x = torch.randn(2, 3, D, dtype=torch.float64, requires_grad=True)
     gates = [torch.rand(2, 3, n, dtype=torch.float64, requires_grad=True) for n in modes]
     return x, gates
@@ -147,7 +152,7 @@ def test_counts(kind: type[MultilinearLayer], modes: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_experts_of_the_second_mode_can_grow_apart(kind: type[MultilinearLayer]) -> None:
-    """Were they all the same at the start, uniform gates would get no gradient."""
+    """If they were all equal at the start, uniform gates would get no gradient."""
     torch.manual_seed(0)
     layer = kind((3, 4), D, OUT, R).double()
     x, _ = inputs((3, 4))

@@ -1,8 +1,8 @@
-"""Experts of unequal widths, packed: the channels of all experts stand side by side.
+"""Experts of unequal widths, packed: the channels of all experts lie side by side.
 
-E adapters of widths r_1, ..., r_E are two matrix products over R = r_1 + ... + r_E channels, with
-neither padding nor a loop. The front of a batch of equal experts (the first experts, the first
-channels of each) is such a pack too, which is how a supernet's parts are trained.
+E adapters of widths r_1, ..., r_E are two matrix products over R = r_1 + ... + r_E channels,
+without padding or a loop. The front of a batch of equal experts (the first experts, the first
+channels of each) is such a pack too, which is how parts of a supernet are trained.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from toolkit.experts.base import Bottleneck
+from toolkit.experts.bottleneck import Bottleneck
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Pack:
         return len(self.up_bias)
 
     def mix(self, x: Tensor, gates: Tensor) -> Tensor:
-        """Every expert on every token, summed with gates: sum_e g_e E_e(x).
+        """Apply every expert to every token and sum with gates: sum_e g_e E_e(x).
 
         Args:
             x: tokens [B, T, d].
@@ -56,12 +56,14 @@ class Pack:
 
 
 class RaggedExperts(nn.Module):
-    """E bottleneck adapters, each with a width of its own; they start as `Experts` do.
+    """E bottleneck adapters, each with its own width; they are initialised like `Experts`.
 
     Args:
         dim: token width d.
         widths: r_1, ..., r_E.
     """
+
+    owner: Tensor
 
     def __init__(self, dim: int, widths: Sequence[int]) -> None:
         super().__init__()
@@ -81,16 +83,16 @@ class RaggedExperts(nn.Module):
         return len(self.widths)
 
     def pack(self) -> Pack:
-        """The weights themselves."""
+        """All weights, without a copy."""
         return Pack(self.down, self.down_bias, self.up, self.up_bias, self.owner)
 
     def mix(self, x: Tensor, gates: Tensor) -> Tensor:
-        """See `Pack.mix`."""
+        """Apply every expert to every token and sum with gates."""
         return self.pack().mix(x, gates)
 
     @torch.no_grad()
     def load(self, pack: Pack) -> None:
-        """Take over the weights of a pack of the same widths."""
+        """Copy the weights of a pack of the same widths."""
         for name in ("down", "down_bias", "up", "up_bias"):
             getattr(self, name).copy_(getattr(pack, name))
 
@@ -101,13 +103,13 @@ def owners(widths: Sequence[int]) -> Tensor:
 
 
 def front(experts: Bottleneck, widths: Sequence[int]) -> Pack:
-    """The first experts of a batch, and of each as many first channels as its width says.
+    """The first experts of a batch, and of each its first channels.
 
-    The weights stay tied: the gradient of a pack is that of its part of the batch, and exactly
-    zero elsewhere.
+    The weights stay tied: the gradient of a pack goes to its part of the batch and is exactly zero
+    elsewhere.
 
     Args:
-        experts: at least as many, and at least as wide.
+        experts: a batch with at least as many experts, at least as wide.
         widths: r_1, ..., r_n.
     """
     device = experts.down.device

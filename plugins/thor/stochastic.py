@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 TABLE = 1021
-"""Draws of a `fixed_draws` table; a prime, so that regular keys reach all of them."""
+"""Number of draws in a `fixed_draws` table; a prime, so that regular keys reach all of them."""
 
 
 def uniform_draws(
@@ -19,23 +19,23 @@ def uniform_draws(
 
 
 def fixed_draws(num_experts: int, seed: int) -> Tensor:
-    """[TABLE] uniform draws that depend on the seed alone, on the CPU; read with `look_up`."""
+    """[TABLE] uniform draws that depend only on the seed, on the CPU; read them with `look_up`."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(num_experts, (TABLE,), generator=generator, device="cpu")
 
 
 def look_up(table: Tensor, keys: Tensor) -> Tensor:
-    """The draw of each integer key, of any shape: equal keys have equal draws."""
+    """The draw for each integer key, of any shape: equal keys have equal draws."""
     return table[keys % TABLE]
 
 
 def clip_keys(features: Tensor) -> Tensor:
-    """An integer for each clip [B] that its features [B, T, F] determine, in whatever batch."""
+    """An integer per clip [B] that depends only on its features [B, T, F], not on the batch."""
     return features.float().contiguous().view(torch.int32).flatten(1).sum(dim=1)
 
 
 def one_hot(draws: Tensor, num_experts: int, like: Tensor) -> Tensor:
-    """Gates [B, T, E] of one expert a token, from draws [B, T], [B, 1] or [1, T].
+    """Gates [B, T, E] of one expert per token, from draws [B, T], [B, 1] or [1, T].
 
     Args:
         draws: expert numbers.

@@ -1,5 +1,7 @@
 """Product keys against scoring every key, and pools against gathering every row."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,9 +9,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from toolkit.experts.pool import NeuronPool, products, weighted_sum
-from toolkit.routing.product_key import ProductKeys, best_sums
+from toolkit import plugins
 from toolkit.testing import LargestTensor
+
+plugins.load([Path(__file__).parent])
+
+from toolkit_plugins.peer.pool import NeuronPool, products, weighted_sum  # noqa: E402
+from toolkit_plugins.peer.product_key import ProductKeys, best_sums  # noqa: E402
 
 
 def all_keys(keys: ProductKeys) -> Tensor:

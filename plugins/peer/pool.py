@@ -1,10 +1,10 @@
-"""Experts of a pool, taken by number: products with and sums of some rows of a table.
+"""A pool of experts that are used by number: products with, and sums of, some rows of a table.
 
-Rows are never gathered: no tensor of queries x rows x width exists, neither forward nor backward,
-and none of queries x pool. The two operations are each other's derivative, and both are PyTorch's
-`embedding_bag`, which reads the table in place.
+Rows are never gathered: neither the forward nor the backward pass makes a tensor of queries x rows
+x width or of queries x pool. The two operations are each other's derivative, and both use
+PyTorch's `embedding_bag`, which reads the table in place.
 
-Shapes: M queries (tokens), K rows a query, N rows of a table, d width.
+Shapes: M queries (tokens), K rows per query, N rows of a table, d width.
 """
 
 import math
@@ -22,7 +22,7 @@ def weighted_sum(weights: Tensor, table: Tensor, indices: Tensor) -> Tensor:
     Args:
         weights: [M, K].
         table: [N, d].
-        indices: [M, K], rows; one may occur several times.
+        indices: [M, K], numbers of rows; a row may occur several times.
 
     Returns:
         [M, d].
@@ -36,7 +36,7 @@ def products(x: Tensor, table: Tensor, indices: Tensor) -> Tensor:
     Args:
         x: [M, d].
         table: [N, d].
-        indices: [M, K], rows; one may occur several times.
+        indices: [M, K], numbers of rows; a row may occur several times.
 
     Returns:
         [M, K].
@@ -45,7 +45,7 @@ def products(x: Tensor, table: Tensor, indices: Tensor) -> Tensor:
 
 
 class _Products(torch.autograd.Function):
-    """`products`: the derivative of `weighted_sum` by its weights, in the direction x."""
+    """`products` as the derivative of `weighted_sum` by its weights, in the direction x."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, table: Tensor, indices: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class _Products(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Gradients of x and of the table: one weighted sum, and its derivative by the table."""
+        """The gradients of x and of the table: a weighted sum, and its derivative by the table."""
         x, table, indices = ctx.saved_tensors
         table = table.detach().requires_grad_()
         with torch.enable_grad():
@@ -69,20 +69,20 @@ class _Products(torch.autograd.Function):
 
 
 def _differentiable(tensor: Tensor) -> Tensor:
-    """The tensor, detached; a copy if it was made in inference mode, which autograd refuses."""
+    """Detach a tensor; copy it if it was made in inference mode, which autograd refuses."""
     return tensor.clone() if tensor.is_inference() else tensor.detach()
 
 
 class NeuronPool(nn.Module):
     """N experts of r neurons each, without biases: `e_i(x) = sum_j GELU(u_ij . x) v_ij`.
 
-    `up` (v) starts at zero, so every expert starts by returning zero; `down` (u) is
-    Kaiming-uniform, as nn.Linear.
+    `up` (v) starts at zero, so every expert first returns zero; `down` (u) is Kaiming-uniform, as
+    in nn.Linear.
 
     Args:
         num_experts: N.
         dim: token width d.
-        rank: neurons r an expert.
+        rank: neurons per expert, r.
     """
 
     def __init__(self, num_experts: int, dim: int, rank: int = 1) -> None:
@@ -94,14 +94,14 @@ class NeuronPool(nn.Module):
         nn.init.uniform_(self.down, -bound, bound)
 
     def forward(self, x: Tensor, gates: Tensor, indices: Tensor) -> Tensor:
-        """Sum of the experts that were taken for each token, times their gates.
+        """Sum each token's experts, multiplied by their gates.
 
-        Computed in the pool's precision whatever the tokens' is.
+        This is computed in the precision of the pool, whatever that of the tokens.
 
         Args:
             x: [M, d].
             gates: [M, K].
-            indices: [M, K], experts.
+            indices: [M, K], numbers of experts.
 
         Returns:
             [M, d].

@@ -1,10 +1,10 @@
-"""Product keys: the best of n^2 keys without scoring them all.
+"""Product keys: find the best of n^2 keys without scoring all of them.
 
 Every key is the concatenation of one of n first and one of n second halves (Lample et al., Large
 Memory Layers with Product Keys, arXiv:1907.05242, section 3.1), so its score is a sum of two, and
 the k best sums are among those of the k best first with the k best second halves.
 
-Shapes: d_k query width, n sub-keys a half, k keys retrieved.
+Shapes: d_k query width, n sub-keys per half, k keys retrieved.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ class Retrieval:
 
 
 def best_sums(first: Tensor, second: Tensor, k: int) -> Retrieval:
-    """The k largest of all n^2 sums `first[i] + second[j]`, exactly, in O(n + k^2) a query.
+    """The k largest of all n^2 sums `first[i] + second[j]`, exactly, in O(n + k^2) per query.
 
     Args:
         first, second: scores of the half keys [..., n].
@@ -46,10 +46,10 @@ def best_sums(first: Tensor, second: Tensor, k: int) -> Retrieval:
 
 
 class ProductKeys(nn.Module):
-    """n^2 keys of width d_k, kept as two tables of n halves.
+    """n^2 keys of width d_k, stored as two tables of n halves.
 
-    The halves start as a normal of variance 2 / d_k: of a query of unit variance (a normalised
-    one) each half key then makes scores of unit variance.
+    The halves start as a normal of variance 2 / d_k: with a query of unit variance (a normalised
+    one), each half then gives scores of unit variance.
 
     Args:
         size: n.

@@ -1,8 +1,14 @@
 """Draws of experts, as THOR uses them."""
 
+from pathlib import Path
+
 import torch
 
-from toolkit.routing import stochastic
+from toolkit import plugins
+
+plugins.load([Path(__file__).parent])
+
+from toolkit_plugins.thor import stochastic  # noqa: E402
 
 NUMBER = 4
 

@@ -1,12 +1,18 @@
 """Entmax 1.5 against bisection, finite differences and its definition."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from toolkit.routing.entmax import entmax15
+from toolkit import plugins
+
+plugins.load([Path(__file__).parent])
+
+from toolkit_plugins.mumoe.entmax import entmax15  # noqa: E402
 
 
 def by_bisection(scores: Tensor) -> Tensor:

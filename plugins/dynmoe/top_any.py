@@ -1,7 +1,7 @@
 """Top-any gating: every expert decides for itself whether it takes a token.
 
-Guo et al., Dynamic Mixture of Experts (arXiv:2405.14297). An expert's slot can be alive or dead;
-dead ones never fire, so that experts can be born and removed while training.
+Guo et al., Dynamic Mixture of Experts (arXiv:2405.14297). An expert's slot is alive or dead; dead
+slots never fire, so experts can be added and removed in training.
 
 Shapes: B clips, T tokens, d width, E slots (alive or dead).
 """
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from toolkit.routing import dense
+from toolkit.routing.router import Router
 
 MAX_TAU = 100.0
 """Largest learned factor of the cosines (as in the paper's code)."""
@@ -25,8 +26,8 @@ class TopAnyRouting:
 
     Attributes:
         scores: [B, T, E], sigmoid(tau cos(x, w_e)).
-        fired: [B, T, E], 1 where an expert takes a token, else 0; its gradient is that of
-            `scores - sigmoid(tau G_e)` where it is 1, and none elsewhere.
+        fired: [B, T, E], 1 where an expert takes a token, else 0; where it is 1 its gradient is
+            that of `scores - sigmoid(tau G_e)`, elsewhere it has none.
         uncovered: [B, T], True where no expert fired (before any fallback); never for padding.
         real: [B, T], bool, tokens that are not padding.
     """
@@ -38,22 +39,22 @@ class TopAnyRouting:
 
     @property
     def gates(self) -> Tensor:
-        """[B, T, E], `fired` divided by the number K of experts that fired (1 if none did)."""
+        """[B, T, E], `fired` divided by the number of experts that fired (by 1 if none did)."""
         return self.fired / self.fired.detach().sum(dim=-1, keepdim=True).clamp(min=1)
 
 
-class TopAnyGate(nn.Module):
+class TopAnyGate(Router):
     """Expert e fires on x if sigmoid(tau cos(x, w_e)) > sigmoid(tau G_e), i.e. cos > G_e.
 
-    Decided in float32 whatever the precision around it, since a decision is not continuous.
+    It decides in float32 whatever the precision around it, since a decision is not continuous.
 
     Args:
         dim: token width d.
         slots: E.
-        alive: slots that are alive at the start, the first ones.
+        alive: how many slots are alive at the start: the first ones.
         tau: factor of the cosines.
         learn_tau: train it, up to `MAX_TAU`.
-        fallback: in evaluation a token on which nothing fires goes to its best expert.
+        fallback: in evaluation, a token on which no expert fires goes to its best expert.
 
     Attributes:
         keys: w [E, d], orthogonal at the start.
@@ -91,7 +92,12 @@ class TopAnyGate(nn.Module):
         return self.route(x, mask).gates
 
     def route(self, x: Tensor, mask: Tensor | None = None) -> TopAnyRouting:
-        """Who takes which token; see `forward`. Nothing fires on padding."""
+        """Decide who takes which token; nothing fires on padding.
+
+        Args:
+            x: tokens [B, T, d].
+            mask: [B, T], True where a token is real; None: all are.
+        """
         with torch.autocast(x.device.type, enabled=False):
             unit = functional.normalize(x.to(self.keys.dtype), dim=-1)
             cosine = functional.linear(unit, functional.normalize(self.keys, dim=-1))
@@ -112,7 +118,7 @@ class TopAnyGate(nn.Module):
 
 
 def diversity(keys: Tensor, alive: Tensor) -> Tensor:
-    """|M * (W W^T - I)|_F of unit-length keys, M being the pairs of alive ones.
+    """|M * (W W^T - I)|_F of unit-length keys, where M masks all pairs but those that are alive.
 
     Args:
         keys: [E, d].
@@ -131,8 +137,8 @@ def simplicity(keys: Tensor) -> Tensor:
 def balance(routing: TopAnyRouting, alive: Tensor) -> Tensor:
     """Alive experts times sum_e (mean gate of e) (share of e), over the tokens that are covered.
 
-    1 if every token goes to one expert and all get as many; the form that the paper's later code
-    gives to the loss of GShard (arXiv:2006.16668).
+    It is 1 if every token goes to one expert and all experts get equally many; the form in which
+    the paper's later code writes the loss of GShard (arXiv:2006.16668).
     """
     covered = (routing.real & ~routing.uncovered).sum().clamp(min=1)
     gates = routing.gates.flatten(0, -2).sum(dim=0) / covered
@@ -141,19 +147,19 @@ def balance(routing: TopAnyRouting, alive: Tensor) -> Tensor:
 
 
 def efficiency(routing: TopAnyRouting) -> Tensor:
-    """Share of all slots that fire on a token, mean: the paper's later code penalises it."""
+    """Mean share of the slots that fire on a token, which the paper's later code penalises."""
     return routing.fired[routing.real].mean()
 
 
 def metrics(routing: TopAnyRouting, alive: Tensor) -> dict[str, Tensor]:
-    """What a gate does, averaged over clips and tokens; detached.
+    """Statistics of a gate, averaged over clips and tokens; detached.
 
     Returns:
-        load, gate_entropy: see `dense.metrics`; of the averaged gates.
+        load, gate_entropy: those of `dense.metrics`, of the averaged gates.
         usage: [E], share of the tokens on which each expert fires.
-        active_mean: experts that fire on a token.
+        active_mean: mean number of experts that fire on a token.
         active_hist: [E + 1], share of the tokens on which 0, 1, ... E experts fire.
-        uncovered: share of the tokens on which none fires before the fallback.
+        uncovered: share of the tokens on which none fires, before the fallback.
         alive: number of alive slots.
         unused: share of these that fire on no token.
     """

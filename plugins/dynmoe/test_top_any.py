@@ -1,17 +1,23 @@
 """The top-any gate of DynMoE and its losses, by hand and by Monte Carlo."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
-from toolkit.routing import top_any
-from toolkit.routing.top_any import TopAnyGate, TopAnyRouting
+from toolkit import plugins
+
+plugins.load([Path(__file__).parent])
+
+from toolkit_plugins.dynmoe import top_any  # noqa: E402
+from toolkit_plugins.dynmoe.top_any import TopAnyGate, TopAnyRouting  # noqa: E402
 
 D = 12
 
 
 def gate_of() -> TopAnyGate:
-    """A gate of five slots, three of them alive, in float64, that is not at its start."""
+    """A gate of five slots, three of them alive, in float64, without its initial values."""
     torch.manual_seed(0)
     gate = TopAnyGate(D, slots=5, alive=3).double()
     with torch.no_grad():

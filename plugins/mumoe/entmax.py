@@ -10,27 +10,27 @@ from torch.autograd.function import once_differentiable
 def entmax15(scores: Tensor) -> Tensor:
     """The distribution `max(scores / 2 - tau, 0)^2` over the last dimension, exactly.
 
-    tau is the one number with which it sums to 1; it follows from sorted scores (Peters et al.,
-    appendix D), without iterations. Half precision is computed in float32.
+    tau is the number that makes it sum to 1; it follows from the sorted scores (Peters et al.,
+    appendix D) without iterations. Half precision is computed in float32.
 
     Args:
         scores: [..., N].
 
     Returns:
-        [..., N], of the type of the scores.
+        [..., N], of the same type as the scores.
     """
     exact = scores if scores.dtype == torch.float64 else scores.float()
     return _Entmax15.apply(exact).to(scores.dtype)
 
 
 class _Entmax15(torch.autograd.Function):
-    """See `entmax15`."""
+    """`entmax15` with its exact Jacobian."""
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor) -> Tensor:
         """[..., N] -> [..., N]."""
         shifted = (scores - scores.amax(dim=-1, keepdim=True)) / 2
-        # tau is at least -1 now: what lies well below is out, and would only cost precision.
+        # tau is now at least -1: lower scores get no gate, and would only cost precision.
         shifted = shifted.clamp(min=-2)
         gates = (shifted - _threshold(shifted)).clamp(min=0).square()
         ctx.save_for_backward(gates)
@@ -39,7 +39,7 @@ class _Entmax15(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        """The Jacobian `diag(s) - s s^T / sum(s)`, s the roots of the gates, times the gradient."""
+        """The gradient times the Jacobian `diag(s) - s s^T / sum(s)`, where s^2 are the gates."""
         (gates,) = ctx.saved_tensors
         roots = gates.sqrt()
         mean = (roots * grad).sum(dim=-1, keepdim=True) / roots.sum(dim=-1, keepdim=True)
@@ -49,9 +49,9 @@ class _Entmax15(torch.autograd.Function):
 def _threshold(scores: Tensor) -> Tensor:
     """tau of halved scores [..., N] whose maximum is 0: [..., 1].
 
-    If the k largest make the support, `sum_i (z_i - tau)^2 = 1` over them is a quadratic equation
-    with the smaller root `mean - sqrt((1 - k variance) / k)`; the support is the largest k whose
-    root lies below its own smallest score.
+    If the k largest scores are the support, `sum_i (z_i - tau)^2 = 1` over them is a quadratic
+    equation with the smaller root `mean - sqrt((1 - k variance) / k)`; the support is the largest
+    k whose root is not above its smallest score.
     """
     ordered = scores.sort(dim=-1, descending=True).values
     count = torch.arange(1, scores.shape[-1] + 1, device=scores.device, dtype=scores.dtype)
