@@ -213,7 +213,7 @@ def _of_table(path: Path) -> pd.DataFrame:
     stop = "stop" if "stop" in table else "end"
     missing: pd.Series[Any] = pd.Series(np.nan, index=table.index, dtype=object)
     for column, source in (("start", "start"), ("stop", stop)):
-        values = table.get(source, missing).replace("", np.nan)
+        values = table.get(source, missing).mask(lambda cell: cell == "", np.nan)
         clips[column] = pd.to_numeric(values, errors="coerce")
         problems += [f"{source} {value!r} is not a number of seconds"
                      for value in values[clips[column].isna() & values.notna()]]  # fmt: skip
