@@ -59,7 +59,7 @@ def test_an_installed_copy_stands_alone(run: Run, tmp_path: Path) -> None:
 
     few = ["--epochs", "1", "--folds", "1", "--few_shot", "2", "--max_length", "64"]
     said = run("toolkit", "train", "ESC50", "softmoa", *few)
-    assert "The real one: toolkit train ESC50 softmoa --data_folder" in said
+    assert "For the real corpus: toolkit train ESC50 softmoa --data_folder" in said
     assert (here / "results" / "ESC50-embedded" / "soft_moa" / "10" / "result.json").is_file()
 
     assert "wrote ESC50/train.py\nwrote ESC50/hparams\n" in run(

@@ -1,4 +1,4 @@
-"""The classifier: backbone + method + pooling + head, and the one rule for what is saved."""
+"""The classifier: backbone, method, pooling and head, and the one rule for what is saved."""
 
 import dataclasses
 import functools
@@ -24,8 +24,8 @@ class ParameterCount:
 
     Attributes:
         method: trainable ones outside the head.
-        head: the head's, and those of weighted layers.
-        total: all, frozen and trainable.
+        head: those of the head, and the weights of weighted layers.
+        total: all of them, frozen and trainable.
     """
 
     method: int
@@ -34,19 +34,19 @@ class ParameterCount:
 
     @property
     def trainable(self) -> int:
-        """Method and head."""
+        """Those of the method and the head."""
         return self.method + self.head
 
 
 def masked_mean(
     tokens: Tensor, mask: Tensor | None, begin: int = 0, end: int | None = None
 ) -> Tensor:
-    """The mean [B, d] of those of tokens `begin` to `end` of [B, M, d] that are real.
+    """The mean [B, d] of the real tokens among those from `begin` to `end`.
 
     Args:
-        tokens: of a batch.
+        tokens: [B, M, d].
         mask: [B, M], True where a token is real; None: all are.
-        begin, end: as in a slice.
+        begin, end: bounds of a slice.
     """
     tokens = tokens[:, begin:end]
     if mask is None:
@@ -58,12 +58,12 @@ def masked_mean(
 class WeightedLayers(nn.Module):
     """A learned mean of the tokens of all layers, each averaged over the patches.
 
-    The layers are what enters the first block, what leaves each block but the last, and the
-    backbone's own output; their weights are a softmax, uniform at the start (SUPERB, Yang et al.,
+    The layers are the input of the first block, the outputs of all blocks but the last, and the
+    output of the backbone. Their weights are a softmax that starts uniform (SUPERB, Yang et al.,
     arXiv:2105.01051, section 3).
 
     Args:
-        backbone: adapted; its modules are watched.
+        backbone: adapted; hooks on its modules collect the layers.
 
     Raises:
         ConfigError: its blocks differ in width.
@@ -129,11 +129,13 @@ class AudioClassifier(nn.Module):
         if pooling in ("cls", "first") and not backbone.prefix_tokens:
             raise ConfigError(
                 f"pooling '{pooling}' needs special tokens, which the backbone '{backbone.name}' "
-                "has not; use mean, all or weighted"
+                "does not have; use mean, all or weighted"
             )
         self.backbone = backbone
         self.layers = WeightedLayers(backbone) if pooling == "weighted" else None
-        self.head = nn.Linear(backbone.dim, num_classes) if num_classes else nn.Identity()
+        self.head: nn.Module = (
+            nn.Linear(backbone.dim, num_classes) if num_classes else nn.Identity()
+        )
 
     def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Normalised features -> logits [B, C].
@@ -142,11 +144,13 @@ class AudioClassifier(nn.Module):
             features: [B, T, F]; of several passes over the clips, one after the other.
             lengths: real rows of each clip before normalisation [B]; None: no clip is padded.
         """
-        return self.head(self.pool(self.backbone(features, lengths)))
+        logits: Tensor = self.head(self.pool(self.backbone(features, lengths)))
+        return logits
 
     def logits(self, rows: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """As `forward`, from rows [B, T, F] that are not normalised."""
-        return self(self.backbone.features.normalise(rows, lengths), lengths)
+        """Rows [B, T, F] that are not normalised -> logits [B, C]."""
+        logits: Tensor = self(self.backbone.features.normalise(rows, lengths), lengths)
+        return logits
 
     def loss(
         self,
@@ -174,10 +178,11 @@ class AudioClassifier(nn.Module):
         return torch.stack(list(losses.values())).sum()
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """Tokens [B, M, d] of the batch that went through last -> [B, d]; padding has no part."""
+        """Tokens [B, M, d] of the latest batch -> [B, d]; padding is left out."""
         context = self.backbone.context
         if self.layers is not None:
-            return self.layers(tokens)
+            mixed: Tensor = self.layers(tokens)
+            return mixed
         special = self.backbone.prefix_tokens
         patches = special + self.backbone.prompt_tokens * context.rate
         begin, end = {
@@ -192,14 +197,14 @@ class AudioClassifier(nn.Module):
         return masked_mean(tokens, context.output_mask, begin, end)
 
     def train(self, mode: bool = True) -> "AudioClassifier":
-        """Train mode reaches what was inserted and the head; a frozen backbone stays in eval."""
+        """Set the mode of inserted modules and the head; a frozen backbone stays in eval mode."""
         super().train(mode)
         if not self.method.trains_backbone:
             insertion.set_training(self.backbone, mode)
         return self
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """Trainable parameters by lasting name."""
+        """The trainable parameters by lasting name."""
         return {
             self._lasting_name(name): parameter
             for name, parameter in self.named_parameters()
@@ -207,10 +212,10 @@ class AudioClassifier(nn.Module):
         }
 
     def state(self) -> dict[str, Tensor]:
-        """All that training changes, by lasting name: trainable parameters, and the buffers of
-        inserted modules (of every module if the whole backbone trains).
+        """Everything that training changes, by lasting name.
 
-        The tensors are the live ones, detached; copy them to keep them.
+        These are the trainable parameters, and the buffers of inserted modules (of all modules if
+        the whole backbone trains). They are the tensors of the model, detached, not copies.
         """
         named = ((self._lasting_name(n), t) for n, t in self.state_dict(keep_vars=True).items())
         return {name: tensor.detach() for name, tensor in named if self._changes(name, tensor)}
@@ -222,7 +227,7 @@ class AudioClassifier(nn.Module):
 
     @torch.no_grad()
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Set what `state` returned.
+        """Copy tensors that `state` returned into the model.
 
         Raises:
             BundleError: a tensor is missing, has no place, or is of another shape.
@@ -245,7 +250,7 @@ class AudioClassifier(nn.Module):
             tensor.copy_(tensors[name])
 
     def count(self) -> ParameterCount:
-        """Parameters trained in the method and in the head, and all of them."""
+        """Count the parameters of the method, of the head, and of the whole model."""
         parts = [self.head] if self.layers is None else [self.head, self.layers]
         head = sum(p.numel() for part in parts for p in part.parameters())
         trainable = sum(p.numel() for p in self.trainable().values())

@@ -1,4 +1,4 @@
-"""ClassificationBrain: how one fold is trained and evaluated, on one process or many."""
+"""ClassificationBrain: how one fold is trained and evaluated, in one process or in several."""
 
 import dataclasses
 import functools
@@ -43,10 +43,10 @@ class TrainingPlan:
     Attributes:
         epochs: passes over the training clips.
         lr: peak learning rate.
-        optimizer: makes an optimiser of parameter groups.
-        warmup_epochs: linear rise of the learning rate before its cosine to 0.
-        label_smoothing: of the cross-entropy.
-        augment: applied in order to training batches.
+        optimizer: makes an optimiser from parameter groups.
+        warmup_epochs: how long the learning rate rises linearly before its cosine decay to 0.
+        label_smoothing: share of each target that is spread over the classes, 0 to 1.
+        augment: applied to training batches, in this order.
         seed: of this fold.
         task: whether a clip has exactly one class or any number.
         class_weights: [C], the weight of each class in the loss; None: all equal.
@@ -70,29 +70,29 @@ class History:
     def __init__(self) -> None:
         self.epochs: list[EpochRecord] = []
 
-    @mark_as_saver
+    @mark_as_saver  # type: ignore[untyped-decorator]  # SpeechBrain has no types
     def save(self, path: Path) -> None:
         """Write the records as JSON."""
         write_history(Path(path), self.epochs)
 
-    @mark_as_loader
+    @mark_as_loader  # type: ignore[untyped-decorator]
     def load(self, path: Path, end_of_epoch: bool) -> None:
         """Read them back."""
         self.epochs = read_history(Path(path))
 
 
-class ClassificationBrain(sb.Brain):
-    """Trains a classifier and evaluates it, every clip counted once whatever the process count.
+class ClassificationBrain(sb.Brain):  # type: ignore[misc]  # SpeechBrain has no types
+    """Trains a classifier and evaluates it; every clip counts once with any number of processes.
 
-    All that is random in a step is drawn from (seed, epoch, step, rank), and the learning rate
-    is a function of the step: so a run that was interrupted continues exactly.
+    Every random number of a step is drawn from (seed, epoch, step, rank), and the learning rate is
+    a function of the step, so an interrupted run continues exactly where it stopped.
 
     Args:
         model: the classifier.
         plan: how to train.
         run_opts: SpeechBrain's run options (device, precision, accumulation, ...).
-        checkpointer: where to keep checkpoints; None keeps none.
-        progress: shows where the job is.
+        checkpointer: keeps the checkpoints; None keeps none.
+        progress: shows how far the job is.
         log: called with the record of every epoch, also with those of an earlier, interrupted run.
         title: how the progress bar names this training.
     """
@@ -118,7 +118,8 @@ class ClassificationBrain(sb.Brain):
         self.epoch = 0
         self.stage_start = 0.0
         self.train_seconds = 0.0
-        self.batches: TrainingBatches | None = None
+        self.batches: TrainingBatches  # once training starts
+        self.auxiliary: dict[str, float] = {}
         self.rows: list[dict[str, Any]] = []
         self.predictions = pd.DataFrame()
         if checkpointer is not None:
@@ -132,11 +133,14 @@ class ClassificationBrain(sb.Brain):
         """Normalised features [B, T, F] and targets [B, C] (probabilities) on the device."""
         batch = batch.to(self.device)
         features = self.model.backbone.features.normalise(batch.features, batch.lengths)
-        targets = self.plan.task.targets(batch.labels, self.model.head.out_features)
+        targets = self.plan.task.targets(batch.labels, self.model.num_classes)
         return features, targets
 
     def training_loss(self, batch: Batch) -> Tensor:
-        """The sum of the method's losses on an augmented batch; remembers all but the task's."""
+        """The sum of the method's losses for an augmented batch.
+
+        Every loss but the task's is also added up by name, for the record of the epoch.
+        """
         features, targets = self._prepare(batch)
         for augmentation in self.plan.augment:
             features, targets = augmentation(features, targets, self.generator)
@@ -150,14 +154,14 @@ class ClassificationBrain(sb.Brain):
         return torch.stack(list(losses.values())).sum()
 
     def compute_forward(self, batch: Batch, stage: sb.Stage) -> tuple[Tensor, Tensor]:
-        """In evaluation: logits [B, C] and targets [B, C]."""
+        """Evaluate a batch: logits [B, C] and targets [B, C]."""
         features, targets = self._prepare(batch)
         return self.modules.model(features, batch.lengths).float(), targets
 
     def compute_objectives(
         self, predictions: tuple[Tensor, Tensor], batch: Batch, stage: sb.Stage
     ) -> Tensor:
-        """In evaluation: the mean loss of the task; every clip's prediction is remembered."""
+        """The mean loss of the task in evaluation; the prediction for each clip is kept."""
         logits, targets = predictions
         losses = self.plan.task.losses(logits, targets)
         self._remember(batch, self.plan.task.probabilities(logits), losses)
@@ -174,12 +178,12 @@ class ClassificationBrain(sb.Brain):
     # Training
 
     def train_on(self, loader: Any, batches: TrainingBatches, valid_loader: Any) -> None:
-        """Train for the planned epochs, from the latest checkpoint if there is one.
+        """Train for the planned epochs, starting from the latest checkpoint if there is one.
 
         Args:
-            loader: yields this process's share of each of `batches`.
+            loader: yields the part of each of `batches` that belongs to this process.
             batches: the training batches.
-            valid_loader: this process's share of the validation clips.
+            valid_loader: yields the validation clips that belong to this process.
         """
         self.batches = self.train_sampler = batches
         if self.checkpointer is not None:
@@ -195,7 +199,9 @@ class ClassificationBrain(sb.Brain):
             on_gpu = self.device_type == "cuda"
             model = self.model
             if on_gpu:
-                model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+                model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(  # type: ignore[no-untyped-call]
+                    model
+                )
             self.modules["model"] = DistributedDataParallel(
                 model,
                 device_ids=[torch.device(self.device)] if on_gpu else None,
@@ -203,7 +209,7 @@ class ClassificationBrain(sb.Brain):
             )
 
     def init_optimizers(self) -> None:
-        """One optimiser over the method's parameter groups."""
+        """Make one optimiser over the parameter groups of the method."""
         groups = self.model.method.parameter_groups(self.model.trainable(), self.plan.lr)
         self.optimizer = self.plan.optimizer(groups)
         for group in self.optimizer.param_groups:
@@ -214,11 +220,12 @@ class ClassificationBrain(sb.Brain):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps an epoch; the last accumulates what is left."""
-        return math.ceil(len(self.batches) / self.grad_accumulation_factor)
+        """Optimiser steps per epoch; the last one accumulates the remaining batches."""
+        factor: int = self.grad_accumulation_factor
+        return math.ceil(len(self.batches) / factor)
 
     def lr_factor(self, step: int) -> float:
-        """Factor of the peak learning rate at optimiser step `step` (from 0)."""
+        """The learning rate at optimiser step `step` (from 0), as a share of its peak."""
         total = self.plan.epochs * self.steps_per_epoch
         warmup = self.plan.warmup_epochs * self.steps_per_epoch
         if step < warmup:
@@ -226,7 +233,7 @@ class ClassificationBrain(sb.Brain):
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
 
     def fit_batch(self, batch: Batch) -> Tensor:
-        """Forward and backward; an optimiser step when a group of batches is complete."""
+        """Run forward and backward, and an optimiser step when a group of batches is complete."""
         factor = self.grad_accumulation_factor
         group = (self.step - 1) // factor
         should_step = self.step % factor == 0 or self.step == len(self.batches)
@@ -237,14 +244,15 @@ class ClassificationBrain(sb.Brain):
             with self.training_ctx:
                 loss = self.training_loss(batch)
             self._refuse_nonfinite(loss, batch)
-            # DDP averages over processes; the group's clips shall all weigh the same.
+            # DDP averages over processes; all clips of the group should weigh the same.
             clips = sum(self.batches.sizes[group * factor : (group + 1) * factor])
             weight = len(batch) * self.world_size / clips
             self.scaler.scale(loss * weight).backward()
         if should_step:
             self.optimizers_step()
         self.progress.update(f"loss {self.avg_train_loss:.3f}")
-        return loss.detach().cpu()
+        detached: Tensor = loss.detach().cpu()
+        return detached
 
     def _refuse_nonfinite(self, loss: Tensor, batch: Batch) -> None:
         if not torch.isfinite(loss):
@@ -255,7 +263,7 @@ class ClassificationBrain(sb.Brain):
             )
 
     def optimizers_step(self) -> None:
-        """Unscale, clip over all parameters, step."""
+        """Unscale the gradients, clip them over all parameters, and step."""
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * self.lr_factor(self.optimizer_step)
         self.scaler.unscale_(self.optimizer)
@@ -271,13 +279,13 @@ class ClassificationBrain(sb.Brain):
         self.optimizer.zero_grad(set_to_none=True)
 
     def _should_save_intra_epoch_ckpt(self, last_ckpt_time: float, steps_since_ckpt: int) -> bool:
-        between_steps = self.step % self.grad_accumulation_factor == 0
-        # Every process must ask, since the decision is rank 0's.
-        due = super()._should_save_intra_epoch_ckpt(last_ckpt_time, steps_since_ckpt)
+        between_steps: bool = self.step % self.grad_accumulation_factor == 0
+        # Every process must ask, because rank 0 decides and tells the others.
+        due: bool = super()._should_save_intra_epoch_ckpt(last_ckpt_time, steps_since_ckpt)
         return due and between_steps
 
     def on_fit_start(self) -> None:
-        """Recover the latest checkpoint; show and log the epochs that it holds."""
+        """Recover the latest checkpoint, then show and log the epochs that it holds."""
         super().on_fit_start()
         for record in self.history.epochs:
             self.log(record)
@@ -288,30 +296,33 @@ class ClassificationBrain(sb.Brain):
     # Stages
 
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
-        """Start the clock, and recording where clips are evaluated."""
+        """Start the clock; during validation the method records its statistics."""
         self.stage_start = time.perf_counter()
         self.rows = []
-        if stage == sb.Stage.TRAIN:
+        if stage == sb.Stage.TRAIN and epoch is not None:
             self.epoch, self.auxiliary = epoch, {}
             self.progress.describe(f"{self.title}, epoch {epoch}/{self.plan.epochs}")
         if stage == sb.Stage.VALID:
             self.model.method.record(self.model.backbone, on=True)
 
     def evaluate_batch(self, batch: Batch, stage: sb.Stage) -> Tensor:
-        """See `Brain.evaluate_batch`."""
-        loss = super().evaluate_batch(batch, stage)
+        """Evaluate one batch and move the progress bar."""
+        loss: Tensor = super().evaluate_batch(batch, stage)
         self.progress.update()
         return loss
 
     def on_stage_end(self, stage: sb.Stage, stage_loss: float, epoch: int | None = None) -> None:
-        """After training: remember its loss. After evaluation: gather, and keep the epoch."""
+        """After training keep its loss; after evaluation gather the predictions of all processes.
+
+        After validation the epoch is recorded and a checkpoint is saved.
+        """
         seconds = time.perf_counter() - self.stage_start
-        if stage == sb.Stage.TRAIN:
+        if stage == sb.Stage.TRAIN and epoch is not None:
             self.train_seconds, self.train_loss = seconds, self._over_processes(stage_loss)
             self.model.method.on_epoch(self.model.backbone, self.optimizer, epoch)
             return
         self.predictions = self._gather()
-        if stage == sb.Stage.VALID:
+        if stage == sb.Stage.VALID and epoch is not None:
             self._end_epoch(epoch, seconds)
 
     def _over_processes(self, value: float) -> float:
@@ -327,8 +338,9 @@ class ClassificationBrain(sb.Brain):
             torch.distributed.all_gather_object(shares, self.rows)
             rows = [row for share in shares for row in share]
         table = pd.DataFrame(rows).sort_values("id", ignore_index=True)
-        table["prediction"] = self.plan.task.predictions(table["probabilities"].tolist())
-        return table
+        probabilities = table["probabilities"].tolist()
+        predictions: list[Any] = list(self.plan.task.predictions(probabilities))
+        return table.assign(prediction=predictions)
 
     def _end_epoch(self, epoch: int, valid_seconds: float) -> None:
         method, backbone = self.model.method, self.model.backbone
@@ -365,7 +377,7 @@ class ClassificationBrain(sb.Brain):
             )
 
     def on_evaluate_start(self, max_key: str | None = None, min_key: str | None = None) -> None:
-        """Load the weights of the best validation epoch."""
+        """Load the weights of the epoch that validation preferred."""
         best = self.checkpointer.best() if self.checkpointer is not None else None
         if best is None:
             raise RunError(
@@ -377,12 +389,12 @@ class ClassificationBrain(sb.Brain):
             self.history.load(best.paramfiles["history"], end_of_epoch=True)
 
     def predict(self, loader: Any) -> pd.DataFrame:
-        """Predictions of the best epoch's weights: id, truth, prediction, probabilities, loss."""
+        """Predict with the weights of the best epoch; a table with one row per clip."""
         self.evaluate(loader, progressbar=False)
         return self.predictions
 
     def peak_memory(self) -> int:
-        """Largest memory so far, bytes: of the GPU, or resident memory of this process."""
+        """The largest memory so far in bytes, of the GPU or of this process."""
         if self.device_type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         return system.peak_memory()

@@ -1,8 +1,8 @@
 """SpeechBrain's Checkpointer, made safe against being killed, and small.
 
-SpeechBrain writes a checkpoint's meta file first, so that one cut short looks whole. Here a
-checkpoint is written under a name that the Checkpointer does not list, and renamed at the end.
-Of the model only what training changes is kept.
+SpeechBrain writes the meta file of a checkpoint first, so a checkpoint that was cut short looks
+complete. Here it is written under a name that the Checkpointer does not list, and renamed at the
+end. Only the part of the model that training changes is kept.
 """
 
 import math
@@ -19,11 +19,11 @@ from toolkit.model import AudioClassifier
 UNFINISHED = "unfinished"
 
 
-class AtomicCheckpointer(Checkpointer):
-    """Checkpoints that exist whole or not at all.
+class AtomicCheckpointer(Checkpointer):  # type: ignore[misc]  # SpeechBrain has no types
+    """Checkpoints that are complete or not there at all.
 
     Args:
-        folder: where they lie; left-overs of a killed run are removed.
+        folder: where they are kept; unfinished ones of a killed run are removed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -34,11 +34,11 @@ class AtomicCheckpointer(Checkpointer):
         ddp_barrier()
 
     def add_model(self, model: AudioClassifier) -> None:
-        """Save and restore what training changes in a model."""
+        """Save and restore the tensors of a model that training changes."""
         self.add_recoverable("model", model, _load_model, main_process_only(_save_model))
 
     def save_checkpoint(self, *args: Any, **kwargs: Any) -> Checkpoint | None:
-        """See `Checkpointer.save_checkpoint`."""
+        """Save a checkpoint under a temporary name and rename it once it is complete."""
         saved = super().save_checkpoint(*args, **kwargs)
         ddp_barrier()
         if saved is not None:
@@ -49,14 +49,14 @@ class AtomicCheckpointer(Checkpointer):
         return saved
 
     def best(self) -> Checkpoint | None:
-        """The checkpoint of the epoch that validation prefers."""
+        """The checkpoint of the epoch that validation prefers; None if no epoch was completed."""
         return self.find_checkpoint(
             importance_key=validation_score,
             ckpt_predicate=lambda checkpoint: _score(checkpoint) is not None,
         )
 
     def _new_checkpoint_dirpath(self) -> Path:
-        path = super()._new_checkpoint_dirpath()
+        path: Path = super()._new_checkpoint_dirpath()
         return path.with_name(UNFINISHED + path.name)
 
 

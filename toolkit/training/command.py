@@ -7,10 +7,10 @@ from toolkit.training.folds import cross_validate
 
 
 def train(recipe_file: str, documentation: str) -> None:
-    """Train and test as the command line says; without arguments, print how.
+    """Train and test as the command line says; without arguments, print how to use it.
 
     Args:
-        recipe_file: the recipe's train.py.
+        recipe_file: train.py of the recipe.
         documentation: its docstring.
     """
 

@@ -28,6 +28,7 @@ def draw_confusion(matrix: npt.NDArray[np.int_], classes: list[str]) -> Figure:
         for (row, column), count in np.ndenumerate(matrix):
             if count:
                 colour = "white" if shares[row, column] > 0.5 else "black"
-                place = {"ha": "center", "va": "center", "fontsize": 8}
-                axes.text(column, row, str(count), color=colour, **place)
+                axes.text(
+                    column, row, str(count), ha="center", va="center", color=colour, fontsize=8
+                )
     return figure

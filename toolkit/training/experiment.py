@@ -1,4 +1,4 @@
-"""An experiment: the objects that a configuration describes, checked before any data is read."""
+"""An experiment: the objects that a configuration describes, checked before data is read."""
 
 import dataclasses
 import functools
@@ -44,10 +44,10 @@ class Experiment:
     """What a recipe runs.
 
     Attributes:
-        configuration: as loaded; its keys are described in the recipe's `hparams/base.yaml`.
+        configuration: as loaded; `hparams/base.yaml` of the recipe describes its keys.
         options: the keys that are plain values, checked.
-        command: the recipe's train.py and its hparams file as typed, for messages.
-        method, source, corpus: the registered things that it composes.
+        command: what starts it, for messages.
+        method, source, corpus: the registered parts that it names.
     """
 
     configuration: Configuration
@@ -72,7 +72,7 @@ class Experiment:
 
     @classmethod
     def of(cls, recipe_file: str, command: CommandLine) -> "Experiment":
-        """As `from_command_line`, with the command line parsed."""
+        """Make the experiment of a command line that is already parsed."""
         recipe = Path(recipe_file).resolve().parent
         if if_main_process():
             plugins.discover_and_report(command.plugins)
@@ -95,12 +95,12 @@ class Experiment:
 
     @property
     def embedded(self) -> bool:
-        """Whether this is the demonstration without a data folder."""
+        """Whether this is the demonstration, which needs no data folder."""
         return self.options.data_folder is None
 
     @property
     def output_folder(self) -> Path:
-        """Where the run's files go; a debug run has a folder of its own."""
+        """The folder of the run; a debug run has one of its own."""
         return Path(f"{self.options.output_folder}{'-debug' if self.options.debug else ''}")
 
     @property
@@ -110,7 +110,7 @@ class Experiment:
 
     @property
     def cache_folder(self) -> Path:
-        """Where features, and the synthetic corpus, are kept."""
+        """The folder of the features and of the synthetic corpus."""
         return Path(self.options.cache_folder or default_cache_folder())
 
     @functools.cached_property
@@ -119,20 +119,20 @@ class Experiment:
         return self.options.device or sb.utils.distributed.infer_device()
 
     def model(self, num_classes: int) -> AudioClassifier:
-        """A fresh classifier: the backbone loaded anew, the method applied to it.
+        """A fresh classifier: the backbone is loaded and the method is applied to it.
 
         Raises:
-            BackboneError, ConfigError: it cannot be had, or the method cannot work on it.
+            BackboneError, ConfigError: it cannot be loaded, or the method cannot work on it.
         """
         self._check_input()
         backbone = self.source.load(self.options.max_length)
         return AudioClassifier(backbone, self.method, num_classes, self.options.pooling)
 
     def introduce(self) -> None:
-        """Say what will run, having built the model once to see that it can.
+        """Print what will run, after building the model once to see that it can be built.
 
         Raises:
-            BackboneError, ConfigError: see `model`.
+            BackboneError, ConfigError: the model cannot be built.
         """
         model = self.model(num_classes=2)
         count = model.count()
@@ -146,14 +146,14 @@ class Experiment:
             say(
                 "This is the embedded demonstration (hparams/embedded.yaml): sounds that the "
                 "program makes itself, a small backbone, few epochs.\n"
-                f"The real one: {self.command} --data_folder PATH_TO_{self.options.recipe}"
+                f"For the real corpus: {self.command} --data_folder PATH_TO_{self.options.recipe}"
             )
 
     def manifest(self) -> Manifest:
-        """The corpus's table; rank 0 fetches or makes the corpus first if it shall.
+        """The table of the corpus, which rank 0 first downloads or makes if that was asked for.
 
         Raises:
-            DataError: the corpus is not there or not right.
+            DataError: the corpus is missing or inconsistent.
         """
         folder = Path(self.options.data_folder or self.cache_folder / self.corpus.registered_name)
         if if_main_process():
@@ -167,7 +167,7 @@ class Experiment:
         return manifest if if_main_process() else self.corpus.manifest(folder)
 
     def _look_for_copies(self, manifest: Manifest) -> None:
-        """Refuse the same sound in two parts that a user made; of official parts, warn."""
+        """Look for the same sound in two folds: refuse folds of the user, warn of official ones."""
         contents = content_hashes(self.cache_folder, sorted(set(manifest.clips["path"])))
         found = copied(manifest.clips, contents)
         if not manifest.official:
@@ -207,7 +207,7 @@ class Experiment:
         return self.pipeline.cache(clips, self.spec, self.cache_folder, build=False)
 
     def plan(self, seed: int, task: Task, class_weights: Tensor | None = None) -> TrainingPlan:
-        """How to train for a corpus's task with the seed of a fold, as the configuration says."""
+        """How to train: as the configuration says, for a task, with the seed of a fold."""
         values = self.configuration.values
         return TrainingPlan(
             epochs=self.epochs,
@@ -222,7 +222,7 @@ class Experiment:
         )
 
     def run_opts(self) -> dict[str, Any]:
-        """SpeechBrain's run options."""
+        """The run options of SpeechBrain."""
         names = (
             "precision", "eval_precision", "compile", "grad_accumulation_factor",
             "max_grad_norm", "ckpt_interval_minutes",
@@ -231,41 +231,49 @@ class Experiment:
 
 
 class Options(Settings):
-    """The plain values of a configuration, as a recipe's `hparams/base.yaml` describes them."""
+    """The plain values of a configuration; `hparams/base.yaml` of a recipe describes them."""
 
     recipe: str = setting("", "name of the recipe")
-    label: str = setting("", "names the results' folder")
-    seed: int = setting(0, "of initialisation, order, dropout and augmentation", minimum=0)
-    output_folder: str = setting("results", "where the run's files go")
-    data_folder: str | None = setting(None, "the corpus; none: the embedded demonstration")
-    download: bool = setting(False, "fetch the corpus into data_folder")
+    label: str = setting("", "name of the results folder")
+    seed: int = setting(0, "seed of initialisation, order, dropout and augmentation", minimum=0)
+    output_folder: str = setting("results", "folder of the run")
+    data_folder: str | None = setting(
+        None, "folder of the corpus; none: the embedded demonstration"
+    )
+    download: bool = setting(False, "download the corpus into data_folder")
     folds: str | int | list[int] = setting("all", "folds to run: all, or 1,3")
     few_shot: int | None = setting(None, "training clips of each class; none: all", minimum=1)
-    cache_folder: str | None = setting(None, "where features are kept")
-    max_length: int = setting(1024, "frames of 10 ms", minimum=1)
+    cache_folder: str | None = setting(None, "folder of the features")
+    max_length: int = setting(1024, "length of a clip in frames of 10 ms", minimum=1)
     pooling: Pooling = setting("all", "mean, cls, all or weighted")
     epochs: int = setting(1, "passes over the training clips", minimum=1)
-    batch_size: int = setting(32, "clips an update", minimum=1)
+    batch_size: int = setting(32, "clips per update", minimum=1)
     lr: float = setting(0.001, "peak learning rate", minimum=0)
-    warmup_epochs: float = setting(0, "linear rise of the learning rate", minimum=0)
-    label_smoothing: float = setting(0.0, "of the loss's targets", minimum=0, maximum=1)
-    class_weights: Literal["balanced"] | None = setting(None, "of the loss: balanced, or none")
-    balanced_sampling: bool = setting(False, "draw clips so that all classes come alike")
+    warmup_epochs: float = setting(0, "epochs in which the learning rate rises linearly", minimum=0)
+    label_smoothing: float = setting(
+        0.0, "share of each target spread over the classes", minimum=0, maximum=1
+    )
+    class_weights: Literal["balanced"] | None = setting(
+        None, "weights of the classes in the loss: balanced, or none"
+    )
+    balanced_sampling: bool = setting(False, "draw clips so that all classes are equally frequent")
     device: str | None = setting(None, "cpu, cuda, cuda:1; none: a GPU if there is one")
     precision: str = setting("fp32", "fp32, bf16 or fp16 (GPU only)")
-    eval_precision: str = setting("fp32", "the same in evaluation")
-    compile: bool = setting(False, "torch.compile")
+    eval_precision: str = setting("fp32", "precision in evaluation")
+    compile: bool = setting(False, "use torch.compile")
     num_workers: int = setting(0, "loader processes", minimum=0)
-    grad_accumulation_factor: int = setting(1, "batches an update", minimum=1)
-    max_grad_norm: float = setting(0.0, "clip gradients to this norm; 0: do not", minimum=0)
-    ckpt_interval_minutes: float = setting(10, "between checkpoints within an epoch", minimum=0)
+    grad_accumulation_factor: int = setting(1, "batches per update", minimum=1)
+    max_grad_norm: float = setting(0.0, "largest norm of the gradients; 0: no limit", minimum=0)
+    ckpt_interval_minutes: float = setting(
+        10, "minutes between checkpoints within an epoch", minimum=0
+    )
     noprogressbar: bool = setting(False, "show no progress bar")
     debug: bool = setting(False, "two batches, one fold, one epoch")
     test_only: bool = setting(False, "evaluate the best checkpoints again")
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> "Options":
-        """The options among a configuration's values.
+        """Pick the options from the values of a configuration.
 
         Raises:
             ConfigError: one of them has the wrong type or range, or is missing.
@@ -282,7 +290,7 @@ class Options(Settings):
         return cls(**{name: values[name] for name in names})
 
     def check(self) -> None:
-        """Refuse devices and precisions that are not there."""
+        """Refuse devices and precisions that are not available."""
         for name in ("precision", "eval_precision"):
             value, known = getattr(self, name), ("fp32", "bf16", "fp16")
             if value not in known:
@@ -303,17 +311,17 @@ class Options(Settings):
 
 
 def configured(command: CommandLine, recipe: Path) -> tuple[Configuration, Options]:
-    """The configuration that a recipe runs: without a data folder, the embedded demonstration's.
+    """The configuration that a recipe runs; without a data folder, the embedded demonstration.
 
-    A recipe with a `hparams/recipe.yaml` (its corpus and what goes with it) runs the methods'
-    files of other recipes and of plugins too, for these say nothing of a corpus.
+    A recipe with a `hparams/recipe.yaml` (its corpus and the settings that depend on it) also runs
+    the method files of other recipes and of plugins, which do not mention a corpus.
 
     Args:
         command: the parsed command line.
         recipe: the folder of train.py.
 
     Raises:
-        ConfigError: see `config.load` and `Options.of`.
+        ConfigError: a key is unknown, missing, or has a value that cannot be used.
     """
     layers = [RECIPE] if (recipe / RECIPE).is_file() else []
     loaded = config.load(command, recipe, layers)
@@ -325,7 +333,7 @@ def configured(command: CommandLine, recipe: Path) -> tuple[Configuration, Optio
 
 
 def _command(recipe_file: Path, command: CommandLine) -> str:
-    """What starts a recipe with a configuration, for a user to read."""
+    """The command that starts a recipe with a configuration, for messages."""
     recipe = recipe_file.resolve().parent
     if recipe.parent == places.SHIPPED / "recipes":
         return f"toolkit train {recipe.name} {Path(command.hparams).stem}"
@@ -333,13 +341,13 @@ def _command(recipe_file: Path, command: CommandLine) -> str:
 
 
 def say(text: str) -> None:
-    """Print to the user, once however many processes there are."""
+    """Print to the user, once for all processes."""
     if if_main_process():
         print(text, flush=True)
 
 
 def main(run: Callable[[Sequence[str]], object]) -> None:
-    """Run a recipe; an error that is the user's to mend is one message without a traceback."""
+    """Run a recipe; an error that the user can solve is one message without a traceback."""
     try:
         run(sys.argv[1:])
     except ToolkitError as error:
@@ -354,6 +362,6 @@ def main(run: Callable[[Sequence[str]], object]) -> None:
 
 
 def _join_processes(device: str) -> None:
-    """Join the process group if torchrun started this process: nccl on GPUs, gloo on CPUs."""
+    """Join the process group if torchrun started this process, by nccl on GPUs and gloo on CPUs."""
     backend = "gloo" if device == "cpu" else "nccl"
     sb.utils.distributed.ddp_init_group({"distributed_backend": backend})

@@ -1,6 +1,7 @@
 """Cross-validation as one job: every fold trained, tested, and summed up."""
 
 import dataclasses
+from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -55,44 +56,49 @@ def cross_validate(experiment: Experiment) -> RunResult:
     return result
 
 
+class Parts(NamedTuple):
+    """The clips of one round."""
+
+    train: pd.DataFrame
+    valid: pd.DataFrame
+    test: pd.DataFrame
+
+
 @dataclasses.dataclass(frozen=True)
 class Job:
     """What the folds of one run share.
 
     Attributes:
-        experiment, manifest, output: what runs, on what, and where it is kept.
-        splits: the wanted folds.
-        parts: test fold -> its training, validation and test clips.
-        rows: id -> position in the cache.
+        experiment, manifest, output: what runs, on which corpus, and where results go.
+        splits: the folds to run.
+        parts: test fold -> the clips of its round.
+        rows: id of a clip -> its position in the cache.
         cache: features of all clips.
-        progress: over all folds.
+        progress: shown over all folds.
     """
 
     experiment: Experiment
     manifest: Manifest
     output: OutputFolder
     splits: list[Split]
-    parts: dict[int, tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]]
+    parts: dict[int, Parts]
     rows: pd.Series
     cache: FeatureCache
     progress: Progress
 
     @classmethod
     def of(cls, experiment: Experiment, manifest: Manifest, output: OutputFolder) -> "Job":
-        """Choose the folds and get the features of their clips."""
+        """Choose the folds and compute the features of their clips."""
         options = experiment.options
         splits = selected(manifest.splits, options.folds)
         limit = None
         if options.debug:
             splits, limit = splits[:1], 2 * options.batch_size
         parts = {
-            split.test: tuple(
-                _limited(clips, limit)
-                for clips in (
-                    training_clips(experiment, manifest, split),
-                    manifest.of_folds([split.valid]),
-                    manifest.of_folds([split.test]),
-                )
+            split.test: Parts(
+                train=_limited(training_clips(experiment, manifest, split), limit),
+                valid=_limited(manifest.of_folds([split.valid]), limit),
+                test=_limited(manifest.of_folds([split.test]), limit),
             )
             for split in splits
         }
@@ -114,11 +120,11 @@ class Job:
 
 
 class Fold:
-    """One round: train on some folds, choose the epoch on another, test on a third.
+    """One round: train on some folds, choose the epoch on another fold, test on a third.
 
     Args:
-        job: the run it belongs to.
-        split: which folds.
+        job: the run that it belongs to.
+        split: which fold does what.
     """
 
     def __init__(self, job: Job, split: Split) -> None:
@@ -130,12 +136,12 @@ class Fold:
 
     @property
     def task(self) -> Task:
-        """What the corpus asks for."""
+        """Whether a clip of the corpus has exactly one class or any number."""
         return task_of(self.job.manifest)
 
     @property
     def batches(self) -> int:
-        """Batches of this process: training and validation in every epoch, and the test."""
+        """The batches of this process: training and validation in every epoch, and the test."""
         size = self.options.batch_size
         train, valid, test = (
             -(-len(clips) // size) for clips in (self.train, self.valid, self.test)
@@ -143,7 +149,7 @@ class Fold:
         return self.experiment.epochs * (train + valid) + test
 
     def run(self) -> None:
-        """Train and test, unless that is done; leave predictions, a bundle and fold.json."""
+        """Train and test unless that is done; write predictions, a bundle and `fold.json`."""
         done = self.job.output.finished_fold(self.split.test)
         if done is not None and not self.options.test_only:
             self.job.progress.update(batches=self.batches)
@@ -163,7 +169,7 @@ class Fold:
         ddp_barrier()
 
     def brain(self) -> ClassificationBrain:
-        """A fresh classifier and how it trains; it goes on from this fold's checkpoints."""
+        """A fresh classifier with its training, which continues from this fold's checkpoints."""
         torch.manual_seed(self.seed)
         return ClassificationBrain(
             self.experiment.model(len(self.job.manifest.classes)),
@@ -176,14 +182,14 @@ class Fold:
         )
 
     def _plan(self) -> TrainingPlan:
-        """How to train: as configured, for the corpus's task, weighted by the training clips."""
+        """How to train this fold; class weights come from its training clips."""
         weights = None
         if self.options.class_weights == "balanced":
             weights = balanced_class_weights(self.train["label"], len(self.job.manifest.classes))
         return self.experiment.plan(self.seed, self.task, weights)
 
     def fit(self, brain: ClassificationBrain) -> None:
-        """Train for all epochs, with the validation fold after each."""
+        """Train for all epochs, and validate after each."""
         weights = None
         if self.options.balanced_sampling:
             weights = balanced_clip_weights(self.train["label"], len(self.job.manifest.classes))
@@ -203,17 +209,20 @@ class Fold:
         )
 
     def _lengths(self, clips: pd.DataFrame) -> list[int] | None:
-        """Rows of each clip as the backbone reads it; None if it pads all clips to one length."""
+        """The rows of each clip; None if the backbone pads all clips to one length."""
         spec = self.experiment.spec
         if not spec.variable:
             return None
         rows = self.job.cache.lengths[self.job.rows[clips["id"]].to_numpy()]
-        return rows.clip(max=spec.rows).tolist()
+        lengths: list[int] = rows.clip(max=spec.rows).tolist()
+        return lengths
 
     def _share_of(self, clips: pd.DataFrame, brain: ClassificationBrain) -> SaveableDataLoader:
         return self.evaluation_loader(clips, brain.rank, brain.world_size)
 
-    def _loader(self, clips: pd.DataFrame, batches: Sampler | list) -> SaveableDataLoader:
+    def _loader(
+        self, clips: pd.DataFrame, batches: Sampler[list[int]] | list[list[int]]
+    ) -> SaveableDataLoader:
         workers = self.options.num_workers
         return SaveableDataLoader(
             clip_dataset(clips, self.job.rows, self.job.cache),
@@ -227,7 +236,7 @@ class Fold:
     def evaluation_loader(
         self, clips: pd.DataFrame, rank: int = 0, world_size: int = 1
     ) -> SaveableDataLoader:
-        """Batches of a process's share of some clips."""
+        """Batches of the clips that belong to one process."""
         lengths = self._lengths(clips)
         share = evaluation_batches(len(clips), self.options.batch_size, rank, world_size, lengths)
         return self._loader(clips, share)
@@ -281,7 +290,7 @@ class Fold:
 
 
 def training_clips(experiment: Experiment, manifest: Manifest, split: Split) -> pd.DataFrame:
-    """The clips that a fold trains on: all of its training folds, or as many of each class."""
+    """The clips that a fold trains on: all of its training folds, or `few_shot` of each class."""
     clips, options = manifest.of_folds(split.train), experiment.options
     if options.few_shot is None:
         return clips
@@ -290,7 +299,7 @@ def training_clips(experiment: Experiment, manifest: Manifest, split: Split) -> 
 
 
 def _limited(clips: pd.DataFrame, limit: int | None) -> pd.DataFrame:
-    """At most `limit` clips, taken from the classes in turn."""
+    """At most `limit` clips, taken from one class after the other."""
     if limit is None or len(clips) <= limit:
         return clips
     turn = clips.groupby(clips["label"].map(str)).cumcount()

@@ -1,10 +1,10 @@
-"""A run's output folder: who may write there, what the run was, and what it found.
+"""The output folder of a run: who may write there, what the run was, and what it found.
 
 results/<recipe>/<method>/<seed>/
     hyperparams.yaml  env.log  log.txt  train_log.txt  tensorboard/fold-<k>/
     fold-<k>/  checkpoints/  predictions.csv  bundle/  fold.json
     predictions.csv  confusion.png  bundle/
-    result.json       written last: it is there when, and only when, the run is done
+    result.json       written last: it exists if and only if the run is finished
 """
 
 import logging.config
@@ -47,9 +47,9 @@ class OutputFolder:
     """The folder of one run.
 
     Args:
-        path: the folder; made if it is not there.
+        path: the folder; created if it does not exist.
         configuration: of the run.
-        fresh: delete what is there first (debug runs).
+        fresh: delete an existing folder first (debug runs).
 
     Raises:
         RunError: it holds a run of another configuration, or another process writes there.
@@ -83,7 +83,7 @@ class OutputFolder:
         return read_run(self.path) if (self.path / RUN_FILE).is_file() else None
 
     def log(self, fold: int) -> "EpochLog":
-        """Where a fold's epochs are logged."""
+        """The log of the epochs of a fold."""
         return EpochLog(self.path, fold)
 
     def _lock(self) -> None:
@@ -114,9 +114,9 @@ class OutputFolder:
 
 
 class EpochLog:
-    """Logs a fold's epochs to train_log.txt and to TensorBoard.
+    """Logs the epochs of a fold to train_log.txt and to TensorBoard.
 
-    Every process must call it: SpeechBrain's loggers write on rank 0 and wait for it on the others.
+    Every process must call it: SpeechBrain's loggers write on rank 0 while the others wait.
     """
 
     def __init__(self, path: Path, fold: int) -> None:
@@ -128,7 +128,7 @@ class EpochLog:
         self.board = TensorboardLogger(str(events))
 
     def __call__(self, record: EpochRecord) -> None:
-        """Log one epoch's record."""
+        """Log the record of one epoch."""
         meta = {"fold": self.fold, "epoch": record.epoch, "lr": record.lr}
         auxiliary = {f"loss_{name}": value for name, value in record.auxiliary.items()}
         train = {"loss": record.train_loss, **auxiliary}
@@ -157,9 +157,9 @@ def package_versions() -> dict[str, str]:
 
 
 def write_table(path: Path, predictions: pd.DataFrame, classes: list[str]) -> None:
-    """predictions.csv: id, fold, truth, prediction (class names), a probability for each class.
+    """Write predictions.csv: id, fold, truth, prediction, and a probability for each class.
 
-    Where a clip may have several classes, their names are joined by semicolons.
+    Truth and prediction are class names, joined by semicolons where a clip may have several.
     """
     probabilities = pd.DataFrame(
         predictions["probabilities"].tolist(), columns=[f"p_{name}" for name in classes]
@@ -177,7 +177,7 @@ def _named(label: int | tuple[int, ...], classes: list[str]) -> str:
 
 
 def _log_to(file: Path | None) -> None:
-    """Warnings go to the console; everything goes to the run's log.txt."""
+    """Send warnings to the console and everything to the log.txt of the run."""
     handlers: dict[str, Any] = {
         "console": {
             "class": "speechbrain.utils.logger.TqdmCompatibleStreamHandler",
@@ -218,7 +218,7 @@ def _environment() -> str:
 
 
 def commit() -> str | None:
-    """The commit of this checkout, `-dirty` if files differ; None outside a git checkout."""
+    """The commit of this checkout, with `-dirty` if files differ; None outside a checkout."""
     if places.installed():  # the environment may lie in a checkout of something else
         return None
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]

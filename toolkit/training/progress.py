@@ -1,4 +1,4 @@
-"""One progress bar for a whole job, and one line an epoch."""
+"""One progress bar for a whole job, and one line per epoch."""
 
 import sys
 
@@ -7,10 +7,10 @@ from tqdm import tqdm
 
 
 class Progress:
-    """A bar over the batches of all folds and epochs, shown on a terminal by the main process.
+    """A bar over the batches of all folds and epochs, which the main process shows on a terminal.
 
     Args:
-        total: batches, training and evaluation together.
+        total: number of batches, in training and evaluation.
         hidden: show no bar; lines are still printed.
     """
 
@@ -19,11 +19,11 @@ class Progress:
         self.bar = tqdm(total=total, disable=disable, dynamic_ncols=True, unit="batch")
 
     def describe(self, text: str) -> None:
-        """Say what is being done."""
+        """Show in front of the bar what is being done."""
         self.bar.set_description(text)
 
     def update(self, note: str = "", batches: int = 1) -> None:
-        """Count batches as done."""
+        """Count batches as done, and show a note behind the bar."""
         if note:
             self.bar.set_postfix_str(note, refresh=False)
         self.bar.update(batches)
