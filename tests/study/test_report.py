@@ -84,7 +84,7 @@ def test_methods_by_hand(results: Results) -> None:
 
 
 def test_what_is_said_of_the_timings(results: Results) -> None:
-    """How many rounds there were, where, and how far they lie apart."""
+    """The number of rounds, the machine, and how much the rounds differ."""
     [note] = [table.note for table in contents.all_tables(results) if table.key == "methods"]
     assert "medians of 3 interleaved rounds" in note and "a processor, 2 cores" in note
     assert "differed by 11 % in training speed and 0 % in latency" in note  # 36, 40, 36 clips/s
