@@ -163,7 +163,7 @@ class Results:
 
 def _planned_anew(study: Study, folder: Path, plugins: Sequence[str]) -> Plan:
     """The plan of results from a version that wrote none."""
-    from toolkit.study.planner import Planner  # loads torch, which a report needs for nothing else
+    from toolkit.study.planner import Planner  # loads all that training needs
 
     return Planner(study, folder, plugins=plugins).plan()
 

@@ -1,4 +1,4 @@
-"""`toolkit study run`, `time` and `report`, from words to files."""
+"""`toolkit study run`, `time` and `report`: what they print, write and refuse."""
 
 import argparse
 from collections.abc import Sequence
