@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from bundles import tiny_bundle
 from code_blocks import ROOT, Block, blocks, pages, shortened
 
 from toolkit.data.corpora.miniature import write_tones
-from bundles import tiny_bundle
 
 WARM = ROOT / "tests" / "support" / "warm_python.py"
 RUN = ("python", "bash", "yaml")
