@@ -41,11 +41,11 @@ class Settings:
             `check` for combinations that cannot work.
     """
 
-    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
     registered_name: ClassVar[str]
     """The name under which a registry knows the class; set by `Registry.register`."""
 
-    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+    # What `dataclasses.fields` asks for; the checker adds it to subclasses only.
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]  # type: ignore[no-redef]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
