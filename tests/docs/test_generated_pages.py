@@ -38,8 +38,7 @@ def test_biases_are_not_the_whole() -> None:
     from generated.methods import structure_of
 
     unfrozen = structure_of(testing.tiny_classifier(PEFT.create("bitfit"))).unfrozen
-    assert unfrozen.pop("norm") == "all"
-    assert set(unfrozen.values()) == {"biases"}
+    assert "attn.k" in unfrozen and set(unfrozen.values()) == {"biases"}
 
 
 def test_every_method_has_a_row_and_a_picture() -> None:
