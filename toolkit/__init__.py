@@ -5,7 +5,8 @@
     backbone = toolkit.load_backbone("ast_tiny", max_length=248)
     model = toolkit.adapt(backbone, "soft_moa", num_classes=50, num_experts=7)
 
-Names are imported when they are first used, so that `import toolkit` is quick.
+Names are imported when they are first used, so that `import toolkit` is quick; the first one also
+finds the plugins (see `toolkit.plugins`).
 """
 
 from importlib import import_module
@@ -55,6 +56,7 @@ __all__ = ["__version__", *_HOMES]
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'toolkit' has no attribute {name!r}")
+    import_module("toolkit.plugins").discover_and_report()
     return getattr(import_module(_HOMES[name]), name)
 
 

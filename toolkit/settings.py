@@ -44,8 +44,7 @@ class Settings:
     registered_name: ClassVar[str]
     """The name under which a registry knows the class; set by `Registry.register`."""
 
-    # What `dataclasses.fields` asks for; the checker adds it to subclasses only.
-    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]  # type: ignore[no-redef]
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
