@@ -57,7 +57,9 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'toolkit' has no attribute {name!r}")
     import_module("toolkit.plugins").discover_and_report()
-    return getattr(import_module(_HOMES[name]), name)
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value  # so that this runs once per name
+    return value
 
 
 def __dir__() -> list[str]:
