@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from toolkit.context import TokenContext
 from toolkit.experts.base import Experts
 from toolkit.experts.bottleneck import Bottleneck
 from toolkit.experts.conformer import Conformer
 from toolkit.experts.convpass import Convpass, quick_gelu
+from toolkit.padding import TokenContext
 
 
 def experts_of(kind: str, count: int) -> Experts:

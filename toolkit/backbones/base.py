@@ -25,9 +25,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from toolkit.context import TokenContext
 from toolkit.errors import BackboneError, ConfigError
 from toolkit.features.spec import FeatureSpec
+from toolkit.padding import TokenContext
 from toolkit.settings import Settings
 
 LINEAR_ROLES = ("attn.q", "attn.k", "attn.v", "attn.o", "ffn.up", "ffn.down")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from toolkit.backbones.base import Backbone
-from toolkit.context import real
+from toolkit.padding import real
 
 
 class MaskedBackbone(Backbone):

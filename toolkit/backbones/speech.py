@@ -15,8 +15,8 @@ from transformers import Wav2Vec2FeatureExtractor
 from toolkit.backbones.base import numbered
 from toolkit.backbones.masking import MaskedBackbone, MaskedGroupNorm
 from toolkit.backbones.stock import StockSource
-from toolkit.context import real
 from toolkit.features.spec import WaveformSpec
+from toolkit.padding import real
 
 ROLES = {
     "attn.q": "attention.q_proj",

@@ -10,9 +10,9 @@ from transformers import SeamlessM4TFeatureExtractor, Wav2Vec2BertConfig, Wav2Ve
 from toolkit.backbones.base import numbered
 from toolkit.backbones.masking import MaskedBackbone
 from toolkit.backbones.stock import StockSource
-from toolkit.context import real
 from toolkit.features import mel
 from toolkit.features.spec import WaveformSpec
+from toolkit.padding import real
 from toolkit.registry import BACKBONES
 from toolkit.settings import setting
 

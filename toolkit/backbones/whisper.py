@@ -11,9 +11,9 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from toolkit.backbones.base import Backbone, numbered
 from toolkit.backbones.stock import StockSource, require_length
-from toolkit.context import real
 from toolkit.features import mel
 from toolkit.features.spec import WaveformSpec
+from toolkit.padding import real
 from toolkit.registry import BACKBONES
 from toolkit.settings import setting
 

@@ -14,7 +14,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn import functional
 
-from toolkit.context import TokenContext
+from toolkit.padding import TokenContext
 
 
 class Experts(nn.Module, ABC):

@@ -9,7 +9,7 @@ import functools
 import torch
 from torch import Tensor
 
-from toolkit.context import real
+from toolkit.padding import real
 
 VARIANCE_FLOOR = 1e-7
 POWER_FLOOR = 1e-10

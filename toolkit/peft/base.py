@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from toolkit.backbones.base import Backbone, Placement, Site
-from toolkit.context import TokenContext
 from toolkit.errors import ConfigError
+from toolkit.padding import TokenContext
 from toolkit.peft import insertion
 from toolkit.settings import Settings, setting
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.backbones.base import Backbone
-from toolkit.context import TokenContext
 from toolkit.errors import ConfigError
+from toolkit.padding import TokenContext
 from toolkit.peft.base import PeftMethod, insertion, setting
 from toolkit.registry import PEFT
 

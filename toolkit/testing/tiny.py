@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from toolkit.backbones.base import Backbone
-from toolkit.context import real
 from toolkit.features.batch import Batch
 from toolkit.features.spec import FbankSpec
 from toolkit.mixtures.tool import MixtureData
 from toolkit.model import AudioClassifier, Pooling
+from toolkit.padding import real
 from toolkit.peft.base import PeftMethod
 from toolkit.peft.mixture import Mixture, mixtures
 from toolkit.registry import BACKBONES, PEFT
