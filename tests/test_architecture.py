@@ -86,3 +86,9 @@ def test_no_circle_of_parts() -> None:
     while free := {name for name, others in below.items() if not others}:
         below = {name: others - free for name, others in below.items() if name not in free}
     assert not below, f"these import each other: {below}"
+
+
+def test_the_documentation_draws_this_order() -> None:
+    """Beside the library it lists nothing else; `__init__` and `__main__` are left out."""
+    drawn = "\n".join("  ".join(sorted(n for n in names if n[:2] != "__")) for names in LEVELS)
+    assert drawn in (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")

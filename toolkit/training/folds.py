@@ -19,12 +19,12 @@ from toolkit.features.cache import FeatureCache
 from toolkit.features.dataset import clip_dataset
 from toolkit.results import FoldResult, RunResult, read_run, write_fold
 from toolkit.task import Task, balanced_class_weights, balanced_clip_weights, task_of
+from toolkit.training.aggregate import keep, sum_up, summary
 from toolkit.training.brain import ClassificationBrain, TrainingPlan
 from toolkit.training.checkpoints import AtomicCheckpointer, validation_score
 from toolkit.training.experiment import Experiment, say
 from toolkit.training.output import OutputFolder, write_table
 from toolkit.training.progress import Progress
-from toolkit.training.run_result import keep, sum_up, summary
 
 
 def cross_validate(experiment: Experiment) -> RunResult:
