@@ -115,7 +115,7 @@ def test_without_a_head_the_model_returns_vectors(clips: list[tuple[np.ndarray, 
 
 
 class ForTrainer(nn.Module):
-    """What transformers' Trainer asks of a model: keyword arguments in, a loss and logits out."""
+    """What transformers' Trainer requires: keyword arguments in, loss and logits out."""
 
     def __init__(self, model: toolkit.AudioClassifier) -> None:
         super().__init__()
@@ -190,7 +190,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A transformer that this toolkit has never heard of."""
+    """A transformer that this toolkit does not know."""
 
     def __init__(self, width: int = 5, dim: int = 64) -> None:
         super().__init__()
@@ -219,7 +219,7 @@ PARTS = toolkit.RoleMap(
 
 @pytest.mark.parametrize("method", toolkit.list_registered("peft"))
 def test_own_module_takes_every_method_or_says_why_not(method: str) -> None:
-    """Starts at the frozen module where the method says so, trains, or is refused in a sentence."""
+    """Starts at the frozen module where the method says so and trains, or gives a clear error."""
     torch.manual_seed(0)
     module, x = Encoder(), torch.randn(4, 9, 5)
     with torch.no_grad():

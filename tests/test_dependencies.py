@@ -21,6 +21,10 @@ NOT_IMPORTED = {
     "ruff": "lints and formats",
     "build": "builds the wheel that tests install",
     "hatchling": "the wheel's build backend",
+    "accelerate": "transformers' Trainer needs it",
+    "mypy": "checks the types",
+    "mkdocs-material": "the theme of the documentation",
+    "mkdocstrings": "the reference of the public API",
 }
 
 

@@ -106,7 +106,7 @@ def test_in_folders_named_on_the_command_line(
 
 
 def entry_point(name: str, value: str) -> EntryPoint:
-    """As an installed package declares it."""
+    """An entry point as an installed package declares it."""
     return EntryPoint(name, value, plugins.ENTRY_POINT_GROUP)
 
 
@@ -274,7 +274,7 @@ def test_a_folder_reached_in_two_ways_is_one(tmp_path: Path) -> None:
 def test_another_checkout_in_the_working_directory(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its plugins are the nearer ones; one line says so, and nothing is broken."""
+    """Its plugins are nearer and take precedence; one line says so, none counts as broken."""
     own = Path(__file__).parents[1] / "plugins"
     shutil.copytree(own, "plugins", ignore=shutil.ignore_patterns("test_*", "__pycache__"))
     command = [sys.executable, "-m", "toolkit", "list", "peft"]

@@ -16,7 +16,7 @@ PLUGIN = "extends: ESC50/hparams/base.yaml\npeft: {name: lora, rank: 3}\n"
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with nothing in it."""
+    """An empty working directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

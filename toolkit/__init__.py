@@ -5,7 +5,8 @@
     backbone = toolkit.load_backbone("ast_tiny", max_length=248)
     model = toolkit.adapt(backbone, "soft_moa", num_classes=50, num_experts=7)
 
-Names are imported when they are first used, so that `import toolkit` is quick.
+Names are imported when they are first used, so that `import toolkit` is quick; the first one also
+finds the plugins (see `toolkit.plugins`).
 """
 
 from importlib import import_module
@@ -55,7 +56,10 @@ __all__ = ["__version__", *_HOMES]
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'toolkit' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    import_module("toolkit.plugins").discover_and_report()
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value  # so that this runs once per name
+    return value
 
 
 def __dir__() -> list[str]:

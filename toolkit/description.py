@@ -108,7 +108,7 @@ def registry_of(kind: str) -> Registry[typing.Any]:
 
 def _settings(target: type[Settings]) -> typing.Iterator[SettingDescription]:
     hints = typing.get_type_hints(target)
-    for field in dataclasses.fields(target):  # type: ignore[arg-type]
+    for field in dataclasses.fields(target):
         factory = field.default_factory
         default = field.default if factory is dataclasses.MISSING else factory()
         yield SettingDescription(

@@ -41,7 +41,6 @@ class Settings:
             `check` for combinations that cannot work.
     """
 
-    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
     registered_name: ClassVar[str]
     """The name under which a registry knows the class; set by `Registry.register`."""
 

@@ -106,7 +106,7 @@ def applied(
     study: Study, folder: Path, data: Path, method: str, fold: int, values: dict[str, Any]
 ) -> dict[str, Any]:
     """The report of a tool applied to the mixture of one fold, computed unless it is on disk."""
-    corpus = next(iter(study.corpus_specs))
+    corpus, spec = next(iter(study.corpora.items()))
     cell = Cell(corpus, method, study.backbones[0], None, study.seeds[0], fold)
     trained = folder / "runs" / cell.name
     record = read_record(trained)
@@ -119,7 +119,8 @@ def applied(
     if not (output / "report.json").is_file():
         bundle = trained / "train" / "bundle"
         registered = CORPORA.create({"name": "esc50", "esc10": True})
-        place = data / study.corpus_specs[corpus].data_folder
+        assert spec.data_folder is not None
+        place = data / spec.data_folder
         if values["name"] == "none":
             return without_experts(bundle, registered, place)
         tool = TOOLS.create(values, values["name"])

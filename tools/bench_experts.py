@@ -22,6 +22,7 @@ import torch
 
 from toolkit import backbones, plugins
 from toolkit.errors import did_you_mean
+from toolkit.features.spec import FbankSpec
 from toolkit.model import AudioClassifier
 from toolkit.registry import PEFT
 from toolkit.task import ONE_CLASS, BatchObjective
@@ -59,6 +60,7 @@ def measure(config: dict[str, Any], batch: int, steps: int) -> float:
     model = AudioClassifier(backbone, PEFT.create(config), CLASSES, "all").train()
     method = model.method
     optimizer = torch.optim.AdamW(method.parameter_groups(model.trainable(), lr=1e-3))
+    assert isinstance(backbone.features, FbankSpec)
     features = torch.randn(batch, FRAMES, backbone.features.mel_bins)
     labels = torch.arange(batch) % CLASSES
 

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,7 @@ def timed(function: Callable[[], object]) -> float:
 
 def first_computation(clips: pd.DataFrame, root: Path, rounds: int) -> tuple[float, float]:
     """Median clips per second when filling the cache, and with transformers' extractor."""
-    extractor = ASTFeatureExtractor(max_length=MAX_LENGTH)
+    extractor = ASTFeatureExtractor(max_length=MAX_LENGTH)  # type: ignore[no-untyped-call]
     spec = ASTTiny().architecture(MAX_LENGTH).features
 
     def extract() -> None:
@@ -83,7 +84,7 @@ def first_computation(clips: pd.DataFrame, root: Path, rounds: int) -> tuple[flo
 
     ours, theirs = [], []
     for number in range(rounds + 1):  # the first round is a warm-up
-        seconds = timed(lambda n=number: Fbank().cache(clips, spec, root / str(n)))
+        seconds = timed(partial(Fbank().cache, clips, spec, root / str(number)))
         ours.append(len(clips) / seconds)
         theirs.append(len(clips) / timed(extract))
     ratio = [a / b for a, b in zip(ours[1:], theirs[1:], strict=True)]
@@ -92,7 +93,7 @@ def first_computation(clips: pd.DataFrame, root: Path, rounds: int) -> tuple[flo
 
 
 def cached_epochs(clips: pd.DataFrame, root: Path, rounds: int) -> float:
-    """Median clips a second through the training loader."""
+    """Median clips per second read from the cache by the training loader."""
     batches = loader(clips, root, build=True)
 
     def epoch() -> None:
@@ -118,7 +119,7 @@ def memory(folder: Path, count: int) -> None:
 
 
 def resident() -> float:
-    """Resident memory of this process now, MiB."""
+    """Current resident memory of this process in MiB."""
     return psutil.Process().memory_info().rss / 2**20
 
 

@@ -31,6 +31,7 @@ from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
 
 from toolkit import backbones, plugins
 from toolkit.config import parse_spec
+from toolkit.features.spec import FbankSpec
 from toolkit.model import AudioClassifier
 from toolkit.registry import PEFT
 from toolkit.system import peak_memory
@@ -59,12 +60,14 @@ def measure(spec: str, backbone: str, batch: int, steps: int) -> dict[str, float
     torch.manual_seed(0)
     frozen = backbones.create({"name": backbone}).architecture(FRAMES)
     if spec == FLOOR:
+        assert frozen.grid is not None
         tokens = frozen.prefix_tokens + frozen.grid[0] * frozen.grid[1]
         seconds = floor_seconds(frozen.model.config, tokens, batch)
         return {"seconds": seconds / batch, "peak": 0.0, "trained": 0}
     model = build(spec, backbone)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters)
+    assert isinstance(frozen.features, FbankSpec)
     features = torch.randn(batch, FRAMES, frozen.features.mel_bins)
     labels = torch.arange(batch) % CLASSES
     model.train()
@@ -105,7 +108,7 @@ def main() -> None:
         backbone = options.backbone or folder
         if not options.backbone:
             ASTModel(ASTConfig()).save_pretrained(folder)
-            ASTFeatureExtractor().save_pretrained(folder)
+            ASTFeatureExtractor().save_pretrained(folder)  # type: ignore[no-untyped-call]
         for number in range(options.rounds):
             for spec in (FLOOR, *specs):
                 print(f"round {number + 1}/{options.rounds}: {spec}", file=sys.stderr)

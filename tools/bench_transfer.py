@@ -101,7 +101,7 @@ TASKS = [
 def result_of(
     task: Task, method: str, backbone: str, seed: int, options: argparse.Namespace
 ) -> RunResult:
-    """Run a method through the recipe, or read what it found before."""
+    """Run a method through the recipe, or read the result of an earlier run."""
     data, corpus = options.data / task.folder, parse_spec(task.corpus)
     command = [f"hparams/{method}.yaml", "--noprogressbar", "true", "--seed", str(seed)]
     command += ["--data_folder", str(data), "--corpus", str(corpus)]
@@ -220,8 +220,8 @@ def verdict(rows: pd.DataFrame) -> list[str]:
         shares = part.groupby("method")["share"].first()
         small = stats.loc[shares.index[shares.between(0.0001, 0.1, inclusive="left")]]
         if "full" in stats.index and len(small):
-            full, best = stats.loc["full"], small["mean"].idxmax()
-            gap = small.loc[best, "mean"] - full["mean"]
+            full, best = stats.loc["full"], str(small["mean"].idxmax())
+            gap = float(small["mean"].max()) - float(full["mean"])
             near = gap >= -np.nan_to_num(full["std"])
             sentences.append(
                 f"{task}: of the methods with less than 10 % of the parameters, {best} is best, "

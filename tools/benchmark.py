@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Run a study: compare methods on corpora, over folds and seeds, resumably.
+"""Run a study: compare methods on corpora over folds and seeds.
 
-    python tools/benchmark.py STUDY.yaml ...              does `toolkit study run STUDY.yaml ...`
-    python tools/benchmark.py STUDY.yaml --timings ...    does `toolkit study time STUDY.yaml ...`
+    python tools/benchmark.py STUDY.yaml ...              as `toolkit study run STUDY.yaml ...`
+    python tools/benchmark.py STUDY.yaml --timings ...    as `toolkit study time STUDY.yaml ...`
 
-The options are theirs; `--help` lists them.
+It takes the options of these commands, which `--help` lists.
 """
 
 import sys

@@ -5,6 +5,7 @@ The implementations are modules from features [B, T, F] to logits [B, C]; the fl
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -94,8 +95,8 @@ def floor_seconds(config: ASTConfig, tokens: int, batch: int, repeats: int = 3) 
     for (inner, outer), count in products.items():
         x, weight = torch.randn(rows, inner), torch.randn(inner, outer)
         gradient = torch.randn(rows, outer)
-        seconds += count * _fastest(lambda x=x, w=weight: x @ w, repeats)
-        seconds += count * _fastest(lambda g=gradient, w=weight: g @ w.T, repeats)
+        seconds += count * _fastest(partial(torch.matmul, x, weight), repeats)
+        seconds += count * _fastest(partial(torch.matmul, gradient, weight.T), repeats)
     q = torch.randn(batch * heads, tokens, d // heads)
     scores = torch.randn(batch * heads, tokens, tokens)
     seconds += 3 * _fastest(lambda: q @ q.mT, repeats)  # scores, and their gradient by values

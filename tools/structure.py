@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""How large the library is and which room imports which: `python tools/structure.py [CHECKOUT]`.
+"""Print size and imports of each part of the library: `python tools/structure.py [CHECKOUT]`.
 
-A room is a folder of `toolkit/`, or one of the files beside them. Prints lines and files of each
-room and the rooms that it imports with the number of import statements, as a Markdown table.
+A part is a folder of `toolkit/` or a file beside these folders. The output is a Markdown table with
+the number of files and lines per part, and the parts it imports with the number of imports.
 """
 
 import ast

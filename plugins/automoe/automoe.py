@@ -62,7 +62,7 @@ class AutoMoE(PeftMethod):
         genome = from_config(self.genome)
         if len(genome) != backbone.depth:
             raise ConfigError(
-                f"'genome' has genes for {len(genome)} blocks, but '{backbone.name}' has "
+                f"'genome' has genes for {len(genome)} blocks, the backbone '{backbone.name}' has "
                 f"{backbone.depth}: use the backbone that it was found for"
             )
         most = max((gene.experts for gene in genome), default=0)

@@ -234,7 +234,7 @@ def draw(table: pd.DataFrame, budget: Mapping[str, float]) -> Figure:
     figure = Figure(figsize=(6.4 * len(budget), 4.6), layout="constrained")
     axes = figure.subplots(1, len(budget), squeeze=False)[0]
     front = table[table["on_front"]]
-    winner = table.iloc[int(table["valid_loss"].to_numpy().argmin())]
+    winner = table.sort_values("valid_loss", kind="stable").iloc[0]
     for axis, (name, bound) in zip(axes, budget.items(), strict=True):
         dots = axis.scatter(
             table[name], table["valid_loss"], c=table["generation"], s=14, cmap="viridis", alpha=0.6

@@ -188,7 +188,7 @@ def test_refused_settings() -> None:
     for settings in ({"ranks": []}, {"topk": [0]}, {"places": ["none"]}):
         with pytest.raises(ConfigError, match=f"'{next(iter(settings))}' must"):
             PEFT.create({"name": "automoe", **settings})
-    with pytest.raises(ConfigError, match="leave no place"):
+    with pytest.raises(ConfigError, match="leave no room"):
         SEARCHES.create({"name": "automoe", "parents": 5, "population": 5})
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """ESC-50 and ESC-10: five-fold cross-validation of any PEFT method on any backbone.
 
-    python recipes/ESC50/train.py hparams/softmoa.yaml                    synthetic sounds
+    python recipes/ESC50/train.py hparams/softmoa.yaml                    the embedded demonstration
     python recipes/ESC50/train.py hparams/softmoa.yaml --data_folder DIR  ESC-50 as published
     torchrun --nproc_per_node=2 recipes/ESC50/train.py ...                several processes or GPUs
 

@@ -46,7 +46,7 @@ def test_experts_equal_separate_adapters() -> None:
 @pytest.mark.parametrize("kind", ["bottleneck", "conformer", "convpass", "convpass2d"])
 @pytest.mark.parametrize("training", [False, True])
 def test_batched_experts_equal_single_ones(kind: str, training: bool) -> None:
-    """E experts in one go are E adapters one after the other, batch norm statistics included."""
+    """E experts in one batch equal E separate adapters, including batch norm statistics."""
     batch = experts_of(kind, 3).train(training)
     x = torch.randn(2, 10, 12, dtype=torch.float64)
     gates = torch.randn(2, 10, 3, dtype=torch.float64).softmax(-1)
@@ -111,7 +111,7 @@ def test_convpass_starts_as_two_activations() -> None:
 
 
 def test_convpass_over_the_grid_reaches_neighbours_only() -> None:
-    """Frequency-major, two special tokens: a patch reaches its 3 x 3, a special one itself."""
+    """Frequency-major, two special tokens: patches reach their 3 x 3, special tokens themselves."""
     f, t = 4, 5
     experts = Convpass(1, 6, 3, grid=(f, t), prefix_tokens=2)
     with torch.no_grad():

@@ -70,7 +70,7 @@ class Gain(Fbank):
 
 
 class Narrow(Fbank):
-    """Makes fewer columns than it should."""
+    """Returns too few columns."""
 
     registered_name = "narrow"
 
@@ -89,7 +89,7 @@ def clip(tmp_path: Path) -> str:
 
 @pytest.fixture
 def pcen(tmp_path: Path) -> Iterator[Path]:
-    """The folder of a plugin with a pipeline of its own; nothing of it stays registered."""
+    """The folder of a plugin with its own pipeline, which is unregistered after the test."""
     folder = tmp_path / "pcen"
     folder.mkdir()
     (folder / "pcen.py").write_text(PCEN)

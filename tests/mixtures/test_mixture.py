@@ -12,6 +12,7 @@ from toolkit.peft import insertion
 from toolkit.peft.base import Recorder
 from toolkit.peft.mixture import Mixture, mixtures
 from toolkit.registry import PEFT
+from toolkit.routing.router import WrappedRouter
 from toolkit.testing import first_mixture, tiny_batch, tiny_mixture
 
 plugins.load()
@@ -94,3 +95,21 @@ def test_statistics_in_training_are_those_of_the_pass_with_its_noise() -> None:
     used = mixture.router.take_routing().gates > 0
     counts = used.flatten(0, 1).sum(dim=0).float()
     torch.testing.assert_close(mixture.records[0]["load"], counts / counts.sum())
+
+
+def test_statistics_count_the_gates_that_a_tool_has_changed() -> None:
+    """A router that keeps a token's best expert alone, put around the trained one."""
+
+    class Best(WrappedRouter):
+        def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+            gates = self.router(x, mask)
+            return gates * (gates == gates.amax(dim=-1, keepdim=True))
+
+    mixture, x = tokens_of("topk_moa")
+    mixture.router, mixture.recording = Best(mixture.router), True
+    with torch.no_grad():
+        mixture(x)
+    assert mixture.experts_per_token() == 1
+    assert mixture.weighs_experts and not mixture.unchanged
+    with pytest.raises(ConfigError, match="prune first"):
+        mixture.keep([0])

@@ -58,7 +58,7 @@ def leave_record(folder: Path) -> None:
 
 
 def bundle_of(model: AudioClassifier, task: Task = ONE_CLASS) -> Bundle:
-    """A bundle in memory."""
+    """A bundle that exists in memory only."""
     return Bundle(model, Fbank(), [f"class {i}" for i in range(CLASSES)], task, {"origin": {}})
 
 

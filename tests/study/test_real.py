@@ -1,5 +1,5 @@
 """A miniature study of real training runs, among them a plugin that raises and one that gives NaN;
-and what the quiet phase measures."""
+and what is measured for timings."""
 
 import dataclasses
 import subprocess
@@ -133,7 +133,7 @@ def test_it_has_a_report(results: Results, tmp_path: Path) -> None:
     assert "this plugin is broken" in text and "the loss became nan" in text
 
 
-def test_what_the_quiet_phase_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_measured_for_timings(monkeypatch: pytest.MonkeyPatch) -> None:
     """LoRA costs what its products cost, and nothing once it is merged; an adapter cannot be."""
     monkeypatch.setattr(measure_cost, "SECONDS", 0.0)
     monkeypatch.setattr(measure_cost, "REPETITIONS", (1, 1))

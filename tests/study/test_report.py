@@ -84,7 +84,7 @@ def test_methods_by_hand(results: Results) -> None:
 
 
 def test_what_is_said_of_the_timings(results: Results) -> None:
-    """How many rounds there were, where, and how far they lie apart."""
+    """The number of rounds, the machine, and how much the rounds differ."""
     [note] = [table.note for table in contents.all_tables(results) if table.key == "methods"]
     assert "medians of 3 interleaved rounds" in note and "a processor, 2 cores" in note
     assert "differed by 11 % in training speed and 0 % in latency" in note  # 36, 40, 36 clips/s
@@ -427,7 +427,7 @@ def test_results_open_without_the_plugin_that_made_them(tmp_path: Path) -> None:
     assert set(table["method"]) == {"odd,lr=1", "odd,lr=2", "lora"}
     assert set(tables.factors(results)["factor"]) == {"lr"}
     (folder / "plan.json").unlink()
-    with pytest.raises(ConfigError, match="'odd' is no configuration of a method"):
+    with pytest.raises(ConfigError, match="'odd' is not the configuration of a method"):
         Results.read(folder)
 
 

@@ -83,7 +83,7 @@ def test_a_failed_run_stops_nobody_and_is_tried_again(recipe: Path, tmp_path: Pa
     (recipe / "linear.fails").unlink()
     second = studies.benchmark(study, folder)
     assert {run.cell.method for run in second.open} == {"linear"}
-    assert any("failed 1 times" in line for line in second.describe())
+    assert any("attempts so far: 1" in line for line in second.describe())
     list(second.run("local", 1))
     assert second.failures == 0
     assert {r.attempts for r in Results.read(folder).done if r.cell.method == "linear"} == {2}

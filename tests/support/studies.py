@@ -134,7 +134,7 @@ def study_of(recipe: Path, **changes: object) -> Study:
 
 
 def benchmark(study: Study, folder: Path, **options: object) -> StudyQueue:
-    """The study in a folder; its plan is saved there as `toolkit study run` does."""
+    """The queue of a study in a folder, with the plan saved as `toolkit study run` saves it."""
     planner = Planner(study, folder)
     queue = StudyQueue(planner, **options)
     planner.save(queue.runs)
@@ -177,13 +177,13 @@ def made_up(
     """Write invented results of a study, in which each method is right with a given probability.
 
     Args:
-        folder: where they go.
-        skills: entry of `methods` -> the chance of a right answer.
-        corpora: names.
-        folds, seeds: how many.
-        failed: methods whose runs have failed.
+        folder: where they are written.
+        skills: entry of `methods` -> the probability of a right answer.
+        corpora: names of the corpora.
+        folds, seeds: number of each.
+        failed: methods all of whose runs fail.
         plugins: further plugin folders.
-        metrics: corpus -> metric, if it is not accuracy; its clips then have several classes.
+        metrics: corpus -> its metric if that is not accuracy; clips then have several classes.
         changes: further keys of the study.
     """
     values = {

@@ -1,18 +1,15 @@
 """What is registered: `toolkit list`, `toolkit describe` and `toolkit matrix`."""
 
 import argparse
-import dataclasses
 import sys
-import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from toolkit.cli.console import print_table
 from toolkit.cli.parser import Commands
-from toolkit.errors import ConfigError, UnknownName, did_you_mean
+from toolkit.description import describe, registry_of
+from toolkit.errors import ConfigError, UnknownName
 from toolkit.registry import PEFT, REGISTRIES, Registry
-
-PLURALS = {"backbones": "backbone", "corpora": "corpus", "pipelines": "pipeline"}
 
 
 def add(commands: Commands, common: argparse.ArgumentParser) -> None:
@@ -31,7 +28,7 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
         action="store_true",
         help="number of parameters on AST-base, of all methods or of NAMEs",
     )
-    about.set_defaults(run=describe)
+    about.set_defaults(run=describe_registered)
 
     grid = commands.add_parser(
         "matrix", parents=[common], help="check every PEFT method on every backbone"
@@ -43,7 +40,7 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
 
 def list_registered(options: argparse.Namespace) -> None:
     """`toolkit list [KIND [PATTERN]]`."""
-    registries = [_registry(options.kind)] if options.kind else list(REGISTRIES.values())
+    registries = [registry_of(options.kind)] if options.kind else list(REGISTRIES.values())
     for registry in registries:
         names = registry.names(options.pattern)
         if options.kind and not names:
@@ -57,9 +54,9 @@ def list_registered(options: argparse.Namespace) -> None:
         )
 
 
-def describe(options: argparse.Namespace) -> None:
+def describe_registered(options: argparse.Namespace) -> None:
     """`toolkit describe KIND NAME`, and `toolkit describe peft [SPEC ...] --parameters`."""
-    registry = _registry(options.kind)
+    registry = registry_of(options.kind)
     if options.parameters:
         _describe_parameters(registry, options.names)
     elif len(options.names) == 1:
@@ -90,30 +87,20 @@ def check_matrix(options: argparse.Namespace) -> None:
         sys.exit(1)
 
 
-def _registry(kind: str) -> Registry[Any]:
-    kind = PLURALS.get(kind, kind)
-    if kind not in REGISTRIES:
-        raise UnknownName(
-            f"there is no registry '{kind}'{did_you_mean(kind, REGISTRIES)} "
-            f"(known: {', '.join(REGISTRIES)})"
-        )
-    return REGISTRIES[kind]
-
-
 def _describe_entry(registry: Registry[Any], name: str) -> None:
-    entry = registry.entry(name)
-    print(f"{entry.name}: {entry.description}")
-    print(f"source: {entry.metadata.get('paper', 'not given')}; defined at {entry.origin}")
+    found = describe(registry.key, name)
+    print(f"{found.name}: {found.summary}")
+    print(f"source: {found.source}; defined at {found.origin}")
     if registry is PEFT:
         from toolkit.parameter_count import count_on_ast_base
 
-        count = count_on_ast_base({"name": entry.name})
+        count = count_on_ast_base({"name": found.name})
         share = 100 * count.method / (count.total - count.head)
         print(
             f"trains: {count.method:,} parameters on AST-base ({share:.2f} %) with the settings "
             f"below, and the head ({count.head:,} for 50 classes)"
         )
-    settings = list(_settings(registry.get(name)))
+    settings = [(s.name, repr(s.default), s.type, s.doc) for s in found.settings]
     if not settings:
         print("settings: none")
         return
@@ -125,18 +112,6 @@ def _describe_entry(registry: Registry[Any], name: str) -> None:
         ("setting", "default", "type", "description"),
         title="settings:",
     )
-
-
-def _settings(kind: type[Any]) -> Iterator[tuple[str, str, str, str]]:
-    """Name, default, type and description of each setting of a class."""
-    from toolkit.settings import type_name
-
-    hints = typing.get_type_hints(kind)
-    for field in dataclasses.fields(kind):
-        factory = field.default_factory
-        default = field.default if factory is dataclasses.MISSING else factory()
-        doc = field.metadata.get("doc", "")
-        yield field.name, repr(default), type_name(hints[field.name]), doc
 
 
 def _describe_parameters(registry: Registry[Any], specs: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 The plugins topk_moa and expert_pruning register such methods, and several tools work on them.
 """
 
+import dataclasses
 from collections.abc import Iterable
 from typing import ClassVar, cast
 
@@ -114,7 +115,8 @@ class TopKMixture(RoutedMixture):
             mask = self.mask
         gates = self.router(x, mask)
         if self.recording:
-            self.records.append(topk.metrics(self.trained_router.routing_of(x, mask)))
+            routing = self.trained_router.routing_of(x, mask)
+            self.records.append(topk.metrics(dataclasses.replace(routing, gates=gates)))
         return self.experts.mix_chosen(x, gates)
 
     @property

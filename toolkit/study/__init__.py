@@ -1,1 +1,1 @@
-"""Studies: many runs of the recipes, planned, executed, measured, compared and reported."""
+"""Studies: many runs of recipes, planned, executed, timed, compared and reported."""

@@ -1,7 +1,7 @@
-"""Equal budgets: the size at which a method trains as many parameters as it may.
+"""Equal budgets: finding the size at which a method trains a given number of parameters.
 
 A method declares nothing for this. Its size is the first of some well-known integer settings that
-it has, and the size that fits is searched by counting parameters on the meta device.
+it has, and the value that fits is searched for by counting parameters on the meta device.
 """
 
 import dataclasses
@@ -20,21 +20,21 @@ from toolkit.registry import PEFT
 SIZES = (
     "rank", "reduction", "bottleneck", "width", "prompts", "tokens", "num_experts", "experts",
 )  # fmt: skip
-"""Names of settings that say how large a method is, in the order in which they are tried."""
+"""Names of settings that determine the size of a method, in the order in which they are tried."""
 
 LARGEST = 4096
-POINTS = 24  # sizes looked at in one round of the search
+POINTS = 24  # sizes tried in one round of the search
 
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """What a method may and does spend.
+    """How many parameters a method should train, and how many it does.
 
     Attributes:
         target: trainable parameters outside the head that it should have.
         found: those that it has.
-        setting: what was changed; None: the method has no size to change.
-        value: its value now.
+        setting: the setting that was changed; None: the method has none that can be.
+        value: its new value.
     """
 
     target: int
@@ -44,12 +44,12 @@ class Fit:
 
     @property
     def distance(self) -> float:
-        """How far it is from the target, in % of that."""
+        """The difference from the target, in % of the target."""
         return 100 * abs(self.found - self.target) / self.target
 
     @property
     def overrides(self) -> dict[str, int]:
-        """What to change in a configuration."""
+        """The overrides that give a configuration this size."""
         if self.setting is None or self.value is None:
             return {}
         return {f"peft.{self.setting}": self.value}
@@ -62,15 +62,15 @@ Count = Callable[[Mapping[str, Any]], int]
 def fit(
     peft: Mapping[str, Any], target: int, within: float, count: Count, size: str | None = None
 ) -> Fit:
-    """Choose a method's size so that it trains as many parameters as it may.
+    """Choose the size of a method so that it trains a given number of parameters.
 
-    The sizes that the method has are tried in turn until one comes near enough; if none does, the
-    nearest is taken.
+    The settings of `SIZES` that the method has are tried in turn until one comes close enough; if
+    none does, the closest is taken.
 
     Args:
         peft: the method's configuration.
-        target: parameters.
-        within: how far from them is near enough, in %.
+        target: the number of parameters.
+        within: the difference in % that is close enough.
         count: counts the parameters of a changed configuration.
         size: the only setting to try; None: see `SIZES`.
     """
@@ -85,16 +85,16 @@ def fit(
 
 
 def sizes_of(peft: Mapping[str, Any]) -> Iterator[str]:
-    """The settings of a method that say its size and are in use."""
+    """Those of `SIZES` that a method has and that are in use."""
     method = PEFT.create(peft).as_dict()
     return (name for name in SIZES if type(method.get(name)) is int)
 
 
 def _search(peft: Mapping[str, Any], setting: str, target: int, count: Count) -> Fit:
-    """The nearest size: a geometric grid, then finer ones between the neighbours of its best.
+    """The closest size: a geometric grid, then finer ones between the neighbours of the best value.
 
-    Sizes that the method refuses are passed over, so nothing is assumed but that near the best
-    size others are good too.
+    Values that the method refuses are skipped. The search only assumes that values near the best
+    one are good too.
     """
 
     @functools.cache
@@ -118,7 +118,7 @@ def _search(peft: Mapping[str, Any], setting: str, target: int, count: Count) ->
 
 
 def remembered(file: Path, make: Callable[[], Fit]) -> Fit:
-    """A fit that was found before, or one made and kept now."""
+    """Read a fit that was found before, or find it now and keep it in a file."""
     if file.is_file():
         return Fit(**json.loads(file.read_text(encoding="utf-8")))
     found = make()

@@ -1,4 +1,4 @@
-"""The methods of a study: globs and sweeps become configurations, each with a name of its own."""
+"""The methods of a study: globs and sweeps expanded to configurations with unique names."""
 
 import dataclasses
 import fnmatch
@@ -21,14 +21,14 @@ NOT_METHODS = ("base", "embedded")
 
 @dataclasses.dataclass(frozen=True)
 class ConfiguredMethod(Method):
-    """A method as a study runs it.
+    """A method together with the configuration that runs it.
 
     Attributes:
-        file: its configuration; None: the recipe's base with the registered method `peft`.
+        file: its configuration; None: the base of the recipe with the registered method `peft`.
         overrides: keys that replace those of the configuration.
-        seeds: None: the corpus's or the study's.
-        corpora: those that it runs on; None: all.
-        size: setting that a budget may change; None: found by its name.
+        seeds: None: those of the corpus or of the study.
+        corpora: on which it runs; None: all.
+        size: setting that a budget may change; None: found by name.
     """
 
     file: Path | None
@@ -38,14 +38,14 @@ class ConfiguredMethod(Method):
     size: str | None
 
     def runs_on(self, corpus: str) -> bool:
-        """Whether the study runs it on that corpus."""
+        """Whether the study runs it on this corpus."""
         return self.corpora is None or corpus in self.corpora
 
     def arguments(self, recipe: Path) -> tuple[str, dict[str, Any]]:
         """The configuration file and the overrides that run it with a recipe.
 
-        A file of the recipe is named; what another file holds goes over the recipe's base, so
-        that a plugin's configuration works with every recipe.
+        A file of the recipe itself is used directly. The keys of any other file become overrides of
+        the recipe's base, so that the configuration of a plugin works with every recipe.
         """
         if self.file and self.file.parent.name == "hparams":
             own = f"hparams/{self.file.name}"
@@ -56,14 +56,14 @@ class ConfiguredMethod(Method):
 
 
 def methods_of(study: Study, plugin_folders: Iterable[str] = ()) -> list[ConfiguredMethod]:
-    """All methods of a study, in its order.
+    """All methods of a study, in the order of its file.
 
     Args:
         study: the study.
         plugin_folders: see `plugins.candidates`.
 
     Raises:
-        ConfigError: a glob or a name that matches nothing.
+        ConfigError: a glob or a name matches nothing.
     """
     recipes = [resolve(spec.recipe) / "hparams" for spec in study.corpora.values()]
     others = sorted(places.recipes().glob("*/hparams"))  # a method's file works with any recipe
@@ -77,8 +77,15 @@ def methods_of(study: Study, plugin_folders: Iterable[str] = ()) -> list[Configu
 
 
 def configurations(folders: Iterable[Path]) -> dict[str, tuple[Path | None, str]]:
-    """Name -> file and registered method, of the YAML files in some folders; the first of a name
-    counts. Registered methods that have none follow, with None for the file."""
+    """Find the configurations of methods.
+
+    Args:
+        folders: where to look for YAML files; the first file of a name counts.
+
+    Returns:
+        name -> file and registered method. Registered methods without a file come last, with None
+        for the file.
+    """
     found: dict[str, tuple[Path | None, str]] = {}
     for file in (file for folder in folders for file in sorted(folder.glob("*.yaml"))):
         method = _method_of(file)
@@ -92,10 +99,10 @@ def configurations(folders: Iterable[Path]) -> dict[str, tuple[Path | None, str]
 
 
 def differences_of(file: Path) -> dict[str, Any]:
-    """What a configuration holds over the base that it extends, as overrides.
+    """The keys that a configuration changes in the base that it extends, as overrides.
 
     Raises:
-        ConfigError: values that only YAML tags can write.
+        ConfigError: it uses YAML tags, which overrides cannot express.
     """
     found: dict[str, Any] = {}
     tree = _read(file)
@@ -121,8 +128,8 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _method_of(file: Path) -> str | None:
-    """The registered method that a configuration, or the one that it extends, names; None if it is
-    not a method's."""
+    """The registered method that a configuration names, itself or in the file that it extends; None
+    if it names none."""
     tree = YAML().load(file.read_text(encoding="utf-8"))
     peft = tree.get("peft") if isinstance(tree, Mapping) else None
     if not isinstance(peft, Mapping) or "name" in peft:
@@ -160,8 +167,8 @@ def _named(
     method = _method_of(path) if path.is_file() else None
     if method is None:
         raise ConfigError(
-            f"{hparams!r} is no configuration of a method{did_you_mean(hparams, files)}; name one "
-            "of a recipe's hparams/ or of a plugin, or a YAML file"
+            f"{hparams!r} is not the configuration of a method{did_you_mean(hparams, files)}; name "
+            "one from the hparams/ of a recipe or from a plugin, or a YAML file"
         )
     return path.stem, path, method
 
@@ -193,7 +200,7 @@ def _sweep(
 
 
 def _word(value: Any) -> str:
-    """A swept value as a part of a name: `true`, `0.5`, `q+v`."""
+    """A swept value as part of a name: `true`, `0.5`, `q+v`."""
     if isinstance(value, list):
         return "+".join(map(_word, value))
     return str(value).lower() if isinstance(value, bool) else str(value).replace(" ", "-")

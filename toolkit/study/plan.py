@@ -6,13 +6,13 @@ A report reads that file, so that results open without the plugins and recipes t
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from toolkit.errors import RunError
 from toolkit.files import write_atomically
 from toolkit.study.budget import Fit
+from toolkit.typed_json import from_plain, to_json
 
 FILE = "plan.json"
 
@@ -65,7 +65,7 @@ class Method:
     name: str
     series: str
     peft: str
-    factors: Mapping[str, Any]
+    factors: dict[str, Any]
     published: str
 
 
@@ -106,6 +106,21 @@ class Problem:
 
 
 @dataclasses.dataclass(frozen=True)
+class SavedRun(Cell):
+    """A run in `plan.json`."""
+
+    digest: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedPlan:
+    """The content of `plan.json`."""
+
+    methods: list[Method]
+    runs: list[SavedRun]
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """All methods and runs of a study.
 
@@ -126,13 +141,13 @@ class Plan:
         """
         before = read_plan(folder)
         known = {} if before is None else before.digests
-        methods = [_fields_of(Method, method) for method in self.methods.values()]
+        methods = [Method(**_fields_of(Method, method)) for method in self.methods.values()]
         runs = [
-            {**_fields_of(Cell, cell), "digest": digest or known.get(cell)}
+            SavedRun(**_fields_of(Cell, cell), digest=digest or known.get(cell))
             for cell, digest in self.digests.items()
         ]
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / FILE, json.dumps({"methods": methods, "runs": runs}, indent=1))
+        write_atomically(folder / FILE, to_json(SavedPlan(methods, runs), indent=1))
 
 
 def read_plan(folder: Path) -> Plan | None:
@@ -145,18 +160,16 @@ def read_plan(folder: Path) -> Plan | None:
     if not file.is_file():
         return None
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        methods = [Method(**method) for method in values["methods"]]
-        digests = {
-            Cell(**{key: value for key, value in run.items() if key != "digest"}): run["digest"]
-            for run in values["runs"]
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        saved = from_plain(SavedPlan, json.loads(file.read_text(encoding="utf-8")))
+    except ValueError as error:
         raise RunError(
             f"{file} is damaged ({error}): delete it and run the study again, which skips what is "
             "done"
         ) from None
-    return Plan({method.name: method for method in methods}, digests)
+    return Plan(
+        {method.name: method for method in saved.methods},
+        {Cell(**_fields_of(Cell, run)): run.digest for run in saved.runs},
+    )
 
 
 def _fields_of(kind: type[Cell | Method], value: Cell | Method) -> dict[str, Any]:

@@ -25,11 +25,11 @@ from toolkit.training.experiment import Options, configured
 from toolkit.training.output import VOLATILE
 
 ANYWHERE = (*VOLATILE, "data_folder", "seed")
-"""Keys that do not tell one configuration of a cell from another: where it runs, and its seed,
-which the cell has."""
+"""Keys that do not make a configuration another one: where it runs, and the seed, which is part of
+the cell."""
 
 SAME_STEP = (*ANYWHERE, "epochs", "few_shot", "label")
-"""Keys that do not change what one training step costs."""
+"""Keys that do not change the cost of one training step."""
 
 
 class Planner:
@@ -38,12 +38,13 @@ class Planner:
     Args:
         study: the study.
         folder: of its results.
-        data: the folder below which the corpora lie.
+        data: the folder that holds the corpora.
         plugins: further plugin folders.
-        to_time: plan runs for the quiet phase: a budget of seconds comes after it.
+        to_time: plan runs that will be timed; a budget of seconds, which needs the timings, is
+            ignored.
 
     Raises:
-        ConfigError: a glob, a name or the baseline is not a method's.
+        ConfigError: a glob, a name or the baseline matches no method.
     """
 
     def __init__(
@@ -62,8 +63,8 @@ class Planner:
         self._configurations: dict[str, Planned | str] = {}
 
     def cells(self, only: Sequence[str] = ()) -> list[Cell]:
-        """The runs that there should be; methods follow each other, so that a study that is
-        stopped has a fold of all of them before it has all folds of one.
+        """All runs of the study, in the order of execution: each fold with all methods, so that a
+        study that is stopped early can still compare them.
 
         Args:
             only: shell-style patterns of names such as `ESC-10/lora*`; none: all.
@@ -84,7 +85,7 @@ class Planner:
         return [cell for cell in found if not only or _matches(cell, only)]
 
     def runs(self, only: Sequence[str] = ()) -> Iterator[Run | Problem]:
-        """The planned runs, and those that cannot be."""
+        """Plan the runs, in the order of `cells`; a run that cannot be planned is a `Problem`."""
         for cell in self.cells(only):
             folder = self.folder / "runs" / cell.name
             try:
@@ -182,11 +183,11 @@ class Planner:
             arguments += ["--plugins", place]
         command = config.parse_command_line(arguments)
         configuration, options = configured(command, train.parent)
-        PEFT.create(configuration.values["peft"])  # its settings are right, or it says
+        PEFT.create(configuration.values["peft"])  # raises if a setting is wrong
         return Planned(train, tuple(arguments), configuration, options)
 
     def _target(self, cell: Cell, parameters: int | str) -> int:
-        """The parameters that a budget names, by number or as those of a method."""
+        """The number of parameters that a budget gives, directly or by the name of a method."""
         if isinstance(parameters, int):
             return parameters
         if parameters not in self.methods:
@@ -214,7 +215,7 @@ class Planner:
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """What the seeds and folds of a cell share: their command line and configuration."""
+    """What all seeds and folds of a cell share: their command line and configuration."""
 
     train: Path
     arguments: tuple[str, ...]
@@ -229,11 +230,15 @@ class Planned:
 
     @property
     def step(self) -> str:
-        """Hash of what decides the cost of a step."""
+        """Hash of everything that decides the cost of a training step."""
         return self.configuration.digest(ignore=SAME_STEP)
 
     def count(self, peft: Mapping[str, Any] | None = None) -> int:
-        """Trainable parameters outside the head, of the method or of a changed one."""
+        """The number of trainable parameters outside the head.
+
+        Args:
+            peft: of this method instead of the configured one.
+        """
         source = backbones.create(self.configuration.values["backbone"])
         options = self.options
         return parameter_count.count(
@@ -248,13 +253,13 @@ def _matches(cell: Cell, patterns: Sequence[str]) -> bool:
 
 
 def _place(backbone: str) -> str:
-    """A backbone's folder as an absolute path; a registered name or a hub id as it is."""
+    """The folder of a backbone as an absolute path; a registered name or a hub id unchanged."""
     known = backbone in BACKBONES.names() or not resolve(backbone).is_dir()
     return backbone if known else str(resolve(backbone))
 
 
 def _text(value: Any) -> str:
-    """A value as a word of a command line, which is read as YAML."""
+    """A value as an argument of a command line, which is read as YAML."""
     if isinstance(value, str) and YAML(typ="safe").load(value) == value:
         return value
     return json.dumps(value)

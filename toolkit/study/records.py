@@ -1,4 +1,4 @@
-"""What a study keeps: one record per run and the timings of its methods, as JSON files."""
+"""The files that a study keeps: one record per run, and the timings of its configurations."""
 
 import dataclasses
 import json
@@ -129,7 +129,7 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """How a run ended; written last, so that a run without one is not finished.
+    """How a run ended. It is written last: a run without a record is not finished.
 
     Attributes:
         cell: which run.
@@ -179,14 +179,14 @@ class Record:
         return self.outcome
 
     def write(self, folder: Path) -> None:
-        """Leave the record in the run's folder."""
+        """Write the record into the folder of the run."""
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / RECORD, to_json(self, indent=1))
         (folder / OLD_RECORD).unlink(missing_ok=True)
 
 
 def read_record(folder: Path) -> Record | None:
-    """The record in a run's folder, or None.
+    """Read the record in the folder of a run; None if there is none.
 
     Raises:
         RunError: it is damaged.
@@ -197,7 +197,7 @@ def read_record(folder: Path) -> Record | None:
 
 
 def read_records(folder: Path, cells: Iterable[Cell]) -> dict[Cell, Record]:
-    """The records of those runs of a study that have one."""
+    """Read the records of all runs of a study that have one."""
     found = {cell: read_record(folder / "runs" / cell.name) for cell in cells}
     return {cell: record for cell, record in found.items() if record is not None}
 
@@ -299,14 +299,14 @@ class Timing:
         return clips / statistics.median(one.samples_per_second for one in self.rounds)
 
     def write(self, folder: Path, step: str) -> None:
-        """Keep it with the study's results."""
+        """Write the timing into the folder of the study's results."""
         file = _timing_file(folder, step)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, to_json(self, indent=1))
 
 
 def read_timing(folder: Path, step: str) -> Timing | None:
-    """The timing of all runs with that `Run.step`, or None.
+    """Read the timing of all runs with this `Run.step`; None if there is none.
 
     Raises:
         RunError: it is damaged.

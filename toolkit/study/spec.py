@@ -1,7 +1,7 @@
-"""A study: which methods are compared on what, as one YAML file says it.
+"""A study: which methods are compared on which corpora, as described by one YAML file.
 
     study: esc10                       names the folder of its results
-    question: Which method is best?    printed at the head of the report
+    question: Which method is best?    printed at the top of the report
     corpora:
       ESC-10: {recipe: recipes/ESC50, data_folder: ESC-10, folds: [1, 2, 3, 4, 5]}
     methods: [lora, 'adapter*', {hparams: softmoa, sweep: {peft.slots: [1, 2]}}]
@@ -9,7 +9,7 @@
     seeds: [1, 2]
     baseline: linear
 
-Every key is described at the fields below.
+The fields of the classes below describe all keys.
 """
 
 import re
@@ -24,7 +24,7 @@ from toolkit import places
 from toolkit.errors import ConfigError, did_you_mean
 from toolkit.settings import Settings, setting
 
-NAME = re.compile(r"[\w.+,=-]+")  # of anything that names a folder
+NAME = re.compile(r"[\w.+,=-]+")  # a name that can be a folder's
 COPY = "study.yaml"
 
 ELSEWHERE = {
@@ -34,20 +34,23 @@ ELSEWHERE = {
     "folds": "give them as 'folds' of the corpus",
     "seed": "list it in 'seeds'",
     "output_folder": "choose it with `--output` of `toolkit study run`",
-    "debug": "a debug run is no result; set a small 'epochs' to try a study",
-    "test_only": "a study trains its runs; use the recipe itself to test one again",
+    "debug": "a debug run gives no result; set a small number of 'epochs' to try a study",
+    "test_only": "a study trains its runs; use the recipe itself to test a run again",
 }
-"""Keys of a recipe that a study's overrides must leave alone, and where they belong."""
+"""Keys of a recipe that the overrides of a study cannot set -> where they belong."""
 
 
 class CorpusSpec(Settings):
-    """A recipe, where its data is, and what differs from its configuration."""
+    """A corpus of a study: a recipe, its data, and differences from its configuration."""
 
     recipe: str = setting("recipes/ESC50", "the folder that holds train.py and hparams/")
     data_folder: str | None = setting(
-        None, "the data, below the folder given with `--data`; none: the recipe's embedded corpus"
+        None,
+        "folder of the data, inside the one given by `--data`; none: the recipe's embedded corpus",
     )
-    folds: list[int] | None = setting(None, "folds, a run each; none: one run of the whole recipe")
+    folds: list[int] | None = setting(
+        None, "test folds, one run per fold; none: one run of the whole recipe"
+    )
     shots: list[int | None] | None = setting(None, "instead of the study's shots")
     seeds: list[int] | None = setting(None, "instead of the study's seeds")
     overrides: dict[str, Any] = setting(
@@ -55,33 +58,31 @@ class CorpusSpec(Settings):
     )
 
     def check(self) -> None:
-        """Overrides leave alone what the study sets."""
+        """Refuse overrides of keys that the study itself sets."""
         _check_overrides("overrides", self.overrides)
 
 
 class MethodSpec(Settings):
-    """Configurations of methods, and how they are varied."""
+    """One configuration of a method, or several, and how they are varied."""
 
     glob: str | None = setting(
-        None, "registered names or names of configurations, such as 'lora*'; '*' is all there is"
+        None, "registered names or names of configurations, such as 'lora*'; '*' matches all"
     )
     hparams: str | None = setting(
         None, "instead of `glob`: the name of one configuration, such as softmoa, or a YAML file"
     )
-    name: str | None = setting(None, "names it in the study; none: the configuration's name")
+    name: str | None = setting(None, "its name in the study; none: the name of the configuration")
     overrides: dict[str, Any] = setting(
         {}, "keys of the configuration, such as peft.num_experts: 14"
     )
     sweep: dict[str, Any] = setting(
-        {}, "key -> list of values; every combination is a method of its own"
+        {}, "key -> list of values; each combination is a separate method"
     )
     seeds: list[int] | None = setting(None, "instead of the corpus's and the study's seeds")
-    corpora: list[str] | None = setting(None, "the study's corpora that it runs on; none: all")
-    published: str | None = setting(
-        None, "its method's name in published.csv; none: as it is named here"
-    )
+    corpora: list[str] | None = setting(None, "names of the corpora to run it on; none: all")
+    published: str | None = setting(None, "its name in published.csv; none: its name here")
     size: str | None = setting(
-        None, "the setting that a budget of parameters may change; none: found by its name"
+        None, "the setting that a budget of parameters may change; none: found by name"
     )
 
     @classmethod
@@ -90,57 +91,60 @@ class MethodSpec(Settings):
         return super().from_plain({"glob": value} if isinstance(value, str) else value, where)
 
     def check(self) -> None:
-        """Exactly one of `glob` and `hparams`; a name and a sweep are for one configuration."""
+        """Require exactly one of `glob` and `hparams`, and a name only with `hparams`."""
         if (self.glob is None) == (self.hparams is None):
             raise ConfigError("give either 'glob' or 'hparams'")
         if self.name is not None and self.glob is not None:
-            raise ConfigError("'name' is for one configuration: give 'hparams', not 'glob'")
+            raise ConfigError("'name' names a single configuration: give 'hparams', not 'glob'")
         _check_overrides("overrides", self.overrides)
         _check_overrides("sweep", self.sweep)
         for key, values in self.sweep.items():
             if not isinstance(values, list) or not values:
-                raise ConfigError(f"'sweep.{key}' must list values")
+                raise ConfigError(f"'sweep.{key}' must be a list of values")
 
 
 class Budget(Settings):
-    """What every method may spend; without one, methods run as their configurations say."""
+    """What each method may spend; without a budget, methods run as configured."""
 
     parameters: int | str | None = setting(
-        None, "trainable parameters outside the head, or the method that has as many"
+        None,
+        "trainable parameters outside the head, or the name of the method that sets the number",
     )
-    within: float = setting(10.0, "how far a method may be from that, in %", minimum=0)
-    seconds: float | None = setting(None, "or: seconds of training; epochs follow", minimum=0)
+    within: float = setting(10.0, "by how many % a method may miss that number", minimum=0)
+    seconds: float | None = setting(
+        None, "seconds of training instead, from which the number of epochs follows", minimum=0
+    )
 
     def check(self) -> None:
-        """One kind of budget."""
+        """Require exactly one kind of budget."""
         if (self.parameters is None) == (self.seconds is None):
             raise ConfigError("give either 'parameters' or 'seconds'")
 
 
 class Study(Settings):
-    """See the module's docstring."""
+    """What a study compares, and the texts that its report shows."""
 
     study: str = setting("", "name of the study")
-    question: str = setting("", "what it asks, printed at the head of the report")
-    limits: str = setting("", "what it cannot show, printed there too")
-    conclusion: str = setting("", "what was found, once somebody has looked at it")
+    question: str = setting("", "what it asks, printed at the top of the report")
+    limits: str = setting("", "what it cannot show; the report shows this too")
+    conclusion: str = setting("", "what was found, written after reading the results")
     corpora: dict[str, CorpusSpec] = setting({}, "name -> recipe, data and differences")
     methods: list[MethodSpec] = setting(
-        [], "globs or mappings; where several give a method of the same name, the first counts"
+        [], "globs or mappings; if several match a name, the first one counts"
     )
     backbones: list[str] = setting(["ast_tiny"], "registered names, folders or hub ids")
     seeds: list[int] = setting([10], "of initialisation, order and augmentation")
     shots: list[int | None] = setting([None], "training clips per class; none: all")
     overrides: dict[str, Any] = setting({}, "keys of every recipe's configuration")
-    budget: Budget | None = setting(None, "what every method may spend; none: as configured")
-    baseline: str | None = setting(None, "the method that others are compared with")
+    budget: Budget | None = setting(None, "what each method may spend; none: as configured")
+    baseline: str | None = setting(None, "the method with which all others are compared")
     timeout_minutes: float | None = setting(None, "a run that takes longer has failed", minimum=0)
 
     def check(self) -> None:
-        """Names that can name folders, and something to run."""
+        """Require something to run, and names that can be used for folders."""
         for key in ("corpora", "methods", "backbones", "seeds", "shots"):
             if not getattr(self, key):
-                raise ConfigError(f"'{key}' is empty: name what the study shall run")
+                raise ConfigError(f"'{key}' is empty: name what the study should run")
         check_name("study", self.study)
         _check_overrides("overrides", self.overrides)
         for name in self.corpora:
@@ -153,10 +157,10 @@ class Study(Settings):
 
     @classmethod
     def read(cls, path: Path) -> "Study":
-        """Read a study's file, or the copy in the folder of its results.
+        """Read a study from its file, or from the copy in the folder of its results.
 
         Raises:
-            ConfigError: no such file, not YAML, or a key that is wrong.
+            ConfigError: there is no such file, it is not YAML, or a key is wrong.
         """
         file = path / COPY if path.is_dir() else path
         try:
@@ -173,7 +177,7 @@ class Study(Settings):
         return cls.from_mapping(values, file.stem)
 
     def write(self, folder: Path) -> None:
-        """Leave a copy beside the results."""
+        """Write a copy into the folder of the results."""
         folder.mkdir(parents=True, exist_ok=True)
         yaml = YAML(typ="safe")
         # The order of a sweep is in the names of its methods.
@@ -182,21 +186,26 @@ class Study(Settings):
             yaml.dump(self.as_dict(), stream)
 
     def folder(self, place: Path) -> Path:
-        """The folder of the study's results: the place that it was read from if that is a folder,
-        else the default one."""
+        """The folder of the study's results.
+
+        Args:
+            place: what the study was read from. If it is a folder, the results are there.
+        """
         return place if place.is_dir() else Path("results") / "studies" / self.study
 
     def check_baseline(self, methods: Collection[str]) -> None:
-        """Refuse a baseline that is not among the study's methods (raise `ConfigError`)."""
+        """Raise `ConfigError` if the baseline is not among the methods of the study."""
         if self.baseline is not None and self.baseline not in methods:
             near = did_you_mean(self.baseline, methods)
             raise ConfigError(f"'baseline': the study has no method {self.baseline!r}{near}")
 
 
 def check_name(where: str, name: str) -> None:
-    """Refuse a name that cannot name a folder (raise `ConfigError`)."""
+    """Raise `ConfigError` if a name cannot be used for a folder."""
     if not NAME.fullmatch(str(name)):
-        raise ConfigError(f"'{where}': {name!r} cannot name a folder; use letters, digits, -, _, .")
+        raise ConfigError(
+            f"'{where}': {name!r} cannot name a folder; use only letters, digits, -, _ and ."
+        )
 
 
 def resolve(path: str) -> Path:
@@ -206,7 +215,7 @@ def resolve(path: str) -> Path:
 
 
 def _check_overrides(where: str, values: Mapping[str, Any]) -> None:
-    """Refuse keys that the study itself sets (raise `ConfigError`)."""
+    """Raise `ConfigError` if a key is one that the study itself sets."""
     for key in values:
         if key in ELSEWHERE:
             raise ConfigError(f"'{where}' cannot set '{key}': {ELSEWHERE[key]}")

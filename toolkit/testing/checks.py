@@ -152,10 +152,10 @@ def compare_padded(batched: AudioClassifier, single: AudioClassifier) -> None:
 
     Args:
         batched: reads the batch.
-        single: the same model or its twin, where what they count shall be compared; reads the
-            clips.
+        single: reads the clips one by one: the same model, or a twin whose counts are compared.
     """
     rows, lengths = tiny_rows(batched.backbone)
+    assert lengths is not None, f"{batched.backbone.name} pads every clip to one length"
     batched.eval(), single.eval()
     with torch.no_grad():
         together = batched.logits(rows, lengths)

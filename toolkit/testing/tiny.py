@@ -9,6 +9,7 @@ from torch import Tensor
 from toolkit.backbones.base import Backbone
 from toolkit.context import real
 from toolkit.features.batch import Batch
+from toolkit.features.spec import FbankSpec
 from toolkit.mixtures.tool import MixtureData
 from toolkit.model import AudioClassifier, Pooling
 from toolkit.peft.base import PeftMethod
@@ -97,6 +98,7 @@ def tiny_data(backbone: Backbone, clips: int = 10) -> MixtureData:
     """Random clips for a tool on a tiny mixture: as many to calibrate on as to measure on."""
     features, labels = tiny_batch(backbone, 2 * clips)
     spec = backbone.features
+    assert isinstance(spec, FbankSpec)
     raw = features * 2 * spec.std + spec.mean
     table = pd.DataFrame({"id": [f"clip {i}" for i in range(2 * clips)], "label": labels.numpy()})
 

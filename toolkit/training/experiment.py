@@ -124,8 +124,7 @@ class Experiment:
         Raises:
             BackboneError, ConfigError: it cannot be loaded, or the method cannot work on it.
         """
-        _ = self.pipeline  # refuses one that makes other rows than the backbone reads
-        self._require_spectral()
+        self._check_input()
         backbone = self.source.load(self.options.max_length)
         return AudioClassifier(backbone, self.method, num_classes, self.options.pooling)
 
@@ -190,8 +189,9 @@ class Experiment:
         """
         return pipeline_for(self.spec, self.configuration.values["pipeline"])
 
-    def _require_spectral(self) -> None:
-        """Refuse SpecAugment on samples."""
+    def _check_input(self) -> None:
+        """Refuse a pipeline of another kind than the backbone reads, and SpecAugment on samples."""
+        self.pipeline.require(self.spec)
         augment = self.configuration.values["augment"]
         if not self.spec.spectral and any(isinstance(a, SpecAugment) for a in augment):
             raise ConfigError(

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -210,9 +211,9 @@ def _of_table(path: Path) -> pd.DataFrame:
     clips = pd.DataFrame({"names": names, "many": many})
     clips["path"] = [str(path.parent / str(name)) for name in table["path"]]
     stop = "stop" if "stop" in table else "end"
-    missing = pd.Series(np.nan, index=table.index, dtype=object)
+    missing: pd.Series[Any] = pd.Series(np.nan, index=table.index, dtype=object)
     for column, source in (("start", "start"), ("stop", stop)):
-        values = table.get(source, missing).replace("", np.nan)
+        values = table.get(source, missing).mask(lambda cell: cell == "", np.nan)
         clips[column] = pd.to_numeric(values, errors="coerce")
         problems += [f"{source} {value!r} is not a number of seconds"
                      for value in values[clips[column].isna() & values.notna()]]  # fmt: skip

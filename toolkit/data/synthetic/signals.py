@@ -59,7 +59,7 @@ def equalise(signal: Signal, sample_rate: int, gain: Callable[[Signal], Signal])
 
 
 def shape_spectrum(
-    signal: Signal, sample_rate: int, gain: Callable[[Signal], NDArray], length: int
+    signal: Signal, sample_rate: int, gain: Callable[[Signal], Signal], length: int
 ) -> Signal:
     """Multiply the spectrum by a gain, a function of frequency in Hz.
 

@@ -18,7 +18,7 @@ CURVES = ("valid_score", "valid_loss", "train_loss")
 
 
 def render(results: Results, tables: list[Table], pictures: Iterable[tuple[str, Path]]) -> str:
-    """The page.
+    """Render the page.
 
     Args:
         results: of the study.
@@ -43,7 +43,7 @@ def _read(name: str) -> str:
 
 
 def _as_json(data: Any) -> str:
-    """JSON that cannot end the script element around it."""
+    """JSON text that cannot close the script element that contains it."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c")
 
@@ -51,7 +51,7 @@ def _as_json(data: Any) -> str:
 def page_data(
     results: Results, tables: list[Table], pictures: Iterable[tuple[str, Path]]
 ) -> dict[str, Any]:
-    """Everything that the page shows."""
+    """All data that the page shows."""
     study = results.study
     order = [tuple(row) for row in tables[0].rows[METHOD].itertuples(index=False)]
     confusions = results.confusions()
@@ -102,7 +102,7 @@ def _table(table: Table) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A cell as JSON has it; NaN is no value, and six digits are enough."""
+    """A cell as a value for JSON: NaN becomes None, and floats are rounded to six digits."""
     value = value.item() if hasattr(value, "item") else value
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
@@ -122,7 +122,7 @@ def _embedded(file: Path) -> str:
 
 
 def _settings(records: list[Record]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What all runs share, and for each run what it has of its own."""
+    """The settings that all runs share, and for each run those that differ."""
     described = [_described(record) for record in records]
     full = [values for values in described if values]
     shared = {

@@ -1,4 +1,4 @@
-"""The results of a study as tables of runs and of single predictions."""
+"""Reads the results of a study: its plan, records and predictions, as tables."""
 
 import dataclasses
 import functools
@@ -13,24 +13,24 @@ from toolkit.study.records import Curves, Record, Timing, read_records, read_tim
 from toolkit.study.spec import Study
 
 GROUP = ["corpus", "backbone", "shots"]
-"""What must be the same for methods to be compared."""
+"""The columns in which runs must agree for their methods to be compared."""
 
 METHOD = [*GROUP, "method"]
 ALL_SHOTS = "all"
 OPTIONAL = ("uar", "entropy", "busiest")
-"""Numbers of folds that some runs lack."""
+"""Columns of folds that are empty for some runs."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """What there is of a study.
+    """The results of a study.
 
     Attributes:
         study: the study.
         folder: of its results.
-        cells: the runs that there should be.
+        cells: all planned runs.
         methods: its methods by name.
-        records: those that ended, well or not.
+        records: the runs that have ended, whether they succeeded or failed.
     """
 
     study: Study
@@ -41,7 +41,7 @@ class Results:
 
     @classmethod
     def read(cls, place: Path, plugins: Sequence[str] = ()) -> "Results":
-        """Read a study's results.
+        """Read the results of a study.
 
         Args:
             place: the folder of the results, or the study's file if they are in the default folder.
@@ -49,6 +49,7 @@ class Results:
 
         Raises:
             ConfigError: there is no study, or none of its runs has ended.
+            RunError: a file of the results is damaged.
         """
         study = Study.read(place)
         folder = study.folder(place).resolve()
@@ -65,12 +66,12 @@ class Results:
 
     @property
     def done(self) -> list[Record]:
-        """The runs that ended well."""
+        """The runs that succeeded."""
         return [record for record in self.records.values() if record.done]
 
     @property
     def failed(self) -> list[Record]:
-        """Those that did not."""
+        """The runs that failed."""
         return [record for record in self.records.values() if not record.done]
 
     @functools.cached_property
@@ -142,7 +143,7 @@ class Results:
         return metric_name(record.found().metric for record in self.done)
 
     def timing(self, record: Record) -> Timing | None:
-        """The quiet timing of a run's configuration."""
+        """The timing of the configuration of a run."""
         return read_timing(self.folder, record.step)
 
     def confusions(self) -> dict[tuple[str, ...], tuple[list[str], list[list[int]]]]:
@@ -162,7 +163,7 @@ class Results:
 
 def _planned_anew(study: Study, folder: Path, plugins: Sequence[str]) -> Plan:
     """The plan of results from a version that wrote none."""
-    from toolkit.study.planner import Planner  # loads torch, which a report needs for nothing else
+    from toolkit.study.planner import Planner  # loads all that training needs
 
     return Planner(study, folder, plugins=plugins).plan()
 
@@ -180,7 +181,7 @@ def metric_name(metrics: Iterable[str]) -> str:
 
 
 def identity(cell: Cell) -> dict[str, str]:
-    """The columns `METHOD` of a run."""
+    """The values of the columns `METHOD` for a run."""
     shots = ALL_SHOTS if cell.shots is None else str(cell.shots)
     return {
         "corpus": cell.corpus, "backbone": cell.backbone, "shots": shots, "method": cell.method

@@ -12,7 +12,7 @@ FILE = Path(__file__).with_name("published.csv")
 
 def read_published() -> pd.DataFrame:
     """All published numbers: corpus, backbone, shots, method, parameters, score (accuracy in %),
-    std, source, and evidence (`paper`: read there; `secondary`: from somebody who has read it)."""
+    std, source, and evidence (`paper`: read in the paper; `secondary`: quoted by others)."""
     table = pd.read_csv(FILE, dtype={"shots": str, "std": float})
     return table.astype({"score": float})
 

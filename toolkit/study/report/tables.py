@@ -18,7 +18,7 @@ FEWEST_CORPORA = 3  # for ranks over corpora; with fewer, over folds
 
 
 def methods(results: Results) -> pd.DataFrame:
-    """A row for each method of each group: see `columns.COLUMNS`."""
+    """A row for each method of each group, with the columns of `columns.COLUMNS`."""
     planned = Counter(tuple(identity(cell).values()) for cell in results.cells)
     records = {tuple(identity(record.cell).values()): record for record in results.done}
     rows = []
@@ -32,7 +32,7 @@ def methods(results: Results) -> pd.DataFrame:
 
 
 def _of_folds(folds: pd.DataFrame) -> dict[str, Any]:
-    """What the runs themselves say."""
+    """The columns that come from the runs themselves."""
     interval = statistics.t_interval(folds["score"].to_numpy())
     first = folds.iloc[0]
     return {
@@ -59,7 +59,7 @@ def _of_folds(folds: pd.DataFrame) -> dict[str, Any]:
 
 
 def _of_timing(timing: Timing | None, record: Record, row: dict[str, Any]) -> dict[str, Any]:
-    """What the quiet phase measured, over what the runs measured while they shared the machine."""
+    """The columns that come from timings; without them, from runs that shared the machine."""
     found = {}
     seconds = row["epoch_seconds"]
     if timing is not None:
@@ -81,7 +81,7 @@ def _of_timing(timing: Timing | None, record: Record, row: dict[str, Any]) -> di
 
 
 def _best_first(table: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Group after group, few clips of each class before many and all."""
+    """Sort by group, with few clips per class before many and all, then by a column."""
 
     def place(values: pd.Series) -> pd.Series:
         if values.name != "shots":
@@ -96,7 +96,7 @@ def _scaled(value: float | None, factor: float) -> float | None:
 
 
 def comparisons(results: Results) -> pd.DataFrame:
-    """Each method against the study's baseline, clip by clip, on the seeds that both have.
+    """Compare each method with the baseline clip by clip, on the seeds that both have.
 
     Columns: `GROUP`, `method`, `clips`, `difference` of accuracy in % with its bootstrap interval
     `low` and `high`, clips that the method gets right more often (`better`) or less (`worse`),
@@ -137,7 +137,7 @@ def _paired(difference: np.ndarray) -> dict[str, float]:
 
 
 def recalls(results: Results) -> Iterator[tuple[tuple[str, ...], pd.DataFrame]]:
-    """For each group, the share in % of each class that each method finds: [methods, classes]."""
+    """The recall in % of each method for each class, group by group: [methods, classes]."""
     tables: dict[tuple[str, ...], dict[str, pd.Series]] = {}
     for (*parts, method), (classes, counts) in results.confusions().items():
         matrix = np.array(counts, dtype=float)
@@ -189,7 +189,7 @@ def rankings(results: Results) -> list[Ranking]:
 
 
 def factors(results: Results) -> pd.DataFrame:
-    """What the swept settings that have two values do: second value against first, all else equal.
+    """The effect of each swept setting that has two values, with everything else equal.
 
     Columns: `GROUP`, `series`, `factor`, `first`, `second`, `pairs` of runs, the mean score of
     each (`at_first`, `at_second`) and the `difference` in % with its t-interval `low`, `high`.
@@ -211,7 +211,7 @@ def factors(results: Results) -> pd.DataFrame:
 def _paired_runs(
     folds: pd.DataFrame, levels: Mapping[str, Mapping[str, Any]], factor: str
 ) -> pd.DataFrame:
-    """Scores [everything else, values of the factor]."""
+    """Scores: a row per combination of the other settings, seed and fold; a column per value."""
     of = [levels[method] for method in folds["method"]]
     table = folds.assign(
         level=[str(values[factor]).lower() for values in of],

@@ -1,1 +1,1 @@
-"""Running a study: the queue, its engines, processes and timings."""
+"""Executing a study: the queue of runs, engines, processes, time estimates and timings."""

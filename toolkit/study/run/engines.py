@@ -1,4 +1,4 @@
-"""Engines: how many runs are executed at once, and where."""
+"""Engines: they decide how many runs are executed at the same time, and where."""
 
 import queue
 from collections.abc import Callable, Iterator, Sequence
@@ -14,13 +14,13 @@ from toolkit.study.records import Record
 from toolkit.study.run.process import Workplace, execute, record_failure
 
 Task = tuple[Run, int]
-"""A run, and its attempts so far."""
+"""A run, and how often it was executed before."""
 
 Ended = Iterator[tuple[Task, Record | None]]
 
 
 def run_locally(tasks: Sequence[Task], jobs: int | None) -> Ended:
-    """Processes of this machine: one a GPU, or `jobs` (default 1) that share the CPU's threads."""
+    """Execute on this machine: one process per GPU, or `jobs` (default 1) that share the cores."""
     gpus = torch.cuda.device_count()
     jobs = jobs or gpus or 1
     threads = max(1, system.cores() // jobs)
@@ -46,10 +46,10 @@ def run_locally(tasks: Sequence[Task], jobs: int | None) -> Ended:
 
 
 def run_on_ray(tasks: Sequence[Task], jobs: int | None) -> Ended:
-    """A Ray cluster: the one that `RAY_ADDRESS` names or that runs here, else one made for this.
+    """Execute on a Ray cluster: the one that `RAY_ADDRESS` names or that runs here, else a new one.
 
-    Every machine must see the same folders. A run takes a GPU where there are any, else a share of
-    cores such that `jobs` (default 1) fit on the largest machine.
+    All machines must see the same folders. A run takes one GPU if there are any, else as many cores
+    as let `jobs` runs (default 1) fit on the largest machine.
 
     Raises:
         ConfigError: Ray is not installed.

@@ -1,10 +1,9 @@
-"""What a configuration costs on this machine, measured in a process of its own.
+"""Measures what a configuration costs on this machine, in a separate process.
 
 `timing_rounds.py` runs it as `python -m toolkit.study.run.measure_cost TRAIN.PY HPARAMS ...`; it
 prints one line of JSON.
 """
 
-import contextlib
 import dataclasses
 import statistics
 import time
@@ -30,8 +29,8 @@ from toolkit.training.experiment import Experiment, main
 from toolkit.training.progress import Progress
 from toolkit.typed_json import to_json
 
-SECONDS = 1.5  # that each number is measured for, at least
-REPETITIONS = (5, 200)  # at least, at most
+SECONDS = 1.5  # each number is measured for at least as long
+REPETITIONS = (5, 200)  # fewest and most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +55,11 @@ def measure(experiment: Experiment) -> Measurement:
     peak_memory = brain.peak_memory()
     adapted = predictions(brain, batch, single)
     merged: PredictionCost | None = None
-    with contextlib.suppress(ConfigError):  # a method that cannot be merged says so with this error
+    try:
         brain.model.method.merge(brain.model.backbone)
+    except ConfigError:
+        pass  # this method cannot be merged
+    else:
         merged = predictions(brain, batch, single)
     return Measurement(
         samples_per_second=size / step_seconds,
@@ -78,7 +80,7 @@ def measure(experiment: Experiment) -> Measurement:
 def some_clips(
     experiment: Experiment, manifest: Manifest, clips: pd.DataFrame, count: int
 ) -> Batch:
-    """A batch of the first clips, again from the first if there are fewer."""
+    """A batch of the first `count` clips, repeated from the first one if there are fewer."""
     cache = experiment.features(manifest.clips)
     rows = pd.Series(range(len(manifest.clips)), index=manifest.clips["id"])
     dataset = clip_dataset(clips, rows, cache)
@@ -88,7 +90,7 @@ def some_clips(
 def trainer(
     experiment: Experiment, manifest: Manifest, batches: TrainingBatches
 ) -> ClassificationBrain:
-    """The Brain that the recipe trains with, in its first epoch."""
+    """The Brain that trains in the recipe, ready for a step of its first epoch."""
     torch.manual_seed(0)
     brain = ClassificationBrain(
         experiment.model(len(manifest.classes)),
@@ -166,7 +168,7 @@ def _wait(device: str) -> None:
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Measure what a recipe's command line would run."""
+    """Measure the configuration of a recipe's command line and print it as JSON."""
     print(to_json(measure(Experiment.from_command_line(arguments[0], arguments[1:]))))
 
 

@@ -1,4 +1,4 @@
-"""One run: the recipe's real command line as a process of its own, and a record of how it ended."""
+"""Executes one run: the command line of its recipe in a separate process, then the record of it."""
 
 import contextlib
 import dataclasses
@@ -57,13 +57,13 @@ class Workplace:
 
 
 def finished(run: Run) -> Record | None:
-    """The record of a run that is done and whose configuration is still the same."""
+    """The record of a run that is done and whose configuration has not changed since."""
     record = read_record(run.folder)
     return record if record is not None and record.done and record.digest == run.digest else None
 
 
 def attempts(run: Run | Problem) -> int:
-    """How often a run was executed before."""
+    """How often a run has been executed."""
     record = read_record(run.folder)
     return 0 if record is None else record.attempts
 
@@ -72,13 +72,13 @@ def execute(run: Run, workplace: Workplace, before: int) -> Record | None:
     """Execute a run, unless another process has just done so.
 
     Args:
-        run: which.
-        workplace: where.
-        before: its attempts when the study was started; if there are more now, another process
-            has executed it since, and its record stands.
+        run: the run.
+        workplace: where to execute it.
+        before: how often it had been executed when the study was started. If it is more now,
+            another process has executed it since, and that record counts.
 
     Returns:
-        the record, or None: another process is at it, or it was interrupted.
+        the record; None if another process is executing the run, or if it was interrupted.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     with _exclusive(run.folder) as free:
@@ -102,7 +102,7 @@ def execute(run: Run, workplace: Workplace, before: int) -> Record | None:
                 outcome = read_outcome(output)
             except RunError as error:
                 problem = str(error)
-            except Exception as error:  # files of another version, or none: this run's trouble
+            except Exception as error:  # files of another version, or none: only this run fails
                 problem = f"its results cannot be read: {type(error).__name__}: {error}"
         record = Record(
             cell=run.cell,
@@ -126,7 +126,7 @@ def execute(run: Run, workplace: Workplace, before: int) -> Record | None:
 
 
 def record_failure(run: Run | Problem, reason: str, engine: str) -> Record:
-    """The record of a run that could not even be started, or whose executor died."""
+    """Record the failure of a run that could not be started, or whose worker died."""
     record = Record(
         cell=run.cell, digest="", step="", status=FAILED, reason=reason[:REASON], log="",
         command=[], attempts=attempts(run) + 1, seconds=0.0,
@@ -138,13 +138,13 @@ def record_failure(run: Run | Problem, reason: str, engine: str) -> Record:
 
 
 def machine(shared: bool) -> contextlib.AbstractContextManager[None]:
-    """Hold this machine, together with other runs or alone; waits until that is possible."""
+    """Hold this machine, together with other runs or alone; wait until that is possible."""
     return locked_with_others(default_cache_folder() / "machine.sqlite", shared)
 
 
 @contextlib.contextmanager
 def _exclusive(folder: Path) -> Iterator[bool]:
-    """Whether nobody else is at this run, neither a study nor the process of a killed one."""
+    """Whether no other study and no process left by a killed study executes this run."""
     try:
         with FileLock(folder / ".lock", timeout=0):
             yield not _still_runs(folder / PROCESS)
@@ -153,7 +153,7 @@ def _exclusive(folder: Path) -> Iterator[bool]:
 
 
 def _still_runs(file: Path) -> bool:
-    """Whether the process that was noted there is alive on this machine."""
+    """Whether the process that was noted in a file is alive on this machine."""
     if not file.is_file():
         return False
     noted = json.loads(file.read_text(encoding="utf-8"))
@@ -166,12 +166,12 @@ def _still_runs(file: Path) -> bool:
 
 
 def _identity(process: psutil.Process) -> dict[str, Any]:
-    """What tells a process from all others, also from a later one with its number."""
+    """What distinguishes a process from all others, including a later one with its number."""
     return {"host": platform.node(), "pid": process.pid, "started": process.create_time()}
 
 
 def _prepare(run: Run) -> Path:
-    """The recipe's output folder; that of another configuration is moved aside."""
+    """The output folder for the recipe; one of another configuration is moved aside."""
     output, request = run.folder / "train", run.folder / "request.json"
     if request.is_file() and output.exists():
         digest = json.loads(request.read_text(encoding="utf-8"))["digest"]
@@ -182,8 +182,11 @@ def _prepare(run: Run) -> Path:
 
 
 def _process(command: list[str], run: Run, workplace: Workplace) -> tuple[int, list[str]]:
-    """Exit status and lines of output. The process is noted: if this one is killed, nobody else
-    executes the run until the process has ended too."""
+    """Run a command and return its exit status and its lines of output.
+
+    The process is noted in a file: if this process is killed, no other one executes the run before
+    the command has ended too.
+    """
     log = run.folder / "output.log"
     with open(log, "w", encoding="utf-8") as stream:
         process = subprocess.Popen(
@@ -208,7 +211,7 @@ def _process(command: list[str], run: Run, workplace: Workplace) -> tuple[int, l
 
 
 def failure_reason(code: int, log: list[str]) -> str:
-    """Why a process failed: its signal, the toolkit's message, or the last line it wrote."""
+    """Why a process failed: the signal, the error message, or the last line that it wrote."""
     if code < 0:
         name = signal.Signals(-code).name
         memory = " (likely out of memory)" if name == "SIGKILL" else ""

@@ -1,4 +1,4 @@
-"""Running a study: its plan, what is done of it, and the rest, whatever happens to single runs."""
+"""The queue of a study: which of its runs are done, and executing the others one after another."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -11,22 +11,22 @@ from toolkit.study.run.engines import ENGINES, Task
 from toolkit.study.run.process import attempts, finished, record_failure
 from toolkit.study.run.time_estimate import Estimate, duration
 
-WAIT_SECONDS = 2.0  # between looks at runs that another process has in hand
+WAIT_SECONDS = 2.0  # before checking again for runs that another process is executing
 
 
 class StudyQueue:
     """The runs of a study: those that are done, and those to execute.
 
     Args:
-        planner: makes its runs.
+        planner: plans the runs.
         only: see `Planner.cells`.
         limit: the most runs to execute; None: all.
 
     Attributes:
-        runs, problems: all that are planned, and those that cannot be.
-        done: how many are done.
-        open: those to execute.
-        failures: runs that have failed here.
+        runs, problems: the planned runs, and those that cannot be planned.
+        done: the number of runs that are done.
+        open: the runs to execute.
+        failures: the number of runs that failed in this process.
     """
 
     def __init__(self, planner: Planner, only: Sequence[str] = (), limit: int | None = None):
@@ -39,10 +39,10 @@ class StudyQueue:
         self.failures = 0
 
     def describe(self) -> Iterator[str]:
-        """The runs that are to be executed, and how long they will take one after the other."""
+        """The runs to execute, and how long they will take one after another."""
         known = [(run, self.estimate.seconds(run)) for run in self.open]
         for run, seconds in known:
-            tried = f"  failed {attempts(run)} times" if attempts(run) else ""
+            tried = f"  attempts so far: {attempts(run)}" if attempts(run) else ""
             yield f"{run.cell.name:<72} {'?' if seconds is None else duration(seconds):>10}{tried}"
         for problem in self.problems:
             yield f"{problem.cell.name:<72} cannot run: {problem.reason}"
@@ -53,7 +53,7 @@ class StudyQueue:
         )
 
     def run(self, engine: str, jobs: int | None) -> Iterator[str]:
-        """Execute what is open; a line of text for every run that ends.
+        """Execute the open runs, with a line of text for each run that ends.
 
         Raises:
             ConfigError: there is no such engine, or it is not installed.
@@ -78,13 +78,13 @@ class StudyQueue:
                     continue
                 ended += 1
                 self.failures += not record.done
-                met = ended + len(busy)  # others do these meanwhile
+                met = ended + len(busy)  # other processes do these meanwhile
                 left = (time.monotonic() - start) / met * (total - met)
                 yield f"[{ended}/{total}, {duration(left)} left] {_line(record)}"
             if len(busy) == len(tasks):
                 time.sleep(WAIT_SECONDS)
             elif busy:
-                yield f"waiting for {len(busy)} runs that another process has in hand"
+                yield f"waiting for {len(busy)} runs that other processes are executing"
             tasks = busy
 
 
@@ -99,6 +99,6 @@ def _total(times: list[float], runs: int) -> str:
     if not runs:
         return "nothing to do"
     if not times:
-        return "their time is unknown until one of them, or `toolkit study time`, has run"
+        return "their time is unknown until one of them or `toolkit study time` has run"
     unknown = "" if len(times) == runs else f" for the {len(times)} whose time is known"
-    return f"about {duration(sum(times))}{unknown}, one after the other"
+    return f"about {duration(sum(times))}{unknown}, one after another"

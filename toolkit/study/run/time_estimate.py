@@ -1,4 +1,4 @@
-"""How long runs will take: from past runs of the study, or from measured steps."""
+"""How long runs will take, estimated from past runs of the study or from its timings."""
 
 import statistics
 from collections import defaultdict
@@ -10,8 +10,7 @@ from toolkit.study.plan import Cell, Run
 from toolkit.study.records import Record, read_record, read_timing
 
 START_SECONDS = 8.0
-"""What a process takes before its first step and after its last."""
-
+"""What a process needs before its first training step and after its last."""
 
 Setup = tuple[str, str, int | None]
 """Corpus, backbone and shots of a run."""
@@ -23,11 +22,11 @@ K = TypeVar("K")
 
 
 class Estimate:
-    """Seconds that runs will take.
+    """Estimates how many seconds a run will take.
 
     Args:
         folder: of the study's results.
-        runs: all of the study, also those that are done.
+        runs: all runs of the study, including those that are done.
     """
 
     def __init__(self, folder: Path, runs: Iterable[Run]) -> None:
@@ -43,8 +42,11 @@ class Estimate:
         self._exact, self._near = _medians(exact), _medians(near)
 
     def seconds(self, run: Run) -> float | None:
-        """From past runs of the same method, else from its measured steps, else from past runs of
-        other methods on the same corpus and backbone; None: nothing is known."""
+        """The estimate for a run; None if nothing is known.
+
+        It uses past runs of the same method, else its timings, else past runs of other methods on
+        the same corpus and backbone.
+        """
         epoch = self._exact.get(_kind(run.cell))
         if epoch is None:
             timing = read_timing(self.folder, run.step)
@@ -73,7 +75,7 @@ def _medians(groups: Mapping[K, list[float]]) -> dict[K, float]:
 
 
 def duration(seconds: float) -> str:
-    """`"45 s"`, `"12 min"`, `"3 h 05 min"`."""
+    """Seconds as text: `"45 s"`, `"12 min"`, `"3 h 05 min"`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -1,7 +1,7 @@
-"""The quiet phase: timings taken while no run of any study shares the machine, in turns.
+"""Timings, taken in rounds while no run of a study uses the machine.
 
-Every configuration is measured once a round (A B C A B C ...), each time in a process of its own,
-so that what changes on the machine meanwhile meets all of them.
+Each configuration is measured once per round (A B C A B C ...), every time in a separate process,
+so that slow changes of the machine affect all configurations alike.
 """
 
 import json
@@ -19,21 +19,21 @@ from toolkit.study.records import Machine, Measurement, Timing, read_timing
 from toolkit.study.run.process import failure_reason, machine
 from toolkit.typed_json import from_plain
 
-BUSY = 0.3  # load average for each core
+BUSY = 0.3  # load average per core
 
 
 def distinct(runs: Sequence[Run]) -> list[Run]:
-    """One run of each kind of training step."""
+    """One run for each distinct training step."""
     return list({run.step: run for run in reversed(runs)}.values())[::-1]
 
 
 def take_timings(folder: Path, runs: Sequence[Run], rounds: int) -> Iterator[str]:
-    """Measure what has fewer than `rounds` measurements; waits until the machine is free.
+    """Measure configurations until each has `rounds` measurements; wait until the machine is free.
 
     Args:
         folder: of the study's results.
-        runs: one of each kind (see `distinct`).
-        rounds: measurements of each.
+        runs: one for each configuration, see `distinct`.
+        rounds: measurements per configuration.
 
     Yields:
         a line of text for each measurement.
@@ -41,7 +41,8 @@ def take_timings(folder: Path, runs: Sequence[Run], rounds: int) -> Iterator[str
     with machine(shared=False):
         here = describe_machine()
         if here.load_before > BUSY * here.cores:
-            yield f"this machine is busy (load {here.load_before:.1f}): timings will be worse"
+            load = f"{here.load_before:.1f}"
+            yield f"this machine is busy (load {load}): the timings will be less accurate"
         for number in range(1, rounds + 1):
             for run in runs:
                 timing = read_timing(folder, run.step) or Timing(here, [])

@@ -1,4 +1,4 @@
-"""`toolkit study run`, `time` and `report`, from words to files."""
+"""`toolkit study run`, `time` and `report`: what they print, write and refuse."""
 
 import argparse
 from collections.abc import Sequence
@@ -25,14 +25,14 @@ def call(words: Sequence[str]) -> None:
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file of a study whose runs end at once; its folder is the working directory."""
+    """The file of a study whose runs finish immediately, in the working directory."""
     monkeypatch.chdir(tmp_path)
     studies.study_of(studies.quick_recipe(tmp_path)).write(tmp_path)
     return (tmp_path / "study.yaml").rename(tmp_path / "quick.yaml")
 
 
 def test_a_study_is_listed_run_and_reported(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A list leaves nothing; results go to the default folder, which can be named from then on."""
+    """Listing writes no files; results go to the default folder, which later commands accept."""
     call(["run", str(file), "--dry-run"])
     assert "0 of 4 runs are done, 4 to execute" in capsys.readouterr().out
     folder = file.parent / "results" / "studies" / "quick"
@@ -64,7 +64,7 @@ def test_an_unknown_engine_is_refused(file: Path) -> None:
 def test_a_study_is_timed(
     file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once per round and method, however many folds; the plan is saved too."""
+    """Once per round and method, independent of the number of folds; the plan is saved too."""
     monkeypatch.setattr(timing_rounds, "_measure", lambda folder, run, timing: "measured")
     call(["time", str(file), "--rounds", "2"])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("round")]

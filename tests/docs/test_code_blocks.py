@@ -1,0 +1,150 @@
+"""Every code block of the documentation runs, or the comment above it says why it does not.
+
+The blocks of a page run in their order in one temporary folder, the Python ones in one namespace.
+In that folder are `my_sounds` (three classes), `dog.wav`, `long.wav`, a small `bundle`, and the
+checkout's `recipes`, `plugins` and `tools`. A block with a title is written to that file instead.
+`code_blocks.shortened` says what is changed so that trainings take seconds.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from bundles import tiny_bundle
+from code_blocks import ROOT, Block, blocks, pages, shortened
+
+from toolkit.data.corpora.miniature import write_tones
+
+WARM = ROOT / "tests" / "support" / "warm_python.py"
+RUN = ("python", "bash", "yaml")
+SHOWN = ("text", "bibtex")
+"""Languages of blocks that are no code: layouts, output, references."""
+
+
+@pytest.fixture(scope="session")
+def material(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Path:
+    """What pages may use."""
+    folder = tmp_path_factory.mktemp("material")
+    tiny_bundle(folder, "soft_moa", num_experts=3)
+    names = ("bark", "rain", "silence")
+    write_tones(
+        {
+            folder / "my_sounds" / name / f"{name}_{number}.wav": label
+            for label, name in enumerate(names)
+            for number in range(9)
+        }
+    )
+    write_tones({folder / "dog.wav": 0})
+    write_tones({folder / "long.wav": 1}, seconds=3)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with the programs `toolkit` and `python`, which start at once: see `warm_python`."""
+    folder = tmp_path_factory.mktemp("programs")
+    server = folder / "server"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, WARM, server], env=environment) as process:
+        while not server.exists():
+            assert process.poll() is None, "the warm Python did not start"
+            time.sleep(0.1)
+        for name, module in (("toolkit", "-m toolkit "), ("python", "")):
+            file = folder / name
+            client = f'exec "{sys.executable}" -I "{WARM}" "{server}" {module}"$@"'
+            file.write_text(f"#!/bin/sh\n{client}\n", encoding="utf-8")
+            file.chmod(0o755)
+        yield folder
+        process.kill()
+
+
+@pytest.fixture
+def workplace(
+    material: Path,
+    programs: Path,
+    shared_cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
+    """The folder in which a page runs, with the commands `toolkit` and `python` on the path."""
+    folder = tmp_path / "page"
+    (folder / "plugins").mkdir(parents=True)
+    shown = [material / name for name in ("my_sounds", "dog.wav", "long.wav", "bundle")]
+    for target in (*shown, ROOT / "recipes", ROOT / "tools"):
+        (folder / target.name).symlink_to(target)
+    for plugin in (ROOT / "plugins").glob("[!._]*"):
+        (folder / "plugins" / plugin.name).symlink_to(plugin)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("TOOLKIT_CACHE", str(shared_cache))
+    return folder
+
+
+def runs(block: Block) -> bool:
+    return block.language in RUN and block.reason is None
+
+
+@pytest.mark.parametrize("page", [p for p in pages() if any(map(runs, blocks(p)))], ids=str)
+def test_blocks_of_page(page: Path, workplace: Path) -> None:
+    namespace: dict[str, object] = {"__name__": "page"}
+    for block in filter(runs, blocks(page)):
+        if block.title is not None:
+            file = workplace / block.title
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(block.code, encoding="utf-8")
+        elif block.language == "python":
+            exec(compile(block.code, block.place, "exec"), namespace)
+        else:
+            run_bash(block)
+
+
+def run_bash(block: Block) -> None:
+    command = ["bash", "-euo", "pipefail", "-c", shortened(block.code)]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0, f"{block.place}:\n{ended.stdout}\n{ended.stderr}"
+
+
+def test_every_block_is_run_or_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    found = [block for page in pages() for block in blocks(page)]
+    unknown = [b.place for b in found if b.language not in (*RUN, *SHOWN)]
+    assert not unknown, f"fences without a language, or with one that nothing runs: {unknown}"
+    untitled = [b.place for b in found if b.language == "yaml" and runs(b) and b.title is None]
+    assert not untitled, f"a YAML block needs a title, the file that it is: {untitled}"
+    assert not [b.place for b in found if b.language in SHOWN and b.reason], "needs no reason"
+    ran = Counter(block.language for block in found if runs(block))
+    left = Counter(block.language for block in found if block.language in RUN and not runs(block))
+    with capsys.disabled():
+        for language in RUN:
+            total = ran[language] + left[language]
+            print(f"\n{language}: {ran[language]} of {total} blocks run", end="")
+    assert not left["python"] and not left["yaml"], "Python and YAML run everywhere"
+
+
+def test_trainings_are_shortened_and_nothing_else() -> None:
+    small = "--epochs 1 --folds 1 --corpus.clips_per_class 5"
+    assert shortened("toolkit train ESC50 lora  # fast") == f"toolkit train ESC50 lora {small}"
+    own = "toolkit train YourSounds lora \\\n --data_folder x"
+    assert shortened(own).split() == [*own.replace("\\", "").split(), "--epochs", "1"]
+    assert shortened("toolkit list peft") == "toolkit list peft"
+
+
+def test_a_reason_belongs_to_the_block_below_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("code_blocks.ROOT", tmp_path)
+    text = '<!-- not run: no GPU -->\n```bash\na\n```\n\n```python title="b.py"\nc\n```\n'
+    (tmp_path / "page.md").write_text(text, encoding="utf-8")
+    first, second = blocks(Path("page.md"))
+    assert (first.language, first.code, first.reason, first.title) == (
+        "bash",
+        "a\n",
+        "no GPU",
+        None,
+    )
+    assert (second.language, second.reason, second.title) == ("python", None, "b.py")
