@@ -68,9 +68,12 @@ def validation_score(checkpoint: Checkpoint) -> tuple[float, float]:
 
 
 def _score(checkpoint: Checkpoint) -> float | None:
-    """The validation score of a checkpoint at the end of an epoch; None of one within an epoch."""
+    """The validation score of a checkpoint at the end of an epoch; None within an epoch.
+
+    Checkpoints from before results had a `score` call it `valid_accuracy`.
+    """
     meta: dict[str, float] = checkpoint.meta
-    return meta.get("valid_score", meta.get("valid_accuracy"))  # the second: its name until now
+    return meta.get("valid_score", meta.get("valid_accuracy"))
 
 
 def _save_model(model: AudioClassifier, path: Path) -> None:
