@@ -22,6 +22,8 @@ from toolkit.data.corpora.miniature import write_tones
 
 WARM = ROOT / "tests" / "support" / "warm_python.py"
 RUN = ("python", "bash", "yaml")
+EXTRAS = {"docs/how-to/training-loops.md": ("accelerate", "lightning")}
+"""Pages that need packages of the extra `frameworks`; skipped where these are missing."""
 SHOWN = ("text", "bibtex")
 """Languages of blocks that are no code: layouts, output, references."""
 
@@ -92,6 +94,8 @@ def runs(block: Block) -> bool:
 
 @pytest.mark.parametrize("page", [p for p in pages() if any(map(runs, blocks(p)))], ids=str)
 def test_blocks_of_page(page: Path, workplace: Path) -> None:
+    for package in EXTRAS.get(str(page), ()):
+        pytest.importorskip(package)
     namespace: dict[str, object] = {"__name__": "page"}
     for block in filter(runs, blocks(page)):
         if block.title is not None:
