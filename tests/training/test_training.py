@@ -214,4 +214,5 @@ def test_paths_work_from_the_recipe_folder_too(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 2 and "did you mean 'hparams/softmoa.yaml'" in done.stderr
+    assert done.returncode == 2 and "did you mean 'softmoa'" in done.stderr
+    assert "hparams/softmoa.yaml" in done.stderr

@@ -70,18 +70,18 @@ class History:
     def __init__(self) -> None:
         self.epochs: list[EpochRecord] = []
 
-    @mark_as_saver  # type: ignore[untyped-decorator]  # SpeechBrain has no types
+    @mark_as_saver
     def save(self, path: Path) -> None:
         """Write the records as JSON."""
         write_history(Path(path), self.epochs)
 
-    @mark_as_loader  # type: ignore[untyped-decorator]
+    @mark_as_loader
     def load(self, path: Path, end_of_epoch: bool) -> None:
         """Read them back."""
         self.epochs = read_history(Path(path))
 
 
-class ClassificationBrain(sb.Brain):  # type: ignore[misc]  # SpeechBrain has no types
+class ClassificationBrain(sb.Brain):
     """Trains a classifier and evaluates it; every clip counts once with any number of processes.
 
     Every random number of a step is drawn from (seed, epoch, step, rank), and the learning rate is
@@ -199,9 +199,7 @@ class ClassificationBrain(sb.Brain):  # type: ignore[misc]  # SpeechBrain has no
             on_gpu = self.device_type == "cuda"
             model = self.model
             if on_gpu:
-                model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(  # type: ignore[no-untyped-call]
-                    model
-                )
+                model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
             self.modules["model"] = DistributedDataParallel(
                 model,
                 device_ids=[torch.device(self.device)] if on_gpu else None,

@@ -19,7 +19,7 @@ from toolkit.model import AudioClassifier
 UNFINISHED = "unfinished"
 
 
-class AtomicCheckpointer(Checkpointer):  # type: ignore[misc]  # SpeechBrain has no types
+class AtomicCheckpointer(Checkpointer):
     """Checkpoints that are complete or not there at all.
 
     Args:
