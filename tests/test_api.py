@@ -79,7 +79,7 @@ def test_plain_loop(
     model.train()
     for _ in range(12):
         for rows, labels in DataLoader(data, batch_size=4):
-            loss = model.loss(rows, labels)
+            loss = model.loss(rows, labels, task="one_class")
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -122,7 +122,10 @@ class ForTrainer(nn.Module):
         self.model = model
 
     def forward(self, rows: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        return {"loss": self.model.loss(rows, labels), "logits": self.model.logits(rows)}
+        return {
+            "loss": self.model.loss(rows, labels, task="one_class"),
+            "logits": self.model.logits(rows),
+        }
 
 
 def test_in_transformers_trainer(
@@ -153,7 +156,7 @@ def test_in_lightning(
             self.model = model
 
         def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
-            return self.model.loss(*batch)
+            return self.model.loss(*batch, task="one_class")
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.AdamW(self.model.trainable().values(), lr=0.01)

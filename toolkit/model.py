@@ -157,7 +157,8 @@ class AudioClassifier(nn.Module):
         rows: Tensor,
         labels: Tensor,
         lengths: Tensor | None = None,
-        task: TaskName = "one_class",
+        *,
+        task: TaskName,
     ) -> Tensor:
         """The loss of a training batch, with the method's own losses (balance of experts, ...).
 
@@ -165,7 +166,7 @@ class AudioClassifier(nn.Module):
             rows: [B, T, F], not normalised; see `toolkit.read_clips`.
             labels: [B] class numbers; for several classes per clip [B, C] of 0 and 1.
             lengths: real rows of each clip [B]; None: no clip is padded.
-            task: whether a clip has exactly one class or any number of them.
+            task: `"one_class"`, or `"several_classes"` if a clip may have any number of them.
 
         Returns:
             a scalar.
