@@ -279,7 +279,7 @@ def test_wrong_maps_of_roles_are_refused() -> None:
     with pytest.raises(BackboneError, match="unknown roles attention"):
         wrong = toolkit.RoleMap("stack", {"attention": "attention"}, "last", "embed")
         toolkit.adapt(Encoder(), "lora", roles=wrong)
-    with pytest.raises(BackboneError, match=r"no part 'attention\.nothing'"):
+    with pytest.raises(BackboneError, match=r"no part 'stack\.0\.attention\.nothing'"):
         wrong = toolkit.RoleMap("stack", {"attn.q": "attention.nothing"}, "last", "embed")
         toolkit.adapt(Encoder(), "lora", roles=wrong)
     with pytest.raises(ConfigError, match="has no role"):
@@ -295,9 +295,74 @@ def test_wrong_maps_of_roles_are_refused() -> None:
         ((np.zeros((16000, 2), np.float32), RATE), "more channels than samples"),
         ((np.full(16000, np.nan, np.float32), RATE), "not finite"),
         ((np.zeros(16000, np.float32), 0), "0 Hz"),
+        ((np.zeros(16000, np.int16), RATE), "divide by 32768"),
     ],
 )
 def test_arrays_that_are_no_clips_are_refused(clip: tuple[np.ndarray, int], message: str) -> None:
     backbone = toolkit.load_backbone("ast_tiny", max_length=LENGTH)
     with pytest.raises(DataError, match=message):
         toolkit.read_clips([clip], backbone)
+
+
+def test_no_clips_are_refused_and_an_own_module_reads_no_files() -> None:
+    with pytest.raises(DataError, match="no clips"):
+        toolkit.read_clips([], toolkit.load_backbone("ast_tiny", max_length=LENGTH))
+    own = toolkit.adapt(Encoder(), "lora", roles=PARTS, rank=2).backbone
+    for use in (toolkit.read_clips, lambda clips, backbone: toolkit.embed(backbone, clips)):
+        with pytest.raises(BackboneError, match="make the input yourself"):
+            use(["dog.wav"], own)
+
+
+def test_a_backbone_is_adapted_once(tmp_path: Path) -> None:
+    backbone = toolkit.load_backbone("ast_tiny", max_length=LENGTH)
+    model = toolkit.adapt(backbone, "lora", 2, rank=2)
+    with pytest.raises(ConfigError, match="already adapted by 'lora'"):
+        toolkit.adapt(backbone, "adapter", 2)
+    module = Encoder()
+    toolkit.adapt(module, "lora", 2, roles=PARTS, rank=2)
+    with pytest.raises(ConfigError, match="already adapted"):
+        toolkit.adapt(module, "lora", 2, roles=PARTS, rank=2)
+    toolkit.save_bundle(tmp_path / "bundle", model, CLASSES, "one_class")
+    with pytest.raises(toolkit.ToolkitError, match="load a fresh one"):
+        toolkit.load_bundle(tmp_path / "bundle", backbone=backbone)
+    other = toolkit.load_backbone("ast_tiny", max_length=2 * LENGTH)
+    with pytest.raises(toolkit.ToolkitError, match=f"`max_length={LENGTH}`"):
+        toolkit.load_bundle(tmp_path / "bundle", backbone=other)
+    fresh = toolkit.load_backbone("ast_tiny", max_length=LENGTH)
+    assert toolkit.load_bundle(tmp_path / "bundle", backbone=fresh).classes == CLASSES
+
+
+def test_wrong_words_are_refused(model: toolkit.AudioClassifier, tmp_path: Path) -> None:
+    fresh = toolkit.load_backbone("ast_tiny", max_length=LENGTH)
+    with pytest.raises(ConfigError, match="no pooling 'max'"):
+        toolkit.adapt(fresh, "lora", 2, pooling="max")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="did you mean 'one_class'"):
+        toolkit.save_bundle(tmp_path / "bundle", model, CLASSES, "one")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="2 classes and 3 names"):
+        toolkit.save_bundle(tmp_path / "bundle", model, [*CLASSES, "more"], "one_class")
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("task", ["one_class", "several_classes"])
+def test_predicting_and_embedding_leave_the_model_as_it_was(
+    task: str, clips: list[tuple[np.ndarray, int]], tmp_path: Path
+) -> None:
+    backbone = toolkit.load_backbone("ast_tiny", max_length=LENGTH)
+    model = toolkit.adapt(backbone, "adapter", 2, pooling="weighted", block="convpass", dropout=0.5)
+    with torch.no_grad():
+        model.head.weight.mul_(20)
+        for parameter in model.trainable().values():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    toolkit.save_bundle(tmp_path / "bundle", model, CLASSES, task)
+    bundle = toolkit.load_bundle(tmp_path / "bundle")
+    bundle.model.train()
+    vectors, again = toolkit.embed(bundle, clips), toolkit.embed(bundle, clips)
+    first, second = list(toolkit.predict(bundle, clips)), list(toolkit.predict(bundle, clips))
+    assert bundle.model.training
+    assert torch.equal(vectors, again)  # no dropout
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one.probabilities, other.probabilities)
+        wanted = [one.label] if task == "one_class" else [
+            name for name, p in zip(CLASSES, one.probabilities, strict=True) if p >= 0.5
+        ]  # fmt: skip
+        assert one.labels == wanted

@@ -26,7 +26,7 @@ from toolkit.files import new_folder
 from toolkit.model import AudioClassifier
 from toolkit.registry import PEFT, TOOLS
 from toolkit.settings import Settings
-from toolkit.task import ONE_CLASS, SEVERAL_CLASSES, TASKS, Task, TaskName
+from toolkit.task import ONE_CLASS, SEVERAL_CLASSES, TASKS, Task, TaskName, task_named
 
 FORMAT = 1
 DESCRIPTION, WEIGHTS = "bundle.json", "weights.safetensors"
@@ -101,7 +101,7 @@ def save_bundle(
         the folder.
 
     Raises:
-        ConfigError: not one name per logit.
+        ConfigError: not one name per logit, no such task, or a pipeline of another kind of rows.
     """
     folder, backbone, outputs = Path(folder), model.backbone, model.num_classes
     if len(classes) != outputs:
@@ -109,8 +109,16 @@ def save_bundle(
             f"the model has {outputs} classes and {len(classes)} names were given: give one name "
             "per class, in the order of the logits"
         )
+    asked = task_named(task) if isinstance(task, str) else task
     source = backbone.source
-    if pipeline is None and source is not None:
+    if source is None and pipeline is not None:
+        raise ConfigError(
+            "a pipeline makes rows of audio files, and the input of a module of your own is not "
+            "made from these: leave `pipeline` out"
+        )
+    if pipeline is not None:
+        pipeline.require(backbone.features)
+    elif source is not None:
         pipeline = pipeline_for(backbone.features)
     weights = save({name: t.cpu().contiguous() for name, t in model.state().items()})
     info = {
@@ -122,7 +130,7 @@ def save_bundle(
         "features": dataclasses.asdict(backbone.features),
         "pipeline": None if pipeline is None else _named(pipeline),
         "pooling": model.pooling,
-        "task": task if isinstance(task, str) else task.name,
+        "task": asked.name,
         "classes": list(classes),
         "origin": dict(origin or {}),
         "tools": list(tools),
@@ -177,6 +185,7 @@ def _frozen(
     """The backbone of a bundle, as it was before training."""
     if isinstance(backbone, nn.Module):
         if isinstance(backbone, Backbone):
+            _require_stock(folder, info, backbone)
             return backbone
         if roles is None:
             raise BundleError(
@@ -191,6 +200,20 @@ def _frozen(
         )
     source = backbones.create({"name": backbone} if backbone else info["backbone"])
     return source.load(info["features"]["max_length"])
+
+
+def _require_stock(folder: Path, info: dict[str, Any], backbone: Backbone) -> None:
+    """Refuse a backbone that is not as it was loaded, or that reads another length."""
+    if backbone.adapted_by is not None or backbone.fingerprint_now() != backbone.fingerprint:
+        raise BundleError(
+            f"the backbone given for {folder} has been adapted or trained: load a fresh one"
+        )
+    wanted = info["features"]["max_length"]
+    if backbone.features.max_length != wanted:
+        raise BundleError(
+            f"the backbone given for {folder} reads {backbone.features.max_length} frames, and the "
+            f"bundle was trained with {wanted}: load it with `max_length={wanted}`"
+        )
 
 
 def _named(thing: Settings) -> dict[str, Any]:

@@ -2,20 +2,21 @@
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from toolkit.backbones.base import Backbone
-from toolkit.errors import BundleError, ConfigError
+from toolkit.errors import BundleError, ConfigError, did_you_mean
 from toolkit.peft import insertion
 from toolkit.peft.base import PeftMethod
-from toolkit.task import TASKS, BatchObjective, TaskName
+from toolkit.task import BatchObjective, TaskName, task_named
 
 Pooling = Literal[
     "mean", "patches", "cls", "first", "all", "prompts", "prompts+patches", "weighted"
 ]
+POOLINGS: tuple[str, ...] = get_args(Pooling)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,13 +113,19 @@ class AudioClassifier(nn.Module):
             over the patches of a learned mean of all layers).
 
     Raises:
-        ConfigError: the method cannot work on the backbone, or there is nothing to pool.
+        ConfigError: the method cannot work on the backbone, the backbone is already adapted, or
+            there is nothing to pool.
     """
 
     def __init__(
         self, backbone: Backbone, method: PeftMethod, num_classes: int, pooling: Pooling
     ) -> None:
         super().__init__()
+        if pooling not in POOLINGS:
+            raise ConfigError(
+                f"there is no pooling {pooling!r}{did_you_mean(pooling, POOLINGS)} "
+                f"(known: {', '.join(POOLINGS)})"
+            )
         self.method, self.pooling, self.num_classes = method, pooling, num_classes
         method.apply(backbone)
         if pooling.startswith("prompts") and not backbone.prompt_tokens:
@@ -172,7 +179,7 @@ class AudioClassifier(nn.Module):
             a scalar.
         """
         features = self.backbone.features.normalise(rows, lengths)
-        asked = TASKS[task]
+        asked = task_named(task)
         objective = BatchObjective(asked, asked.targets(labels, self.num_classes))
         forward = functools.partial(self.__call__, lengths=lengths)
         losses = self.method.training_losses(self.backbone, forward, features, objective)

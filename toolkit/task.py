@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from toolkit.data.manifest import Manifest, class_matrix
+from toolkit.errors import ConfigError, did_you_mean
 from toolkit.metrics import (
     accuracy,
     average_precision,
@@ -242,6 +243,19 @@ def _precisions(predictions: pd.DataFrame) -> list[float | None]:
 ONE_CLASS, SEVERAL_CLASSES = OneClass(), SeveralClasses()
 TASKS: dict[str, Task] = {task.name: task for task in (ONE_CLASS, SEVERAL_CLASSES)}
 """The tasks by the names that bundles keep."""
+
+
+def task_named(name: str) -> Task:
+    """The task of a name.
+
+    Raises:
+        ConfigError: there is no such task.
+    """
+    if name not in TASKS:
+        raise ConfigError(
+            f"there is no task {name!r}{did_you_mean(name, TASKS)} (known: {', '.join(TASKS)})"
+        )
+    return TASKS[name]
 
 
 def task_of(manifest: Manifest) -> Task:

@@ -121,6 +121,7 @@ class Backbone(nn.Module, ABC):
 
     Attributes:
         source: the settings that it was loaded with; None: it was not loaded by a source.
+        adapted_by: the method that was applied to it; None: it is as it was loaded.
         prompt_tokens: number of learned tokens that a method has put before the patches.
         tokens, final: the sites of the embedding and of the final norm.
         context: which tokens of the current batch are real.
@@ -149,6 +150,7 @@ class Backbone(nn.Module, ABC):
         self.model = model
         self.name, self.features, self.dim = name, features, dim
         self.source: BackboneSource | None = None
+        self.adapted_by: str | None = None
         self.prefix_tokens, self.prompt_tokens = prefix_tokens, 0
         self.pre_norm, self.context = pre_norm, TokenContext()
         self._refused = dict(refused or {})
@@ -167,7 +169,7 @@ class Backbone(nn.Module, ABC):
                 self._names[f"{path}.{part}"] = site.name
             self._sites.append(places)
         self.stock = frozenset(self.canonical(n) for n in model.state_dict())
-        self.fingerprint = self._fingerprint()
+        self.fingerprint = self.fingerprint_now()
 
     @abstractmethod
     def encode(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -279,8 +281,9 @@ class Backbone(nn.Module, ABC):
                 return ".".join([name, *parts[end:]])
         return ".".join(parts)
 
-    def _fingerprint(self) -> str:
-        """Hash of the stock weights by lasting names; bundles are checked against it."""
+    def fingerprint_now(self) -> str:
+        """Hash of the weights by lasting names; of the stock ones as loaded it is `fingerprint`,
+        which bundles are checked against."""
         digest = hashlib.blake2b(digest_size=16)
         tensors = {self.canonical(name): tensor for name, tensor in self.model.state_dict().items()}
         for name in sorted(tensors):

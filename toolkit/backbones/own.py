@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from toolkit.backbones.base import Backbone, numbered
-from toolkit.errors import BackboneError
+from toolkit.errors import BackboneError, did_you_mean
 from toolkit.features.spec import FeatureSpec
 
 ROLES = (
@@ -54,19 +54,19 @@ class OwnSpec(FeatureSpec):
     @property
     def rows(self) -> int:
         """The input is never cut, so there is no limit to state."""
-        raise BackboneError(_NO_FILES)
+        raise BackboneError(NO_FILES)
 
     @property
     def width(self) -> int:
         """The input may have any shape, so there is no width to state."""
-        raise BackboneError(_NO_FILES)
+        raise BackboneError(NO_FILES)
 
     def normalise(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
         """The input as it is."""
         return features
 
 
-_NO_FILES = (
+NO_FILES = (
     "a module of your own does not say how audio files become its input: make the input yourself "
     "and call the model with it"
 )
@@ -90,12 +90,14 @@ class OwnBackbone(Backbone):
             raise BackboneError(
                 f"unknown roles {', '.join(unknown)}: a map of roles may have {', '.join(ROLES)}"
             )
+        count = _count(module, parts.blocks)
+        _require_parts(module, parts, count)
         super().__init__(
             module,
             name=type(module).__name__,
             features=OwnSpec(sample_rate=0, max_length=0),
             dim=_dim(module, parts),
-            blocks=numbered(parts.blocks, _count(module, parts.blocks)),
+            blocks=numbered(parts.blocks, count),
             roles=parts.roles,
             norm=parts.norm,
             embedding=parts.embedding,
@@ -126,6 +128,19 @@ def _count(module: nn.Module, path: str) -> int:
             "or an nn.Sequential"
         )
     return len(blocks)
+
+
+def _require_parts(module: nn.Module, parts: RoleMap, blocks: int) -> None:
+    """Refuse a map with a path that is not there."""
+    inside = [f"{block}.{path}" for block in numbered(parts.blocks, blocks)
+              for path in parts.roles.values()]  # fmt: skip
+    known = {name for name, _ in module.named_modules()}
+    for path in (parts.norm, parts.embedding, *inside):
+        if path not in known:
+            raise BackboneError(
+                f"{type(module).__name__} has no part '{path}', which the RoleMap names"
+                f"{did_you_mean(path, known)}"
+            )
 
 
 def _dim(module: nn.Module, parts: RoleMap) -> int:

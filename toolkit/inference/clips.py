@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from toolkit.backbones.base import Backbone
-from toolkit.errors import DataError
+from toolkit.backbones.own import NO_FILES, OwnBackbone
+from toolkit.errors import BackboneError, DataError
 from toolkit.features.audio import resampled
 from toolkit.features.batch import padded
 from toolkit.features.cache import Segment
@@ -46,11 +47,29 @@ def read_clips(
         where the backbone takes padding for sound.
 
     Raises:
-        DataError: a file that cannot be read, or an array that is not sound.
+        DataError: no clip, a file that cannot be read, or an array that is not sound.
+        ConfigError: a pipeline that makes rows of another kind.
+        BackboneError: a module of your own, whose input is not made from audio.
     """
     spec = backbone.features
-    made = pipeline_for(spec) if pipeline is None else pipeline
-    return padded([rows_of(clip, made, spec).numpy() for clip in clips], spec)
+    if pipeline is None:
+        pipeline = own_pipeline(backbone)
+    pipeline.require(spec)
+    rows = [rows_of(clip, pipeline, spec).numpy() for clip in clips]
+    if not rows:
+        raise DataError("no clips were given: name at least one file or array")
+    return padded(rows, spec)
+
+
+def own_pipeline(backbone: Backbone) -> Pipeline:
+    """The pipeline that makes rows for a backbone unless another one is chosen.
+
+    Raises:
+        BackboneError: a module of your own, whose input is not made from audio.
+    """
+    if isinstance(backbone, OwnBackbone):
+        raise BackboneError(NO_FILES)
+    return pipeline_for(backbone.features)
 
 
 def name_of(clip: Clip, number: int) -> str:
@@ -59,7 +78,15 @@ def name_of(clip: Clip, number: int) -> str:
 
 
 def _mono(samples: np.ndarray | Tensor, rate: int, wanted: int) -> Tensor:
-    array = np.asarray(samples, dtype=np.float32)
+    if isinstance(samples, Tensor):
+        samples = samples.detach().cpu().numpy()
+    array = np.asarray(samples)
+    if not np.issubdtype(array.dtype, np.floating):
+        raise DataError(
+            f"an array of {array.dtype} is not a clip: scale the samples to floats in [-1, 1] "
+            "(16-bit integers: divide by 32768)"
+        )
+    array = array.astype(np.float32)
     if array.ndim == 1:
         array = array[None]
     if array.ndim != 2 or array.size == 0:

@@ -3,13 +3,12 @@
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from toolkit.backbones.base import Backbone
 from toolkit.bundle import Bundle
-from toolkit.features.pipeline import pipeline_for
-from toolkit.inference.clips import Clip, rows_of
-from toolkit.inference.windows import in_windows
+from toolkit.inference.clips import Clip, own_pipeline, rows_of
+from toolkit.inference.windows import evaluating, in_windows
 from toolkit.model import masked_mean
 
 
@@ -36,21 +35,25 @@ def embed(
 
     Raises:
         DataError: a file that cannot be read, or an array that is not sound.
+        BackboneError, BundleError: a module of your own, whose input is not made from audio.
     """
-    backbone = model.model.backbone if isinstance(model, Bundle) else model
-    pipeline = model.reader if isinstance(model, Bundle) else pipeline_for(model.features)
-    classifier = model.model if isinstance(model, Bundle) else None
-    backbone.to(device).eval()
+    if isinstance(model, Bundle):
+        whole: nn.Module = model.model
+        backbone, pipeline, pool = model.model.backbone, model.reader, model.model.pool
+    else:
+        whole, backbone, pipeline = model, model, own_pipeline(model)
 
-    def compute(rows: Tensor, lengths: Tensor | None) -> Tensor:
-        tokens = backbone(backbone.features.normalise(rows, lengths), lengths)
-        if classifier is not None:
-            return classifier.pool(tokens)
-        return masked_mean(tokens, backbone.context.output_mask, backbone.prefix_tokens)
+        def pool(tokens: Tensor) -> Tensor:
+            return masked_mean(tokens, backbone.context.output_mask, backbone.prefix_tokens)
 
     spec = backbone.features
-    found = [
-        in_windows(rows_of(clip, pipeline, spec), spec, compute, device, batch_size).mean(dim=0)
-        for clip in clips
-    ]
+
+    def compute(rows: Tensor, lengths: Tensor | None) -> Tensor:
+        return pool(backbone(spec.normalise(rows, lengths), lengths))
+
+    with evaluating(whole, device):
+        found = [
+            in_windows(rows_of(clip, pipeline, spec), spec, compute, device, batch_size).mean(0)
+            for clip in clips
+        ]
     return torch.stack(found).float() if found else torch.empty(0, backbone.dim)

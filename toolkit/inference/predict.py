@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from toolkit.bundle import Bundle
+from toolkit.features.pipeline import Pipeline
 from toolkit.inference.clips import Clip, name_of, rows_of
-from toolkit.inference.windows import in_windows
+from toolkit.inference.windows import evaluating, in_windows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,12 +19,15 @@ class Prediction:
     Attributes:
         path: the file; `clip 3` for the third clip if it was an array.
         classes: C names, in the order of the probabilities.
+        labels: the classes that it has: the most probable one, or, where a clip may have several
+            classes, those with a probability of at least one half.
         probabilities: [C], the mean over its windows.
         windows: [W, C], one row per window.
     """
 
     path: str
     classes: list[str]
+    labels: list[str]
     probabilities: Tensor
     windows: Tensor
 
@@ -46,7 +50,6 @@ class Prediction:
         ]
 
 
-@torch.inference_mode()
 def predict(
     bundle: Bundle, clips: Iterable[Clip], device: str = "cpu", batch_size: int = 16
 ) -> Iterator[Prediction]:
@@ -58,16 +61,29 @@ def predict(
         device: where to compute.
         batch_size: windows computed at once.
 
-    Yields:
-        a prediction per clip, in the order of the clips.
+    Returns:
+        an iterator over one prediction per clip, in the order of the clips; each is computed when
+        it is asked for.
 
     Raises:
-        DataError: a file that cannot be read, or an array that is not sound.
+        BundleError: the bundle is of a module of your own, whose input is not made from audio.
+        DataError: a file that cannot be read, or an array that is not sound (when it is its turn).
     """
-    model, pipeline, spec = bundle.model.to(device), bundle.reader, bundle.features
+    bundle.model.to(device)
+    return _predictions(bundle, bundle.reader, clips, device, batch_size)
+
+
+@torch.inference_mode()
+def _predictions(
+    bundle: Bundle, pipeline: Pipeline, clips: Iterable[Clip], device: str, batch_size: int
+) -> Iterator[Prediction]:
+    spec, classes = bundle.features, bundle.classes
     for number, clip in enumerate(clips, start=1):
-        logits = in_windows(rows_of(clip, pipeline, spec), spec, model.logits, device, batch_size)
-        probabilities = bundle.probabilities(logits)
-        yield Prediction(
-            name_of(clip, number), bundle.classes, probabilities.mean(dim=0), probabilities
-        )
+        rows = rows_of(clip, pipeline, spec)
+        with evaluating(bundle.model, device):
+            logits = in_windows(rows, spec, bundle.model.logits, device, batch_size)
+        windows = bundle.probabilities(logits)
+        mean = windows.mean(dim=0)
+        [found] = bundle.task.predictions([mean.tolist()])
+        labels = [classes[i] for i in (found if isinstance(found, tuple) else (found,))]
+        yield Prediction(name_of(clip, number), classes, labels, mean, windows)

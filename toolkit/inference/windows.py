@@ -1,9 +1,10 @@
 """Long clips in windows: cut to what a backbone reads, computed in batches."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from toolkit.features.batch import padded
 from toolkit.features.spec import FeatureSpec
@@ -22,6 +23,17 @@ def split_windows(rows: Tensor, length: int) -> list[Tensor]:
     if len(windows) > 1 and len(windows[-1]) < length / 10:
         windows.pop()
     return windows
+
+
+@contextmanager
+def evaluating(model: nn.Module, device: str) -> Iterator[None]:
+    """Put a model on a device and in eval mode; afterwards it has the mode that it had."""
+    training = model.training
+    model.to(device).eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def in_windows(

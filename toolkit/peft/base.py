@@ -82,7 +82,18 @@ class PeftMethod(Settings, ABC):
         """
 
     def apply(self, backbone: Backbone) -> None:
-        """Freeze the backbone, insert the method, and train the final norm if asked to."""
+        """Freeze the backbone, insert the method, and train the final norm if asked to.
+
+        Raises:
+            ConfigError: the backbone is already adapted, or this method cannot work on it.
+        """
+        if backbone.adapted_by is not None or any(True for _ in insertion.wrappers(backbone)):
+            raise ConfigError(
+                f"the backbone '{backbone.name}' is already adapted"
+                f"{f' by {backbone.adapted_by!r}' if backbone.adapted_by else ''}, and a method "
+                "would be put on top of it: load the backbone again first"
+            )
+        backbone.adapted_by = self.registered_name
         backbone.requires_grad_(False)
         if self.is_on("zero_positions"):
             backbone.zero_positions()
