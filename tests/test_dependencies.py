@@ -22,6 +22,7 @@ NOT_IMPORTED = {
     "build": "builds the wheel that tests install",
     "hatchling": "the wheel's build backend",
     "accelerate": "transformers' Trainer needs it",
+    "lightning": "imported by a test where it is installed",
     "mypy": "checks the types",
     "mkdocs-material": "the theme of the documentation",
     "mkdocstrings": "the reference of the public API",
@@ -30,7 +31,7 @@ NOT_IMPORTED = {
 
 def files(tests: bool) -> list[Path]:
     """The source files of the library and its tools, or those of the tests."""
-    folders = ("toolkit", "recipes", "plugins", "tools", "tests")
+    folders = ("toolkit", "recipes", "plugins", "tools", "docs", "tests")
     found = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
     found.append(ROOT / "conftest.py")
     return [
@@ -50,7 +51,7 @@ def imported(file: Path) -> set[str]:
             names.add(node.module or "")
     folders = (file.parent, ROOT, ROOT / "tests" / "support")
     neighbours = {other.stem for folder in folders for other in folder.glob("*.py")}
-    own = {"toolkit", "toolkit_plugins", "tools", *neighbours}
+    own = {"toolkit", "toolkit_plugins", "tools", "generated", *neighbours}
     return {name.partition(".")[0] for name in names} - own - sys.stdlib_module_names
 
 
