@@ -168,7 +168,7 @@ def load_bundle(
         raise BundleError(
             f"{folder} was trained on another backbone: {trained_on} with the fingerprint "
             f"{info['fingerprint']}, not {frozen.name} with {frozen.fingerprint}; name the right "
-            "one with `--backbone`"
+            "one (`--backbone`, or `backbone` in Python)"
         )
     pipeline = None if info["backbone"] is None else _pipeline_of(folder, info, frozen.features)
     method = PEFT.create(info["peft"])

@@ -2,6 +2,8 @@
 
 import dataclasses
 import typing
+from collections.abc import Mapping
+from typing import Any
 
 from toolkit.errors import UnknownName, did_you_mean
 from toolkit.registry import REGISTRIES, Registry
@@ -14,7 +16,7 @@ class SettingDescription:
 
     Attributes:
         name: as in a configuration.
-        type: as a user reads it, e.g. `"int or none"`.
+        type: as a user reads it, e.g. `"int or none, at least 1"`.
         default: its value where nothing is said.
         doc: what it does.
     """
@@ -111,6 +113,15 @@ def _settings(target: type[Settings]) -> typing.Iterator[SettingDescription]:
     for field in dataclasses.fields(target):
         factory = field.default_factory
         default = field.default if factory is dataclasses.MISSING else factory()
-        yield SettingDescription(
-            field.name, type_name(hints[field.name]), default, field.metadata.get("doc", "")
-        )
+        kind = type_name(hints[field.name]) + _range(field.metadata)
+        yield SettingDescription(field.name, kind, default, field.metadata.get("doc", ""))
+
+
+def _range(metadata: Mapping[str, Any]) -> str:
+    """`", 0 to 1"`, `", at least 1"`, or nothing."""
+    low, high = metadata.get("minimum"), metadata.get("maximum")
+    if low is not None and high is not None:
+        return f", {low} to {high}"
+    if low is not None:
+        return f", at least {low}"
+    return "" if high is None else f", at most {high}"

@@ -37,7 +37,11 @@ def read_audio(
             frames = -1 if stop is None else max(round(stop * rate) - file.tell(), 0)
             samples = _decode(file, frames)
     except UNREADABLE as error:
-        reason = "there is no such file" if not Path(path).is_file() else str(error)
+        reason = str(error)
+        if Path(path).is_dir():
+            reason = "is a folder: name the files in it"
+        elif not Path(path).exists():
+            reason = "there is no such file"
         raise DataError(f"{path}: {reason}") from None
     if len(samples) == 0:
         raise DataError(f"{path}: contains no samples")

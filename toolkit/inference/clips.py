@@ -55,10 +55,21 @@ def read_clips(
     if pipeline is None:
         pipeline = own_pipeline(backbone)
     pipeline.require(spec)
-    rows = [rows_of(clip, pipeline, spec).numpy() for clip in clips]
+    rows = [rows_of(clip, pipeline, spec).numpy() for clip in listed(clips)]
     if not rows:
         raise DataError("no clips were given: name at least one file or array")
     return padded(rows, spec)
+
+
+def listed(clips: Iterable[Clip]) -> Iterable[Clip]:
+    """The clips, refused if they are the path of a single one.
+
+    Raises:
+        DataError: a text or path instead of several.
+    """
+    if isinstance(clips, str | Path):
+        raise DataError(f"{str(clips)!r} is one clip: give a list, such as [{str(clips)!r}]")
+    return clips
 
 
 def own_pipeline(backbone: Backbone) -> Pipeline:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from toolkit.backbones.base import Backbone
 from toolkit.bundle import Bundle
-from toolkit.inference.clips import Clip, own_pipeline, rows_of
+from toolkit.inference.clips import Clip, listed, own_pipeline, rows_of
 from toolkit.inference.windows import evaluating, in_windows
 from toolkit.model import masked_mean
 
@@ -54,6 +54,6 @@ def embed(
     with evaluating(whole, device):
         found = [
             in_windows(rows_of(clip, pipeline, spec), spec, compute, device, batch_size).mean(0)
-            for clip in clips
+            for clip in listed(clips)
         ]
     return torch.stack(found).float() if found else torch.empty(0, backbone.dim)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from toolkit.bundle import Bundle
+from toolkit.errors import BundleError
 from toolkit.features.pipeline import Pipeline
-from toolkit.inference.clips import Clip, name_of, rows_of
+from toolkit.inference.clips import Clip, listed, name_of, rows_of
 from toolkit.inference.windows import evaluating, in_windows
 
 
@@ -69,8 +70,13 @@ def predict(
         BundleError: the bundle is of a module of your own, whose input is not made from audio.
         DataError: a file that cannot be read, or an array that is not sound (when it is its turn).
     """
+    if not isinstance(bundle, Bundle):
+        raise BundleError(
+            f"`predict` needs a bundle, not {type(bundle).__name__}: save the model with "
+            "`save_bundle` and load it with `load_bundle`"
+        )
     bundle.model.to(device)
-    return _predictions(bundle, bundle.reader, clips, device, batch_size)
+    return _predictions(bundle, bundle.reader, listed(clips), device, batch_size)
 
 
 @torch.inference_mode()

@@ -30,7 +30,7 @@ def draw_epochs(
     figure, axes = _new("epoch", f"validation {metric} %")
     for method in methods[:MOST_LINES]:
         curve = mean_curve(results, (*group, method), "valid_score")
-        axes.plot(range(1, len(curve) + 1), [100 * value for value in curve], label=method, lw=1.2)
+        axes.plot(range(1, len(curve) + 1), [100 * v for v in curve], ".-", label=method, lw=1.2)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(fontsize=7)
     return figure
