@@ -217,7 +217,7 @@ def test_gptq_beats_rounding_on_correlated_inputs(inputs: str, bits: int) -> Non
 
 def gptq_by_elimination(weights: Tensor, hessian: Tensor, size: int, bits: int) -> Tensor:
     """Optimal brain quantisation of one matrix [m, n] in the order of columns, by its definition:
-    after each column the best values of those left are found anew, by least squares."""
+    after each column the best values of those left are found again, by least squares."""
     result, left = weights.clone(), weights.clone()
     n = weights.shape[1]
     for column in range(n):
@@ -535,7 +535,7 @@ def test_restructured_model_loads_exactly(
 
 
 def test_plan_is_the_programmes_optimum() -> None:
-    """The costs of one mixture, made anew from the definition and searched by brute force."""
+    """The costs of one mixture, computed from the definition and searched by brute force."""
     settings = {"num_experts": 4, "layers": [0]}
     model = tiny_mixture("dense_moa", **settings).double()
     data = tiny_data(model.backbone)

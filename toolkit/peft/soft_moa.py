@@ -29,10 +29,10 @@ class SoftMoA(MixtureMethod):
     )
 
     def check(self) -> None:
-        """Refuse convolutions over a grid, on which slots do not lie."""
+        """Refuse convolutions over a grid, since slots form none."""
         if self.block == "convpass" and self.convolution == "2d":
             raise ConfigError(
-                "Soft-MoA's experts read slots, which lie on no grid of patches: use "
+                "Soft-MoA's experts read slots, which form no grid of patches: use "
                 "`convolution: 1d`, or Dense-MoA"
             )
 
