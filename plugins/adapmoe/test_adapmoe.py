@@ -567,7 +567,7 @@ def test_restructured_model_loads_exactly(settings: dict[str, Any], slots: int |
     assert not torch.equal(logits(fresh), logits(model))
     fresh.load_state({name: t.clone() for name, t in model.state().items()})
     assert torch.equal(logits(fresh), logits(model))
-    report = made.report(fresh, plan)
+    report = made.report(fresh, plan).as_dict()
     assert 1 <= report["active_mean"] <= 2
     assert report["single_expert_share"] == pytest.approx(2 - report["active_mean"])
     assert report["fewer_activations"] == pytest.approx(report["single_expert_share"] / 2)

@@ -107,6 +107,11 @@ class SoftMixture(Mixture):
             "mixture whose tokens choose experts, such as dense_moa or topk_moa"
         )
 
+    def expert_inputs(self, x: Tensor) -> Tensor:
+        """The slots of each expert, [B, E, S, d]."""
+        routing, tokens = self.route(x)
+        return routing.slots(tokens)
+
     def shares(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """The combine weights of each expert, summed over its slots: [B, T, E]."""
         return self.route(x, mask)[0].combine.sum(dim=-1)
