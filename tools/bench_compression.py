@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 from toolkit import plugins
 from toolkit.bundle import WEIGHTS, load_bundle
 from toolkit.data.manifest import Corpus
+from toolkit.errors import ConfigError
 from toolkit.files import write_atomically
 from toolkit.mixtures.tool import MixtureData, run_tool
 from toolkit.peft.mixture import mixtures
@@ -128,7 +129,7 @@ def applied(
         (output / WEIGHTS).unlink()  # only the reports are needed, not a hundred models
     report: dict[str, Any] = json.loads((output / "report.json").read_text(encoding="utf-8"))
     if "active_mean" not in report:
-        raise KeyError(f"an older version wrote {output / 'report.json'}: delete it and run again")
+        raise ConfigError(f"an older version wrote {output / 'report.json'}: delete it and run again")
     return report
 
 

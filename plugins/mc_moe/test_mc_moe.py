@@ -19,6 +19,7 @@ from toolkit.bundle import load_bundle
 from toolkit.errors import ConfigError
 from toolkit.experts.base import by_expert
 from toolkit.experts.bottleneck import Bottleneck
+from toolkit.mixtures.tool import trained_in
 from toolkit.model import AudioClassifier
 from toolkit.peft.mixture import mixtures
 from toolkit.registry import PEFT, TOOLS
@@ -519,7 +520,7 @@ def test_restructured_model_loads_exactly(
     name: str, settings: dict[str, Any], rest: int | None
 ) -> None:
     model, fresh = (tiny_mixture(name, seed, **settings) for seed in (0, 1))
-    before = logits(model)
+    before, size = logits(model), trained_in(model)
     made = tool(rest_bits=rest, mu=None if name == "soft_moa" else "median")
     plan = made.apply(model, tiny_data(model.backbone))
     assert json.loads(json.dumps(plan)) == plan
@@ -530,6 +531,7 @@ def test_restructured_model_loads_exactly(
     assert not torch.equal(logits(model), before)
     trained = sum(p.numel() for p in model.trainable().values())
     assert (trained == 0) == (rest is not None)
+    assert trained_in(model) == size > trained
     for widths in plan["widths"].values():
         assert {2, 3} <= set(widths) and sum(widths) in (17, 18)
 
