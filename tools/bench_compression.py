@@ -129,7 +129,7 @@ def applied(
         (output / WEIGHTS).unlink()  # only the reports are needed, not a hundred models
     report: dict[str, Any] = json.loads((output / "report.json").read_text(encoding="utf-8"))
     if "active_mean" not in report:
-        raise ConfigError(f"an older version wrote {output / 'report.json'}: delete it and run again")
+        raise ConfigError(f"{output} was written by an older version: delete it and run again")
     return report
 
 
