@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 from toolkit import plugins
 from toolkit.bundle import WEIGHTS, load_bundle
 from toolkit.data.manifest import Corpus
+from toolkit.errors import ConfigError
 from toolkit.files import write_atomically
 from toolkit.mixtures.tool import MixtureData, run_tool
 from toolkit.peft.mixture import mixtures
@@ -93,7 +94,7 @@ def points(study: Study, folder: Path, data: Path, folds: list[int]) -> pd.DataF
                             "before": 100 * report["score_before"],
                             "accuracy": 100 * report["score_after"],
                             "bytes": report["bytes_after"] / report["bytes_before"],
-                            "active": active(report, method),
+                            "active": report["active_mean"],
                         }
                     )
                 print(
@@ -126,7 +127,10 @@ def applied(
         tool = TOOLS.create(values, values["name"])
         run_tool(tool, bundle, registered, place, output)
         (output / WEIGHTS).unlink()  # only the reports are needed, not a hundred models
-    return json.loads((output / "report.json").read_text(encoding="utf-8"))
+    report: dict[str, Any] = json.loads((output / "report.json").read_text(encoding="utf-8"))
+    if "active_mean" not in report:
+        raise ConfigError(f"{output} was written by an older version: delete it and run again")
+    return report
 
 
 def without_experts(folder: Path, corpus: Corpus, place: Path) -> dict[str, Any]:
@@ -141,17 +145,6 @@ def without_experts(folder: Path, corpus: Corpus, place: Path) -> dict[str, Any]
     after = data.score(bundle.model, data.test)
     found = {"score_before": before, "score_after": after, "active_mean": 0.0}
     return found | {"bytes_before": 1, "bytes_after": 1}
-
-
-def active(report: dict[str, Any], method: str) -> float:
-    """Number of experts used per token, averaged over the mixtures."""
-    if "active_mean" in report:
-        return report["active_mean"]
-    k = report.get("k") or 2
-    if "kept" not in report:
-        return 2.0 if method == "topk_moa" else EXPERTS
-    kept = list(report["kept"].values())
-    return sum(min(k, n) if method == "topk_moa" else n for n in kept) / len(kept)
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:

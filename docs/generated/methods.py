@@ -129,7 +129,7 @@ def structure_of(model: AudioClassifier) -> Structure:
 def _counts(wrapper: insertion.Wrapper) -> bool:
     """Whether it trains: its own parameters, or (FacT) shared ones that it is merged with."""
     trains = any(parameter.requires_grad for parameter in wrapper.inserted.parameters())
-    return trains or hasattr(wrapper.inserted, "merge_into")
+    return trains or isinstance(wrapper.inserted, insertion.Mergeable)
 
 
 def _place(wrapper: insertion.Wrapper) -> str:

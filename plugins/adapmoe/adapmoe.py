@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import ConfigError
-from toolkit.experts.base import Experts
 from toolkit.mixtures.observe import some_of, visit
-from toolkit.mixtures.tool import MixtureData, MixtureTool
+from toolkit.mixtures.tool import Found, MixtureData, MixtureTool
 from toolkit.model import AudioClassifier
 from toolkit.peft.base import setting
 from toolkit.peft.mixture import Mixture, mixtures, routed_mixtures
@@ -96,7 +95,7 @@ class AdapMoE(MixtureTool):
         if plan["slots"] is not None:
             self._insert_caches(model, plan["slots"])
 
-    def report(self, model: AudioClassifier, plan: dict[str, Any]) -> dict[str, Any]:
+    def report(self, model: AudioClassifier, plan: dict[str, Any]) -> Found:
         """What the calibration found, and what the model has done since it was loaded.
 
         `run_tool` measures it on the test fold in between.
@@ -105,17 +104,16 @@ class AdapMoE(MixtureTool):
         active = torch.stack([r.active for r in adaptive_routers(model).values()]).sum(dim=0)
         share = active.double() / active.sum().clamp(min=1)
         mean = (share * torch.arange(len(share))).sum().item()
-        report = {
+        details = {
             **plan["calibration"],
-            "active_mean": mean,
             "active_share": share.tolist(),
             "single_expert_share": share[1].item(),
             "fewer_activations": 1 - mean / plan["calibration"]["active_at_top_k"],
         }
         if plan["slots"] is not None:
             counts = total_counts(mixture.experts.cache for mixture in found.values())
-            report |= {"slots": plan["slots"], "cache": counts}
-        return report
+            details |= {"slots": plan["slots"], "cache": counts}
+        return Found(active_mean=mean, details=details)
 
     def _insert_routers(self, model: AudioClassifier) -> None:
         for mixture in routed_mixtures(model.backbone).values():
@@ -281,7 +279,7 @@ def _refuse(model: AudioClassifier) -> None:
             f"'{method}' is no mixture whose router weighs a token's experts by a softmax: use a "
             "bundle of dense_moa or topk_moa"
         )
-    if not all(isinstance(m.experts, Experts) and m.experts.num_experts > 1 for m in found):
+    if not all(mixture.mixes_adapters and mixture.num_experts > 1 for mixture in found):
         raise ConfigError(
             f"the mixtures of '{method}' need at least two adapters, and no cache yet: use another "
             "bundle, with more experts or not yet changed by adapmoe"

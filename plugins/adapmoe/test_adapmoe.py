@@ -216,7 +216,7 @@ def one(expert: int, mixture: nn.Module, x: Tensor) -> Tensor:
 
 
 def paper_loads(t: int, n: int, p: float, b: float) -> float:
-    """f as the paper's code has it, for one or two experts a token."""
+    """f as the paper's code has it, for one or two experts per token."""
     p2, p1 = (n - t) * (n - t - 1) / (n * (n - 1)), 2 * t * (n - t) / (n * (n - 1))
     return p * (1 - t / n) * (1 - b) + (1 - p) * (p2 * (2 * (1 - b) + b) + p1 * (1 - b))
 
@@ -328,7 +328,7 @@ def test_prefetched_experts_are_there_and_pushed_out_last() -> None:
 def cached(
     slots: int | None, prefetch: str = "gate_reuse", base_topk: int = 2, **settings: Any
 ) -> AudioClassifier:
-    """A tiny mixture of some experts a token with as many slots at every mixture."""
+    """A tiny mixture of some experts per token with as many slots at every mixture."""
     model = tiny_mixture(**(settings or SIX))
     made = tool(prefetch=prefetch, base_topk=base_topk)
     slots_of = None if slots is None else dict.fromkeys(mixtures(model.backbone), slots)
@@ -567,7 +567,7 @@ def test_restructured_model_loads_exactly(settings: dict[str, Any], slots: int |
     assert not torch.equal(logits(fresh), logits(model))
     fresh.load_state({name: t.clone() for name, t in model.state().items()})
     assert torch.equal(logits(fresh), logits(model))
-    report = made.report(fresh, plan)
+    report = made.report(fresh, plan).as_dict()
     assert 1 <= report["active_mean"] <= 2
     assert report["single_expert_share"] == pytest.approx(2 - report["active_mean"])
     assert report["fewer_activations"] == pytest.approx(report["single_expert_share"] / 2)

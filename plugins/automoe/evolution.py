@@ -27,7 +27,7 @@ class Plan:
         iterations: number of generations after the first, random one.
         population: members per generation.
         parents: number of members kept from the previous generation.
-        mutation_rate: probability that a value of a gene is drawn anew in a mutant.
+        mutation_rate: probability that a value of a gene is drawn again in a mutant.
         max_tries: most draws for one member before the search gives up.
         seed: seed of everything random.
     """

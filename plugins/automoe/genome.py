@@ -158,7 +158,7 @@ class Space:
         )
 
     def mutate(self, genome: Genome, rate: float, rng: Random) -> Genome:
-        """Draw each value of each gene anew with probability `rate`."""
+        """Draw each value of each gene again with probability `rate`."""
         return tuple(
             self._mutate_gene(gene, rate, rng) if block in self.blocks else Gene()
             for block, gene in enumerate(genome)

@@ -139,7 +139,7 @@ class Outcome:
         """A configuration that trains the winner as everything else was trained.
 
         Args:
-            folder: where it will lie; what it extends is named from there.
+            folder: where it will be written; `extends` is relative to it.
         """
         found = self.state.found[self.state.best]
         numbers = ", ".join(f"{name} {found[name]:,.6g}" for name in COSTS if name in found)

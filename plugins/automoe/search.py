@@ -45,7 +45,7 @@ class AutoMoESearch(Search):
         None, "architectures kept from the previous generation; none: a fifth", minimum=1
     )
     mutation_rate: float = setting(
-        0.3, "probability that a value of a gene is drawn anew in a mutant", minimum=0, maximum=1
+        0.3, "probability that a value of a gene is drawn again in a mutant", minimum=0, maximum=1
     )
     max_tries: int = setting(10_000, "most draws for one member before giving up", minimum=1)
     fitness_clips: int | None = setting(

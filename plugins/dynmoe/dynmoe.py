@@ -12,10 +12,11 @@ from torch.optim import Optimizer
 
 from toolkit.backbones.base import Backbone, Placement
 from toolkit.errors import ConfigError
-from toolkit.experts.base import Experts, by_expert
+from toolkit.experts.base import Experts
 from toolkit.peft.base import insertion, setting
 from toolkit.peft.blocks import BlockMethod
 from toolkit.peft.mixture import RoutedMixture
+from toolkit.peft.topk import forget
 from toolkit.registry import PEFT
 
 from . import top_any
@@ -188,7 +189,4 @@ class DynamicMixture(RoutedMixture):
         for name, tensor in self.experts.of(slot).items():
             tensor.copy_(fresh[name])
         slotted = [*self.experts.parameters(), self.router.keys, self.router.thresholds]
-        for parameter in slotted:
-            for state in optimizer.state.get(parameter, {}).values():
-                if isinstance(state, Tensor) and state.shape == parameter.shape:
-                    by_expert(state, self.experts.num_experts)[slot].zero_()
+        forget(optimizer, slotted, torch.arange(self.experts.num_experts) == slot)

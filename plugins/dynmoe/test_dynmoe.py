@@ -193,7 +193,7 @@ def optimizer_of(model: AudioClassifier) -> torch.optim.Optimizer:
 
 
 def train(model: AudioClassifier, optimizer: torch.optim.Optimizer, steps: range) -> None:
-    """Some optimiser steps on random clips, a batch of its own each."""
+    """Some optimiser steps on random clips, a separate batch each."""
     model.train()
     for step in steps:
         features, labels = tiny_batch(model.backbone, seed=step)
@@ -347,7 +347,7 @@ def test_only_the_window_is_recorded() -> None:
 
 
 def test_processes_decide_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One reduction a step over all mixtures; here the other process saw the same."""
+    """One reduction per step over all mixtures; here the other process saw the same."""
     calls = []
 
     def all_reduce(tensor: Tensor) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from toolkit.errors import ConfigError
-from toolkit.mixtures.tool import MixtureData, MixtureTool
+from toolkit.mixtures.tool import Found, MixtureData, MixtureTool
 from toolkit.model import AudioClassifier
 from toolkit.peft import insertion
 from toolkit.peft.adapter import Adapter, SingleAdapter
@@ -42,9 +42,13 @@ class SingleExpert(MixtureTool):
     def restructure(self, model: AudioClassifier, plan: dict[str, Any]) -> None:
         """Nothing to do: the bundle of an adapter has the right shape by itself."""
 
-    def report(self, model: AudioClassifier, plan: dict[str, Any]) -> dict[str, Any]:
+    def report(self, model: AudioClassifier, plan: dict[str, Any]) -> Found:
         """The experts that were left, and the parameters before and after."""
-        return {**plan, "parameters_after": sum(p.numel() for p in model.trainable().values())}
+        return Found(
+            parameters_before=plan["parameters_before"],
+            parameters_after=sum(p.numel() for p in model.trainable().values()),
+            details={"survivors": plan["survivors"]},
+        )
 
 
 def as_adapter(model: AudioClassifier) -> PeftMethod:

@@ -7,14 +7,13 @@ import dataclasses
 from collections.abc import Callable
 
 import torch
-from einops import einsum, rearrange, repeat
+from einops import einsum, rearrange
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
 from toolkit.experts.base import Experts
 from toolkit.peft.mixture import Mixture
-from toolkit.peft.soft_moa import SoftMixture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,31 +38,30 @@ def view(mixture: Mixture, x: Tensor, router_topk: int) -> View:
     """Compute the view of a mixture.
 
     Args:
-        mixture: a soft mixture, or one with gates.
+        mixture: one with gates, or one whose experts read slots.
         x: tokens [B, T, d].
         router_topk: experts with the largest gates that count as activated by a token.
     """
-    if isinstance(mixture, SoftMixture):
-        return _soft_view(mixture, x)
+    inputs = mixture.expert_inputs(x)
+    if mixture.reads_slots:
+        return _slots_view(inputs, mixture.token_weights(x)["combine"])
     gates = mixture.gates(x)
     top = gates.topk(min(router_topk, gates.shape[-1]), dim=-1).indices
     active = torch.zeros_like(gates, dtype=torch.bool).scatter(-1, top, True) & (gates > 0)
-    inputs = repeat(x, "b t d -> b e t d", e=gates.shape[-1])
     weights = rearrange(gates, "b t e -> b e t 1")
     return View(inputs, gates, active, lambda out: weights * out)
 
 
-def _soft_view(mixture: SoftMixture, x: Tensor) -> View:
+def _slots_view(slots: Tensor, combine: Tensor) -> View:
     """The mass of an expert is that of its slots; the expert with the largest is activated.
 
     The parts of the output are C y. Only C^T C matters for scalar products, so the QR factor R of C
     takes its place: [S, S] instead of [T, S] numbers per expert.
     """
-    routing, tokens = mixture.route(x)
-    mass = routing.combine.sum(dim=-1)
+    mass = combine.sum(dim=-1)
     active = functional.one_hot(mass.argmax(dim=-1), mass.shape[-1]).bool()
-    factor = torch.linalg.qr(rearrange(routing.combine, "b t e s -> b e t s"), mode="r").R
-    return View(routing.slots(tokens), mass, active, lambda out: factor @ out)
+    factor = torch.linalg.qr(rearrange(combine, "b t e s -> b e t s"), mode="r").R
+    return View(slots, mass, active, lambda out: factor @ out)
 
 
 class Usage:

@@ -4,7 +4,6 @@ Huang et al., Mixture Compressor for Mixture-of-Experts LLMs (arXiv:2410.06270),
 mixture of adapters.
 """
 
-import math
 from typing import Any, Literal
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from toolkit.errors import ConfigError
 from toolkit.experts.base import Experts
 from toolkit.mixtures.observe import some_of, visit
-from toolkit.mixtures.tool import MixtureData, MixtureTool
+from toolkit.mixtures.tool import Found, MixtureData, MixtureTool
 from toolkit.model import AudioClassifier
 from toolkit.peft.base import setting
 from toolkit.peft.mixture import Mixture, RoutedMixture, mixtures, routed_mixtures
@@ -116,7 +115,7 @@ class MCMoE(MixtureTool):
         if self.rest_bits is not None:
             pack_rest(model, self.rest_bits, self.group_size)
 
-    def report(self, model: AudioClassifier, plan: dict[str, Any]) -> dict[str, Any]:
+    def report(self, model: AudioClassifier, plan: dict[str, Any]) -> Found:
         """Widths and bytes of the experts, and what online pruning did since the model was loaded.
 
         `run_tool` measures it on the test fold in between.
@@ -127,9 +126,9 @@ class MCMoE(MixtureTool):
             kind: sum(b.nbytes for p in packed for n, b in p.named_buffers() if n.startswith(kind))
             for kind in ("codes", "scale", "zero")
         }
-        weights = sum(math.prod(p.moved) for p in packed)
+        weights = sum(p.numel() for p in packed)
         widths = [width for own in plan["widths"].values() for width in own]
-        report = {
+        details = {
             "bits_per_expert": plan["widths"],
             "average_bits": sum(widths) / len(widths),
             "bits_per_weight_with_scales": 8 * sum(sizes.values()) / weights,
@@ -137,37 +136,36 @@ class MCMoE(MixtureTool):
             "expert_bytes_after": sum(sizes.values()),
             "expert_bytes_of_scales": sizes["scale"] + sizes["zero"],
         }
-        return report | (self._pruned(model) if self.mu is not None else {})
+        return Found(details=details) if self.mu is None else self._pruned(model, details)
 
-    def _pruned(self, model: AudioClassifier) -> dict[str, Any]:
+    def _pruned(self, model: AudioClassifier, details: dict[str, Any]) -> Found:
+        """These details and what online pruning did."""
         routers = pruning_routers(model)
         counts = torch.stack([router.counts for router in routers.values()]).sum(dim=0)
         tokens, safe, before, after = counts.double().clamp(min=1).tolist()
-        return {
+        pruning_details = {
             "mu": {site: router.mu.item() for site, router in routers.items()},
             "pruned_share": 1 - after / before,
             "protected_share": safe / tokens,
             "active_mean_before": before / tokens,
-            "active_mean": after / tokens,
         }
+        return Found(active_mean=after / tokens, details=details | pruning_details)
 
     def _refuse(self, model: AudioClassifier, found: dict[str, Mixture]) -> None:
         """Explain why a mixture cannot be compressed."""
         method = model.method.registered_name
-        kinds = [m.reads_slots or isinstance(m, RoutedMixture) for m in found.values()]
-        if not found or not all(kinds):
+        if not found or not all(m.has_router or m.reads_slots for m in found.values()):
             raise ConfigError(
                 f"'{method}' is no mixture whose experts mc_moe can weigh: use a bundle of a "
                 "mixture with a router (dense_moa, topk_moa) or of soft_moa"
             )
-        experts = [mixture.experts for mixture in found.values()]
-        if not all(isinstance(e, Experts) and e.in_full_precision for e in experts):
+        if not all(mixture.in_full_precision for mixture in found.values()):
             raise ConfigError(
                 f"the experts of '{method}' are not adapters in full precision: compress a bundle "
                 "that no other tool has packed"
             )
         if self.backend == "gptq" and any(
-            type(e).projection is not Experts.projection for e in experts
+            type(mixture.experts).projection is not Experts.projection for mixture in found.values()
         ):
             raise ConfigError(
                 "GPTQ needs the inputs that the weights multiply, and these experts fold a norm "
@@ -185,7 +183,7 @@ class MCMoE(MixtureTool):
                 f"online pruning drops the experts with the smallest weights for a token, and the "
                 f"gates of '{method}' are no softmax that gives these weights; leave out `--mu`"
             )
-        if any(e.num_experts < 2 for e in experts):
+        if any(mixture.num_experts < 2 for mixture in found.values()):
             raise ConfigError("a mixture of one expert cannot lose any; leave out `--mu`")
 
     def _view(self, mixture: Mixture, x: Tensor) -> calibration.View:

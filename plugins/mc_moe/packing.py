@@ -7,7 +7,7 @@ are kept, moved and saved.
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -87,6 +87,10 @@ class PackedTensor(nn.Module):
         self.register_buffer("scale", torch.zeros(len(widths), *scales, dtype=half))
         self.register_buffer("zero", torch.zeros(len(self.with_zero), *scales, dtype=byte))
 
+    def numel(self) -> int:
+        """Number of values."""
+        return math.prod(self.moved)
+
     def _bytes(self, item: int) -> int:
         """Bytes of the codes of an item."""
         return self.vectors * self.widths[item] * math.ceil(self.length / PLANE)
@@ -146,6 +150,10 @@ class HalfTensor(nn.Module):
         super().__init__()
         self.register_buffer("values", torch.zeros(tuple(shape), dtype=torch.float16))
 
+    def numel(self) -> int:
+        """Number of values."""
+        return self.values.numel()
+
     def forward(self) -> Tensor:
         """Unpack the whole tensor."""
         return self.values.float() if self.values.dtype == torch.float16 else self.values
@@ -159,6 +167,11 @@ class Packed(nn.Module):
     """
 
     packed: nn.ModuleDict
+
+    def packed_parameters(self) -> int:
+        """Number of parameters that are packed."""
+        kept = cast(Iterable[PackedTensor | HalfTensor], self.packed.values())
+        return sum(tensor.numel() for tensor in kept)
 
 
 class QuantisedExperts(Packed):

@@ -13,7 +13,7 @@ from einops import einsum, reduce
 from torch import Tensor, nn
 from torch.nn import functional
 
-from toolkit.backbones.base import WRAPPED, Backbone
+from toolkit.backbones.base import Backbone, unwrapped
 from toolkit.peft.mixture import RoutedMixture
 from toolkit.routing import dense
 from toolkit.routing.router import WrappedRouter
@@ -174,7 +174,4 @@ def observing(attend: Callable[..., Any]) -> Callable[..., Any]:
 
 def attention_of(backbone: Backbone, block: int) -> nn.Module:
     """The stock attention of a block, inside anything wrapped around it."""
-    module = backbone.site(block, "mhsa").module
-    while hasattr(module, WRAPPED):
-        module = getattr(module, WRAPPED)
-    return module
+    return unwrapped(backbone.site(block, "mhsa").module)

@@ -19,6 +19,7 @@ from toolkit.bundle import load_bundle
 from toolkit.errors import ConfigError
 from toolkit.experts.base import by_expert
 from toolkit.experts.bottleneck import Bottleneck
+from toolkit.mixtures.tool import trained_in
 from toolkit.model import AudioClassifier
 from toolkit.peft.mixture import mixtures
 from toolkit.registry import PEFT, TOOLS
@@ -217,7 +218,7 @@ def test_gptq_beats_rounding_on_correlated_inputs(inputs: str, bits: int) -> Non
 
 def gptq_by_elimination(weights: Tensor, hessian: Tensor, size: int, bits: int) -> Tensor:
     """Optimal brain quantisation of one matrix [m, n] in the order of columns, by its definition:
-    after each column the best values of those left are found anew, by least squares."""
+    after each column the best values of those left are found again, by least squares."""
     result, left = weights.clone(), weights.clone()
     n = weights.shape[1]
     for column in range(n):
@@ -519,7 +520,7 @@ def test_restructured_model_loads_exactly(
     name: str, settings: dict[str, Any], rest: int | None
 ) -> None:
     model, fresh = (tiny_mixture(name, seed, **settings) for seed in (0, 1))
-    before = logits(model)
+    before, size = logits(model), trained_in(model)
     made = tool(rest_bits=rest, mu=None if name == "soft_moa" else "median")
     plan = made.apply(model, tiny_data(model.backbone))
     assert json.loads(json.dumps(plan)) == plan
@@ -530,12 +531,13 @@ def test_restructured_model_loads_exactly(
     assert not torch.equal(logits(model), before)
     trained = sum(p.numel() for p in model.trainable().values())
     assert (trained == 0) == (rest is not None)
+    assert trained_in(model) == size > trained
     for widths in plan["widths"].values():
         assert {2, 3} <= set(widths) and sum(widths) in (17, 18)
 
 
 def test_plan_is_the_programmes_optimum() -> None:
-    """The costs of one mixture, made anew from the definition and searched by brute force."""
+    """The costs of one mixture, computed from the definition and searched by brute force."""
     settings = {"num_experts": 4, "layers": [0]}
     model = tiny_mixture("dense_moa", **settings).double()
     data = tiny_data(model.backbone)

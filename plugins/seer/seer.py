@@ -14,11 +14,11 @@ from torch import Tensor
 from toolkit.errors import ConfigError
 from toolkit.features.batch import Batch
 from toolkit.mixtures.observe import some_of, visit, watched
-from toolkit.mixtures.tool import MixtureData, MixtureTool
+from toolkit.mixtures.tool import Found, MixtureData, MixtureTool
 from toolkit.model import AudioClassifier
 from toolkit.peft.base import Objective, setting
 from toolkit.peft.mixture import Mixture, mixtures
-from toolkit.peft.topk import TopKMixture, topk_mixtures
+from toolkit.peft.topk import topk_mixtures
 from toolkit.registry import TOOLS
 from toolkit.routing import dense
 
@@ -67,7 +67,7 @@ class Seer(MixtureTool):
         found = mixtures(model.backbone)
         self._refuse(model, found)
         before = sum(p.numel() for p in model.trainable().values())
-        counts = {site: Count(self.count, self._k_of(mixture)) for site, mixture in found.items()}
+        counts = {site: Count(self.count, m.k or self.topk) for site, m in found.items()}
         clips = some_of(data.calibration, self.calibration_clips)
         visit(model, data, clips, lambda site, mixture, x: counts[site].add(mixture, x))
         scores = {site: count.scores for site, count in counts.items()}
@@ -81,27 +81,30 @@ class Seer(MixtureTool):
         outcome = {
             "scores": {site: score.tolist() for site, score in scores.items()},
             "experts_before": sum(len(score) for score in scores.values()),
-            "parameters_before": before,
             "score_pruned": pruned,
             "entropy_by_epoch": entropies,
         }
-        return {"kept": kept, "k": k, "found": outcome}
+        return {"kept": kept, "k": k, "parameters_before": before, "found": outcome}
 
     def restructure(self, model: AudioClassifier, plan: dict[str, Any]) -> None:
         """Leave the experts that were kept, and the last k."""
         self._cut(model, plan["kept"])
         self._set_k(model, plan["k"])
 
-    def report(self, model: AudioClassifier, plan: dict[str, Any]) -> dict[str, Any]:
+    def report(self, model: AudioClassifier, plan: dict[str, Any]) -> Found:
         """Experts, parameters and k before and after, and the score between the two stages."""
         kept = plan["kept"]
-        return {
+        details = {
             "kept": {site: len(numbers) for site, numbers in kept.items()},
             "experts_after": sum(map(len, kept.values())),
-            "parameters_after": sum(p.numel() for p in model.trainable().values()),
             "k": plan["k"],
             **plan["found"],
         }
+        return Found(
+            parameters_before=plan["parameters_before"],
+            parameters_after=sum(p.numel() for p in model.trainable().values()),
+            details=details,
+        )
 
     def _refuse(self, model: AudioClassifier, found: dict[str, Mixture]) -> None:
         """Explain why experts cannot be taken out, or why there is no k to schedule."""
@@ -113,15 +116,11 @@ class Seer(MixtureTool):
             )
         for mixture in found.values():
             mixture.refuse_unless_prunable()
-        if self.k_schedule and len(topk_mixtures(model.backbone)) < len(found):
+        if self.k_schedule and any(mixture.k is None for mixture in found.values()):
             raise ConfigError(
                 f"a token of '{name}' uses all experts, so there is no k to lower: leave out "
                 "`--k-schedule`, or use a bundle of topk_moa"
             )
-
-    def _k_of(self, mixture: Mixture) -> int:
-        """How many experts per token a hard count counts."""
-        return mixture.router.k if isinstance(mixture, TopKMixture) else self.topk
 
     def _cut(self, model: AudioClassifier, kept: dict[str, list[int]]) -> None:
         for site, mixture in mixtures(model.backbone).items():

@@ -63,7 +63,7 @@ def tokens(clips: int = 6, number: int = 7) -> Tensor:
 
 
 def adapted(noise: bool = True, **settings: Any) -> AudioClassifier:
-    """A tiny classifier with three experts a site."""
+    """A tiny classifier with three experts per site."""
     torch.manual_seed(0)
     values = {"name": "thor", "num_experts": 3, "reduction": 32, **settings}
     model = AudioClassifier(tiny_backbone(), PEFT.create(values), CLASSES, "all")

@@ -64,6 +64,27 @@ def test_gates_or_a_refusal_and_recorded_experts(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PRUNABLE)
+def test_outputs_of_the_experts_inputs_sum_to_the_mixtures_output(name: str) -> None:
+    mixture, x = tokens_of(name)
+    inputs = mixture.expert_inputs(x)
+    weights = mixture.token_weights(x)
+    outputs = mixture.experts(inputs)
+    if mixture.reads_slots:
+        mixed = torch.einsum("b t e s, b e s d -> b t d", weights["combine"], outputs)
+    else:
+        mixed = torch.einsum("b t e, b e t d -> b t d", weights["gate"][..., 0], outputs)
+    torch.testing.assert_close(mixed, mixture(x))
+
+
+@pytest.mark.parametrize("name", [*PRUNABLE, *OTHERS])
+def test_k_is_that_of_routers_that_have_one(name: str) -> None:
+    mixture = first_mixture(tiny_mixture(name))
+    chooses = name in ("topk_moa", "expert_pruning", "automoe")
+    assert mixture.k == (mixture.router.k if chooses else None)
+    assert mixture.has_router == (name not in ("soft_moa", "mumoe", "peer", "thor"))
+
+
+@pytest.mark.parametrize("name", PRUNABLE)
 def test_kept_experts_equal_silenced_others(name: str) -> None:
     """A kept expert has its own weights, in the order that was asked for."""
     mixture, x = tokens_of(name)
@@ -110,6 +131,7 @@ def test_statistics_count_the_gates_that_a_tool_has_changed() -> None:
     with torch.no_grad():
         mixture(x)
     assert mixture.experts_per_token() == 1
-    assert mixture.weighs_experts and not mixture.unchanged
+    assert mixture.weighs_experts and mixture.in_full_precision and not mixture.unchanged
+    assert mixture.k == mixture.router.trained.k
     with pytest.raises(ConfigError, match="prune first"):
         mixture.keep([0])

@@ -37,6 +37,13 @@ WRAPPED = "wrapped"
 """The attribute under which an inserted wrapper keeps the module that it wraps."""
 
 
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The stock module inside all wrappers that were put around it."""
+    while hasattr(module, WRAPPED):
+        module = getattr(module, WRAPPED)
+    return module
+
+
 @dataclasses.dataclass(frozen=True)
 class Site:
     """One place in a backbone where a method can read, wrap or train.
@@ -223,10 +230,7 @@ class Backbone(nn.Module, ABC):
     @property
     def norm(self) -> nn.Module:
         """The stock final norm without wrappers."""
-        module = self.final.module
-        while hasattr(module, WRAPPED):
-            module = getattr(module, WRAPPED)
-        return module
+        return unwrapped(self.final.module)
 
     @property
     def depth(self) -> int:

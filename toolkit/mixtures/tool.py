@@ -3,9 +3,10 @@
 import dataclasses
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, Protocol, runtime_checkable
 
 import pandas as pd
 import torch
@@ -22,6 +23,42 @@ from toolkit.model import AudioClassifier
 from toolkit.peft.mixture import mixtures
 from toolkit.settings import Settings
 from toolkit.task import BatchObjective, Label, Task, task_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a tool reports on a model that it has changed.
+
+    Attributes:
+        active_mean: experts that a token uses, averaged over mixtures; None: the tool does not
+            count them, and `run_tool` does.
+        parameters_before, parameters_after: trained parameters; None: the tool takes none out.
+        details: what else there is to report, by name.
+    """
+
+    active_mean: float | None = None
+    parameters_before: int | None = None
+    parameters_after: int | None = None
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def parameters_removed(self) -> int:
+        """Trained parameters that the tool took out."""
+        return (self.parameters_before or 0) - (self.parameters_after or 0)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What is not None by name, the details beside the rest."""
+        values = dataclasses.asdict(self)
+        details: dict[str, Any] = values.pop("details")
+        return {name: value for name, value in values.items() if value is not None} | details
+
+
+@runtime_checkable
+class Packing(Protocol):
+    """A module in which a tool keeps trained parameters in another form."""
+
+    def packed_parameters(self) -> int:
+        """Number of trained parameters that it keeps so."""
 
 
 class MixtureTool(Settings, ABC):
@@ -48,14 +85,14 @@ class MixtureTool(Settings, ABC):
     def restructure(self, model: AudioClassifier, plan: dict[str, Any]) -> None:
         """Give a freshly built model the modules that `apply` left; weights are loaded later."""
 
-    def report(self, model: AudioClassifier, plan: dict[str, Any]) -> dict[str, Any]:
-        """Further entries of the report, such as active experts.
+    def report(self, model: AudioClassifier, plan: dict[str, Any]) -> Found:
+        """What the report says beyond the scores and sizes that every tool's report has.
 
         Args:
             model: as loaded from the changed bundle, after it was measured on the test fold.
             plan: what `apply` returned.
         """
-        return {}
+        return Found()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,15 +103,15 @@ class MixtureData:
         calibration: clips of the training folds.
         test: clips of the test fold.
         classes: class names in the order of the labels.
-        task: what the corpus asks of a clip.
+        task: the bundle's.
     """
 
     calibration: pd.DataFrame
     test: pd.DataFrame
     classes: list[str]
     task: Task
-    _dataset: Any
-    _collate: Any
+    _dataset: Callable[[pd.DataFrame], Sequence[dict[str, Any]]]
+    _collate: Callable[[list[dict[str, Any]]], Batch]
 
     @classmethod
     def of(cls, bundle: Bundle, corpus: Corpus, folder: Path) -> "MixtureData":
@@ -86,13 +123,20 @@ class MixtureData:
             folder: where its recordings are.
 
         Raises:
-            BundleError: the bundle was trained on other classes or does not say its fold.
+            BundleError: the bundle was trained on other classes or for another task, or does not
+                say its fold.
         """
         manifest = corpus.manifest(folder)
         if manifest.classes != bundle.classes:
             raise BundleError(
                 f"the bundle knows {bundle.classes}, the corpus has {manifest.classes}: name the "
                 "corpus on which it was trained"
+            )
+        asked = task_of(manifest)
+        if asked.name != bundle.task.name:
+            raise BundleError(
+                f"the bundle was trained for the task {bundle.task.name!r}, the corpus asks for "
+                f"{asked.name!r}: name the corpus on which it was trained"
             )
         fold = bundle.info["origin"].get("test_fold")
         splits = {split.test: split for split in manifest.splits}
@@ -105,7 +149,7 @@ class MixtureData:
             calibration=manifest.of_folds(splits[fold].train),
             test=manifest.of_folds([fold]),
             classes=manifest.classes,
-            task=task_of(manifest),
+            task=bundle.task,
             _dataset=lambda clips: clip_dataset(clips, rows, cache),
             _collate=collate(spec),
         )
@@ -138,11 +182,17 @@ class MixtureData:
 class ToolReport:
     """What a tool did to a bundle; each number before and after.
 
-    score_before, score_after: on the test fold, by the metric.
-    bytes_before, bytes_after: of the bundle's weights.
-    active_parameters_before, active_parameters_after: parameters that a token uses, of those
-        trained outside the head.
-    found: what else the tool reports, see `MixtureTool.report`.
+    Attributes:
+        tool: its registered name.
+        settings: its settings.
+        test_fold: the fold on which the bundle was tested, and is again.
+        test_clips: clips in that fold.
+        metric: name of the score.
+        score_before, score_after: on the test fold.
+        bytes_before, bytes_after: of the bundle's weights.
+        active_parameters_before, active_parameters_after: parameters that a token uses, of those
+            trained outside the head.
+        found: what else there is to report, with the experts per token of the changed model.
     """
 
     tool: str
@@ -156,13 +206,13 @@ class ToolReport:
     bytes_after: int
     active_parameters_before: int
     active_parameters_after: int
-    found: dict[str, Any]
+    found: Found
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as plain values by name, what the tool found beside the rest."""
         values = dataclasses.asdict(self)
-        found: dict[str, Any] = values.pop("found")
-        return values | found
+        del values["found"]
+        return values | self.found.as_dict()
 
 
 def run_tool(
@@ -202,11 +252,12 @@ def run_tool(
     changed = load_bundle(output)
     after = data.score(changed.model, data.test)
     found = tool.report(changed.model, plan)
-    if "active_mean" in found:
-        used = dict.fromkeys(sizes, found["active_mean"])
-    else:
+    if found.active_mean is None:
         used = experts_used(changed.model, data)
-    lost = found.get("parameters_before", 0) - found.get("parameters_after", 0)
+        found = dataclasses.replace(found, active_mean=fmean(used.values()) if used else None)
+    else:
+        used = dict.fromkeys(sizes, found.active_mean)
+    left = trained - found.parameters_removed
     report = ToolReport(
         tool=tool.registered_name,
         settings=tool.as_dict(),
@@ -218,7 +269,7 @@ def run_tool(
         bytes_before=(bundle_folder / WEIGHTS).stat().st_size,
         bytes_after=(output / WEIGHTS).stat().st_size,
         active_parameters_before=active,
-        active_parameters_after=active_parameters(changed.model, trained - lost, sizes, used),
+        active_parameters_after=active_parameters(changed.model, left, sizes, used),
         found=found,
     )
     write_atomically(output / "report.json", json.dumps(report.as_dict(), indent=2))
@@ -236,14 +287,9 @@ def experts_used(model: AudioClassifier, data: MixtureData) -> dict[str, float]:
 
 
 def trained_in(module: nn.Module) -> int:
-    """Trained parameters in a module, counting each that a tool has packed at its full size.
-
-    A packed parameter is a property of its module, whose name is in the module's `packed`.
-    """
-    tensors: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
-    for owner in module.modules():
-        tensors += [getattr(owner, name) for name in getattr(owner, "packed", ())]
-    return sum(tensor.numel() for tensor in tensors)
+    """Trained parameters in a module, with those that a tool has packed."""
+    packed = sum(m.packed_parameters() for m in module.modules() if isinstance(m, Packing))
+    return packed + sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
 def expert_sizes(model: AudioClassifier) -> dict[str, float]:

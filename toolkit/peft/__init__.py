@@ -1,1 +1,1 @@
-"""Ways to adapt a frozen backbone; one file a method."""
+"""Ways to adapt a frozen backbone; one file per method."""

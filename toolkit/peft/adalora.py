@@ -93,7 +93,8 @@ class Triplets(nn.Module):
     Args:
         in_dim, out_dim: of the projection beside it.
         rank: triplets r.
-        scale, dropout: see `AdaLoRA`.
+        scale: factor of the update.
+        dropout: on its input.
 
     Attributes:
         alive: [r], which values are not pruned.

@@ -28,7 +28,7 @@ class Adapter(BlockMethod):
     add_before: bool | None = quirk("an adapter before S is added behind it too: S(A(x)) + A(x)")
 
     def insert(self, backbone: Backbone) -> None:
-        """One adapter a site."""
+        """One adapter per site."""
         residual = self.mode != "parallel" if self.residual is None else self.residual
         place = {
             "parallel": insertion.parallel,

@@ -24,7 +24,7 @@ class AdapterPlus(PeftMethod):
     )
 
     def insert(self, backbone: Backbone) -> None:
-        """One adapter a block."""
+        """One adapter per block."""
         for site in self.sites(backbone, "block"):
             adapter = ChannelScaledAdapter(site.out_dim, self.bottleneck, self.drop_path)
             if self.init == "houlsby":

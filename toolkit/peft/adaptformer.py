@@ -17,7 +17,7 @@ class AdaptFormer(PeftMethod):
     dropout: float = setting(0.1, "of its inner units", minimum=0, maximum=1)
 
     def insert(self, backbone: Backbone) -> None:
-        """One adapter a block."""
+        """One adapter per block."""
         for site in self.sites(backbone, "ffn"):
             adapter = ReluAdapter(site.out_dim, self.bottleneck, self.scale, self.dropout)
             if backbone.pre_norm:

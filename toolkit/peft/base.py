@@ -196,7 +196,7 @@ class Recorder(nn.Module):
 
     Attributes:
         recording: whether `forward` appends to `records`.
-        records: one mapping of detached tensors a forward pass.
+        records: one mapping of detached tensors per forward pass.
         context: which tokens of a batch are real; None: all are.
     """
 

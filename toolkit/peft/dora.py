@@ -28,7 +28,9 @@ class Magnitude(LowRank):
 
     Args:
         linear: the projection, for the initial lengths m = |W|.
-        rank, scale, dropout: see `LowRank`.
+        rank: inner width r of the update B A.
+        scale: factor s of the update.
+        dropout: on its input.
     """
 
     def __init__(self, linear: nn.Linear, rank: int, scale: float, dropout: float) -> None:

@@ -29,7 +29,7 @@ class FacT(PeftMethod):
     kind: Literal["tt", "tk"] = setting("tt", "tensor train or Tucker")
 
     def insert(self, backbone: Backbone) -> None:
-        """One update a projection; the factors are owned by the first of them."""
+        """One update per projection; the factors are owned by the first of them."""
         dim = backbone.width
         sites = list(self.sites(backbone, *ROLE_OF.values()))
         for site in sites:
@@ -55,7 +55,7 @@ class Factors(nn.Module):
         dim: token width d.
         rank: r.
         pieces: number of d x d pieces.
-        kind: see `FacT`.
+        kind: `tt`, free cores, or `tk`, cores made of one core tensor.
     """
 
     def __init__(self, dim: int, rank: int, pieces: int, kind: str) -> None:
@@ -84,7 +84,8 @@ class Factorised(nn.Module):
         factors: what all updates share.
         begin, count: this projection's pieces.
         site: the projection.
-        scale, dropout: see `FacT`.
+        scale: factor s of the update.
+        dropout: inside it, while training.
     """
 
     def __init__(

@@ -5,13 +5,21 @@ that inserted it, so that what was inserted can be found, saved, trained and rem
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from toolkit.backbones.base import WRAPPED, Backbone, Site
 from toolkit.errors import ConfigError
+
+
+@runtime_checkable
+class Mergeable(Protocol):
+    """An inserted module that can be folded into the weights of the module that it wraps."""
+
+    def merge_into(self, stock: Any, /) -> None:
+        """Change the weights of the wrapped module so that it computes the same alone."""
 
 
 class Wrapper(nn.Module):
@@ -204,7 +212,7 @@ def keys_values(backbone: Backbone, site: Site, name: str, module: nn.Module) ->
     Args:
         backbone: a stock transformers model; its attention function is set to one that asks.
         site: the attention.
-        name: see `Wrapper`.
+        name: of `module`, part of the names of saved tensors.
         module: returns keys and values [N, d] when called without arguments.
 
     Raises:
@@ -234,23 +242,20 @@ def _take(holder: Any) -> Tensor:
 def merge(backbone: Backbone, method: str) -> None:
     """Fold every inserted module into the weights that it wraps.
 
-    An inserted module that can be folded has `merge_into(stock)`, which changes the weights of the
-    module that it wraps.
-
     Raises:
         ConfigError: one of them cannot be folded; nothing is changed then.
     """
     found = [wrapper for wrapper in wrappers(backbone) if not wrapper.merged]
-    if not found or not all(hasattr(wrapper.inserted, "merge_into") for wrapper in found):
+    foldable = [(w, part) for w in found if isinstance(part := w.inserted, Mergeable)]
+    if not found or len(foldable) < len(found):
         raise ConfigError(
             f"'{method}' cannot be merged: what it adds is not linear in what the backbone's "
             "weights compute; use it unmerged"
         )
-    for wrapper in found:
+    for wrapper, part in foldable:
         wrapper.original = {n: p.detach().clone() for n, p in wrapper.wrapped.named_parameters()}
-        folded: Any = wrapper.inserted
         with torch.no_grad():
-            folded.merge_into(wrapper.wrapped)
+            part.merge_into(wrapper.wrapped)
 
 
 @torch.no_grad()
@@ -268,7 +273,7 @@ def exchange(wrapper: Wrapper, name: str, module: nn.Module) -> None:
 
     Args:
         wrapper: stays where it is.
-        name: see `Wrapper`.
+        name: of the new module, part of the names of saved tensors.
         module: the new one.
     """
     delattr(wrapper, wrapper.name)

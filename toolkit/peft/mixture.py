@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
+from einops import repeat
 from torch import Tensor
 
 from toolkit.backbones.base import Backbone, Placement, Site
@@ -27,11 +28,13 @@ class Mixture(Recorder, ABC):
 
     Attributes:
         experts: what is mixed; `experts.num_experts` is their number.
+        has_router: a router gives every token its gates.
         reads_slots: experts read slots made of all tokens, so a token chooses none.
         prunable: whether `keep` can take experts out.
     """
 
     experts: Any
+    has_router: ClassVar[bool] = False
     reads_slots: ClassVar[bool] = False
     prunable: ClassVar[bool] = False
 
@@ -51,9 +54,24 @@ class Mixture(Recorder, ABC):
         return False
 
     @property
+    def k(self) -> int | None:
+        """Experts that a token chooses, where that number is set; None elsewhere."""
+        return None
+
+    @property
+    def mixes_adapters(self) -> bool:
+        """Whether the experts are adapters, and no tool keeps them in a cache."""
+        return isinstance(self.experts, Experts)
+
+    @property
+    def in_full_precision(self) -> bool:
+        """Whether the experts are adapters whose weights no tool has packed."""
+        return self.mixes_adapters and self.experts.in_full_precision
+
+    @property
     def unchanged(self) -> bool:
-        """Whether the experts are adapters in full precision, as trained: no tool changed them."""
-        return isinstance(self.experts, Experts) and self.experts.in_full_precision
+        """Whether no tool has changed the experts or how tokens are routed to them."""
+        return self.in_full_precision
 
     @abstractmethod
     def gates(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -69,6 +87,17 @@ class Mixture(Recorder, ABC):
         Raises:
             ConfigError: experts read slots, so that tokens have no gates.
         """
+
+    def expert_inputs(self, x: Tensor) -> Tensor:
+        """What each expert reads: all tokens, or its slots.
+
+        Args:
+            x: as in `gates`.
+
+        Returns:
+            [B, E, S, d].
+        """
+        return repeat(x, "b t d -> b e t d", e=self.num_experts)
 
     def shares(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """How a token's weight is spread over the experts before any are cut off.
@@ -125,7 +154,7 @@ class Mixture(Recorder, ABC):
             numbers: of the experts that stay.
 
         Raises:
-            ConfigError: see `refuse_unless_prunable`.
+            ConfigError: experts cannot be taken out; the message says why.
         """
         self.refuse_unless_prunable()
         self.experts = self.experts.only(numbers)
@@ -144,6 +173,12 @@ class RoutedMixture(Mixture):
     """
 
     router: Router
+    has_router: ClassVar[bool] = True
+
+    @property
+    def k(self) -> int | None:
+        """As set in the trained router."""
+        return self.router.trained.k
 
     @property
     def alive(self) -> Tensor:

@@ -29,10 +29,10 @@ class SoftMoA(MixtureMethod):
     )
 
     def check(self) -> None:
-        """Refuse convolutions over a grid, on which slots do not lie."""
+        """Refuse convolutions over a grid, since slots form none."""
         if self.block == "convpass" and self.convolution == "2d":
             raise ConfigError(
-                "Soft-MoA's experts read slots, which lie on no grid of patches: use "
+                "Soft-MoA's experts read slots, which form no grid of patches: use "
                 "`convolution: 1d`, or Dense-MoA"
             )
 
@@ -106,6 +106,11 @@ class SoftMixture(Mixture):
             "a soft mixture has no gates: its experts read slots made of all tokens; use a "
             "mixture whose tokens choose experts, such as dense_moa or topk_moa"
         )
+
+    def expert_inputs(self, x: Tensor) -> Tensor:
+        """The slots of each expert, [B, E, S, d]."""
+        routing, tokens = self.route(x)
+        return routing.slots(tokens)
 
     def shares(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """The combine weights of each expert, summed over its slots: [B, T, E]."""

@@ -16,10 +16,12 @@ class Router(nn.Module, ABC):
     Attributes:
         weighs_experts: whether a token's gates come from a softmax, so that they say how much each
             expert counts for it.
+        k: experts that a token chooses, where that number is set; None elsewhere.
         alive: [E], bool, the experts that can be used.
     """
 
     weighs_experts: ClassVar[bool] = False
+    k: int | None = None
     alive: Tensor
     __call__: Callable[..., Tensor]
 

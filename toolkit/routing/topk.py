@@ -66,6 +66,7 @@ class TopKRouter(Router):
     """
 
     weighs_experts: ClassVar[bool] = True
+    k: int
 
     def __init__(
         self,

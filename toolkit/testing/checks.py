@@ -111,14 +111,14 @@ def check_saving(method: PeftMethod, family: str = "ast") -> None:
 
 
 def check_merging(method: PeftMethod, family: str = "ast") -> bool:
-    """A method whose modules all have `merge_into` merges exactly, and unmerging restores.
+    """A method whose modules are all `Mergeable` merges exactly, and unmerging restores.
 
     Returns:
         whether it can be merged.
     """
     model = tiny_classifier(method, family=family, noise=0.05).eval()
     modules = list(insertion.inserted(model.backbone))
-    if not modules or not all(hasattr(module, "merge_into") for module in modules):
+    if not modules or not all(isinstance(module, insertion.Mergeable) for module in modules):
         return False
     (features, _), lengths = tiny_batch(model.backbone), tiny_lengths(model.backbone)
     with torch.no_grad():

@@ -102,7 +102,8 @@ def tiny_data(backbone: Backbone, clips: int = 10) -> MixtureData:
     raw = features * 2 * spec.std + spec.mean
     table = pd.DataFrame({"id": [f"clip {i}" for i in range(2 * clips)], "label": labels.numpy()})
 
-    def collate(rows: list[int]) -> Batch:
+    def collate(examples: list[dict[str, Any]]) -> Batch:
+        rows = [example["row"] for example in examples]
         return Batch([table["id"][row] for row in rows], raw[rows], labels[rows])
 
     return MixtureData(
@@ -110,6 +111,6 @@ def tiny_data(backbone: Backbone, clips: int = 10) -> MixtureData:
         test=table[clips:],
         classes=[f"class {number}" for number in range(CLASSES)],
         task=ONE_CLASS,
-        _dataset=lambda chosen: list(chosen.index),
+        _dataset=lambda chosen: [{"row": row} for row in chosen.index],
         _collate=collate,
     )
