@@ -159,6 +159,7 @@ def test_a_plugin_s_pipeline_trains_predicts_and_is_remembered(
         return from_pretrained(cls, *arguments, **options)
 
     monkeypatch.setattr(ASTModel, "from_pretrained", classmethod(counted))
+    monkeypatch.setattr("toolkit.backbones.base._READ", {})  # as in a process of its own
     monkeypatch.chdir(tmp_path)
     before = {kind: registry.snapshot() for kind, registry in REGISTRIES.items()}
     corpus = write_corpus(tmp_path / "corpus", clips_per_class=5, seconds=0.6, progress=False)
