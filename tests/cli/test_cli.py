@@ -216,7 +216,7 @@ def test_describe_soft_moa(capsys: pytest.CaptureFixture[str]) -> None:
     assert "trains: 923,640 parameters on AST-base (1.07 %)" in text
     assert "the head (38,450 for 50 classes)" in text
     assert "placement = 'mhsa'  ('mhsa' | 'ffn' | 'both')" in text
-    assert "num_experts = 7  (int)" in text
+    assert "num_experts = 7  (int, at least 1)" in text
     for field in dataclasses.fields(PEFT.get("soft_moa")):
         assert f"  {field.name} = {field.default!r}  (" in text
         assert field.metadata["doc"] in text
@@ -248,7 +248,7 @@ def test_describe_shows_defaults_that_are_lists(capsys: pytest.CaptureFixture[st
     ("kind", "name", "shown"),
     [
         ("backbone", "ast", "source = 'MIT/ast-finetuned-audioset-10-10-0.4593'  (str)"),
-        ("backbone", "ast", "stride = None  (int or none)"),
+        ("backbone", "ast", "stride = None  (int or none, at least 1)"),
         ("corpus", "esc50", "esc10 = False  (bool)"),
         ("pipeline", "fbank", "settings"),
     ],
