@@ -96,14 +96,14 @@ def registry_of(kind: str) -> Registry[typing.Any]:
     Raises:
         UnknownName: there is no such registry.
     """
-    singular = {"backbones": "backbone", "corpora": "corpus", "pipelines": "pipeline"}
-    kind = singular.get(kind, kind)
-    if kind not in REGISTRIES:
+    by_plural = {registry.variable.lower(): registry for registry in REGISTRIES.values()}
+    found = REGISTRIES.get(kind) or by_plural.get(kind)
+    if found is None:
         raise UnknownName(
             f"there is no registry '{kind}'{did_you_mean(kind, REGISTRIES)} "
             f"(known: {', '.join(REGISTRIES)})"
         )
-    return REGISTRIES[kind]
+    return found
 
 
 def _settings(target: type[Settings]) -> typing.Iterator[SettingDescription]:

@@ -193,7 +193,7 @@ def read_fold(folder: Path) -> FoldResult:
     Raises:
         RunError: it is missing or damaged.
     """
-    remedy = "delete it and start the run again, which trains this fold anew"
+    remedy = "delete it and start the run again, which trains this fold again"
     return _read(folder / FOLD_FILE, FoldResult, _with_scores, remedy)
 
 

@@ -14,7 +14,10 @@ GROUPS = (registered, recipe, plugin, predict, mixture, corpus, study)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command; an error that the user can solve is one message and exit status 2."""
+    """Run one command; an error that the user can solve is one message and exit status 2.
+
+    An interrupted command ends with exit status 130.
+    """
     options = _parse(arguments)
     try:
         plugins.discover_and_report(options.plugins)
@@ -22,6 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ToolkitError as error:
         console.print_error(error)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)
     except BrokenPipeError:
         sys.exit(0)
 

@@ -336,7 +336,9 @@ def _command(recipe_file: Path, command: CommandLine) -> str:
     """The command that starts a recipe with a configuration, for messages."""
     recipe = recipe_file.resolve().parent
     if recipe.parent == places.SHIPPED / "recipes":
-        return f"toolkit train {recipe.name} {Path(command.hparams).stem}"
+        file = Path(command.hparams)
+        method = file.stem if file.parent == Path("hparams") else file
+        return f"toolkit train {recipe.name} {method}"
     return f"python {os.path.relpath(recipe_file)} {command.hparams}"
 
 

@@ -53,7 +53,7 @@ class Results:
         """
         study = Study.read(place)
         folder = study.folder(place).resolve()
-        plan = read_plan(folder) or _planned_anew(study, folder, plugins)
+        plan = read_plan(folder) or _planned_again(study, folder, plugins)
         study.check_baseline(plan.methods)
         cells = list(plan.digests)
         records = read_records(folder, cells)
@@ -161,7 +161,7 @@ class Results:
         return found
 
 
-def _planned_anew(study: Study, folder: Path, plugins: Sequence[str]) -> Plan:
+def _planned_again(study: Study, folder: Path, plugins: Sequence[str]) -> Plan:
     """The plan of results from a version that wrote none."""
     from toolkit.study.planner import Planner  # loads all that training needs
 

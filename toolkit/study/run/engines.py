@@ -13,13 +13,13 @@ from toolkit.study.plan import Run
 from toolkit.study.records import Record
 from toolkit.study.run.process import Workplace, execute, record_failure
 
-Task = tuple[Run, int]
+Attempt = tuple[Run, int]
 """A run, and how often it was executed before."""
 
-Ended = Iterator[tuple[Task, Record | None]]
+Ended = Iterator[tuple[Attempt, Record | None]]
 
 
-def run_locally(tasks: Sequence[Task], jobs: int | None) -> Ended:
+def run_locally(tasks: Sequence[Attempt], jobs: int | None) -> Ended:
     """Execute on this machine: one process per GPU, or `jobs` (default 1) that share the cores."""
     gpus = torch.cuda.device_count()
     jobs = jobs or gpus or 1
@@ -28,7 +28,7 @@ def run_locally(tasks: Sequence[Task], jobs: int | None) -> Ended:
     for number in range(jobs):
         devices.put(number % gpus if gpus else None)
 
-    def work(task: Task) -> Record | None:
+    def work(task: Attempt) -> Record | None:
         device = devices.get()
         try:
             return execute(task[0], Workplace("local", str(Path.cwd()), threads, device), task[1])
@@ -45,7 +45,7 @@ def run_locally(tasks: Sequence[Task], jobs: int | None) -> Ended:
             raise
 
 
-def run_on_ray(tasks: Sequence[Task], jobs: int | None) -> Ended:
+def run_on_ray(tasks: Sequence[Attempt], jobs: int | None) -> Ended:
     """Execute on a Ray cluster: the one that `RAY_ADDRESS` names or that runs here, else a new one.
 
     All machines must see the same folders. A run takes one GPU if there are any, else as many cores
@@ -85,7 +85,7 @@ def run_on_ray(tasks: Sequence[Task], jobs: int | None) -> Ended:
             ray.shutdown()
 
 
-ENGINES: dict[str, Callable[[Sequence[Task], int | None], Ended]] = {
+ENGINES: dict[str, Callable[[Sequence[Attempt], int | None], Ended]] = {
     "local": run_locally,
     "ray": run_on_ray,
 }

@@ -7,7 +7,7 @@ from toolkit.errors import ConfigError, did_you_mean
 from toolkit.study.plan import Problem, Run
 from toolkit.study.planner import Planner
 from toolkit.study.records import Record
-from toolkit.study.run.engines import ENGINES, Task
+from toolkit.study.run.engines import ENGINES, Attempt
 from toolkit.study.run.process import attempts, finished, record_failure
 from toolkit.study.run.time_estimate import Estimate, duration
 
@@ -67,11 +67,11 @@ class StudyQueue:
             record_failure(problem, problem.reason, engine)
             self.failures += 1
             yield f"{problem.cell.name}: failed: {problem.reason}"
-        tasks: list[Task] = [(run, attempts(run)) for run in self.open]
+        tasks: list[Attempt] = [(run, attempts(run)) for run in self.open]
         start, ended = time.monotonic(), 0
         total = len(tasks)
         while tasks:
-            busy: list[Task] = []
+            busy: list[Attempt] = []
             for task, record in ENGINES[engine](tasks, jobs):
                 if record is None:
                     busy.append(task)
