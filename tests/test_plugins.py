@@ -247,6 +247,19 @@ def test_all_broken_plugins_are_reported(monkeypatch: pytest.MonkeyPatch) -> Non
         assert complaint in report
 
 
+def test_a_broken_plugin_keeps_the_entries_of_another_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("plugins/twin", broken=METHOD.format(name="of_folder") + "\n1 / 0")
+    write("twin_package", __init__=METHOD.format(name="of_package"))
+    monkeypatch.syspath_prepend(tmp_path)
+    point = entry_point("twin", "twin_package")
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [point])
+    assert "ZeroDivision" in plugins.report(plugins.load())
+    assert PEFT.names("of_*") == ["of_package"]
+    del sys.modules["twin_package"]
+
+
 def test_two_folders_of_one_name(tmp_path: Path) -> None:
     method("plugins/twin", "first_twin")
     other = method(tmp_path / "elsewhere" / "twin", "second_twin")

@@ -26,7 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         console.print_error(error)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        how_on = "; the same command continues where this stopped" if options.continues else ""
+        print(f"\ninterrupted{how_on}", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(0)
@@ -43,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument(
         "--plugins", action="append", default=[], metavar="DIR", help="a folder of plugins"
     )
-    common.set_defaults(takes_settings=False)
+    common.set_defaults(takes_settings=False, continues=False)
     commands = made.add_subparsers(required=True, metavar="COMMAND")
     for group in GROUPS:
         group.add(commands, common)

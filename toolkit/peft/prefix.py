@@ -18,7 +18,7 @@ class Prefix(PeftMethod):
 
     identity_at_start = False
 
-    tokens: int = setting(24, "learned rows a block: half are keys, half values", minimum=2)
+    tokens: int = setting(24, "learned rows per block: half are keys, half values", minimum=2)
 
     def check(self) -> None:
         """Every key has its value."""
@@ -26,7 +26,7 @@ class Prefix(PeftMethod):
             raise ConfigError(f"'tokens' counts keys and values, so it is even, not {self.tokens}")
 
     def insert(self, backbone: Backbone) -> None:
-        """One set of keys and values a block."""
+        """One set of keys and values per block."""
         for site in self.sites(backbone, "mhsa"):
             rows = KeysValues(self.tokens // 2, site.out_dim)
             insertion.keys_values(backbone, site, "prefix", rows)

@@ -67,25 +67,25 @@ class StudyQueue:
             record_failure(problem, problem.reason, engine)
             self.failures += 1
             yield f"{problem.cell.name}: failed: {problem.reason}"
-        tasks: list[Attempt] = [(run, attempts(run)) for run in self.open]
+        pending: list[Attempt] = [(run, attempts(run)) for run in self.open]
         start, ended = time.monotonic(), 0
-        total = len(tasks)
-        while tasks:
+        total = len(pending)
+        while pending:
             busy: list[Attempt] = []
-            for task, record in ENGINES[engine](tasks, jobs):
+            for attempt, record in ENGINES[engine](pending, jobs):
                 if record is None:
-                    busy.append(task)
+                    busy.append(attempt)
                     continue
                 ended += 1
                 self.failures += not record.done
                 met = ended + len(busy)  # other processes do these meanwhile
                 left = (time.monotonic() - start) / met * (total - met)
                 yield f"[{ended}/{total}, {duration(left)} left] {_line(record)}"
-            if len(busy) == len(tasks):
+            if len(busy) == len(pending):
                 time.sleep(WAIT_SECONDS)
             elif busy:
                 yield f"waiting for {len(busy)} runs that other processes are executing"
-            tasks = busy
+            pending = busy
 
 
 def _line(record: Record) -> str:
