@@ -9,7 +9,6 @@ import torch
 from toolkit.backbones.ast import ASTTiny
 from toolkit.bundle import load_bundle, save_bundle
 from toolkit.errors import BundleError
-from toolkit.inference.windows import split_windows
 from toolkit.model import AudioClassifier
 from toolkit.registry import PEFT
 from toolkit.task import ONE_CLASS, SEVERAL_CLASSES, Task
@@ -124,15 +123,3 @@ def test_other_settings_than_the_weights_are_refused(tmp_path: Path) -> None:
     _edit(tmp_path / "bundle", peft={"name": "lora"})
     with pytest.raises(BundleError, match="without a place"):
         load_bundle(tmp_path / "bundle")
-
-
-@pytest.mark.parametrize(
-    ("frames", "windows"), [(1, 1), (99, 1), (100, 1), (105, 1), (110, 2), (200, 2), (250, 3)]
-)
-def test_windows_cover_a_long_file(frames: int, windows: int) -> None:
-    source = torch.arange(frames * 2, dtype=torch.float32).view(frames, 2) + 1
-    cut = split_windows(source, 100)
-    assert len(cut) == windows and all(len(window) == 100 for window in cut[:-1])
-    flat = torch.cat(cut)
-    assert torch.equal(flat, source[: len(flat)])
-    assert frames - len(flat) < 10  # what is left out is less than a tenth of a window

@@ -16,7 +16,6 @@ INSTALLED = packages_distributions()
 EXTRAS = PROJECT["optional-dependencies"]
 NOT_IMPORTED = {
     "tensorboard": "SpeechBrain's logger of events imports it",
-    "rich": "draws the tables of the command line",
     "pytest-xdist": "runs the tests in several processes",
     "ruff": "lints and formats",
     "build": "builds the wheel that tests install",

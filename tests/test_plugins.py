@@ -81,7 +81,7 @@ def test_in_the_working_directory() -> None:
     method("plugins/blue")
     assert {"red", "blue"} <= loaded().keys()
     assert PEFT.names("[rb]*e*") == ["blue", "red"]
-    assert PEFT.create("red", "peft").registered_name == "red"
+    assert PEFT.create("red").registered_name == "red"
 
 
 def test_in_folders_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +163,7 @@ def test_several_files_and_relative_imports() -> None:
 def test_a_folder_name_need_not_be_an_identifier() -> None:
     method("plugins/my-method", "mine")
     assert loaded()["my-method"].error is None
-    assert PEFT.create("mine", "peft").registered_name == "mine"
+    assert PEFT.create("mine").registered_name == "mine"
 
 
 def test_tests_hidden_folders_and_stray_files_are_no_plugins() -> None:
@@ -230,7 +230,7 @@ def test_a_broken_plugin_is_reported_and_hurts_nobody(kind: str) -> None:
     assert set(PEFT.names()) - before["peft"] == {"a_good", "z_good"}
     assert all(set(REGISTRIES[k].names()) == before[k] for k in before if k != "peft")
     assert PEFT.get("lora") is lora
-    assert PEFT.create("z_good", "peft").registered_name == "z_good"
+    assert PEFT.create("z_good").registered_name == "z_good"
     with pytest.raises(UnknownName):
         PEFT.get("first_file")
 
@@ -245,6 +245,19 @@ def test_all_broken_plugins_are_reported(monkeypatch: pytest.MonkeyPatch) -> Non
     for name, complaint in complaints.items():
         assert f"plugin '{name}'" in report
         assert complaint in report
+
+
+def test_a_broken_plugin_keeps_the_entries_of_another_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("plugins/twin", broken=METHOD.format(name="of_folder") + "\n1 / 0")
+    write("twin_package", __init__=METHOD.format(name="of_package"))
+    monkeypatch.syspath_prepend(tmp_path)
+    point = entry_point("twin", "twin_package")
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [point])
+    assert "ZeroDivision" in plugins.report(plugins.load())
+    assert PEFT.names("of_*") == ["of_package"]
+    del sys.modules["twin_package"]
 
 
 def test_two_folders_of_one_name(tmp_path: Path) -> None:

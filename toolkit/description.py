@@ -26,6 +26,10 @@ class SettingDescription:
     default: object
     doc: str
 
+    def __str__(self) -> str:
+        doc = f"\n      {self.doc}" if self.doc else ""
+        return f"  {self.name} = {self.default!r}  ({self.type}){doc}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Description:
@@ -45,17 +49,14 @@ class Description:
     origin: str
     settings: tuple[SettingDescription, ...]
 
+    @property
+    def heading(self) -> str:
+        """Everything but the settings, in two lines."""
+        return f"{self.name}: {self.summary}\nsource: {self.source}; defined at {self.origin}"
+
     def __str__(self) -> str:
-        lines = [
-            f"{self.name}: {self.summary}",
-            f"source: {self.source}; defined at {self.origin}",
-            "settings:" if self.settings else "settings: none",
-        ]
-        for setting in self.settings:
-            lines.append(f"  {setting.name} = {setting.default!r}  ({setting.type})")
-            if setting.doc:
-                lines.append(f"      {setting.doc}")
-        return "\n".join(lines)
+        title = "settings:" if self.settings else "settings: none"
+        return "\n".join([self.heading, title, *map(str, self.settings)])
 
 
 def list_registered(kind: str, pattern: str = "*") -> list[str]:
@@ -98,14 +99,14 @@ def registry_of(kind: str) -> Registry[typing.Any]:
     Raises:
         UnknownName: there is no such registry.
     """
-    singular = {"backbones": "backbone", "corpora": "corpus", "pipelines": "pipeline"}
-    kind = singular.get(kind, kind)
-    if kind not in REGISTRIES:
+    by_plural = {registry.variable.lower(): registry for registry in REGISTRIES.values()}
+    found = REGISTRIES.get(kind) or by_plural.get(kind)
+    if found is None:
         raise UnknownName(
             f"there is no registry '{kind}'{did_you_mean(kind, REGISTRIES)} "
             f"(known: {', '.join(REGISTRIES)})"
         )
-    return REGISTRIES[kind]
+    return found
 
 
 def _settings(target: type[Settings]) -> typing.Iterator[SettingDescription]:

@@ -24,6 +24,10 @@ class ConfigError(ToolkitError):
     """A configuration with an unknown key, a wrong value, or an impossible combination."""
 
 
+class UnknownKey(ConfigError):
+    """A configuration with a key that does not exist."""
+
+
 class DataError(ToolkitError):
     """Audio or metadata that is missing, unreadable or inconsistent."""
 

@@ -186,7 +186,8 @@ def _import(plugin: Plugin) -> Plugin:
 def _withdraw(plugin: Plugin) -> None:
     """Remove a plugin's entries from the registries."""
     for registry in REGISTRIES.values():
-        others = (name for name in registry.names() if registry.peek(name).plugin != plugin.name)
+        names = registry.names()
+        others = (name for name in names if registry.peek(name).module not in plugin.modules)
         registry.restore(frozenset(others))
 
 

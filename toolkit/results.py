@@ -6,7 +6,6 @@ precision (mAP) where a clip may have several classes.
 """
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +14,7 @@ from toolkit.errors import RunError
 from toolkit.files import write_atomically
 from toolkit.metrics import Spread
 from toolkit.model import ParameterCount
-from toolkit.typed_json import from_plain, to_json
+from toolkit.typed_json import read_json, to_json
 
 RUN_FILE, FOLD_FILE = "result.json", "fold.json"
 Statistics = dict[str, float | list[float]]
@@ -179,7 +178,7 @@ def read_run(folder: Path) -> RunResult:
         RunError: it is missing or damaged.
     """
     remedy = "delete it and start the run again, which keeps the folds that are finished"
-    return _read(folder / RUN_FILE, RunResult, _with_scores, remedy)
+    return _read(folder / RUN_FILE, RunResult, with_scores, remedy)
 
 
 def write_fold(folder: Path, result: FoldResult) -> None:
@@ -193,8 +192,8 @@ def read_fold(folder: Path) -> FoldResult:
     Raises:
         RunError: it is missing or damaged.
     """
-    remedy = "delete it and start the run again, which trains this fold anew"
-    return _read(folder / FOLD_FILE, FoldResult, _with_scores, remedy)
+    remedy = "delete it and start the run again, which trains this fold again"
+    return _read(folder / FOLD_FILE, FoldResult, with_scores, remedy)
 
 
 def write_history(file: Path, history: list[EpochRecord]) -> None:
@@ -209,7 +208,7 @@ def read_history(file: Path) -> list[EpochRecord]:
         RunError: it is missing or damaged.
     """
     remedy = "delete its checkpoint and start the run again"
-    return _read(file, _History, lambda records: {"epochs": _with_scores(records)}, remedy).epochs
+    return _read(file, _History, lambda records: {"epochs": with_scores(records)}, remedy).epochs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,27 +220,26 @@ OLD_NAMES = {"accuracy": "score", "test_accuracy": "score", "valid_accuracy": "v
 """Keys of the format in which "accuracy" held whatever metric the corpus had."""
 
 
-def _with_scores(values: Any) -> Any:
+def with_scores(values: Any) -> Any:
     """Parsed JSON with the old names replaced in its records.
 
     `metrics` is left alone, because its keys are the names of metrics: accuracy is one of them.
     """
     if isinstance(values, list):
-        return [_with_scores(item) for item in values]
+        return [with_scores(item) for item in values]
     if not isinstance(values, dict):
         return values
     renamed = {OLD_NAMES.get(key, key): value for key, value in values.items()}
-    if "history" in renamed:
-        renamed["history"] = _with_scores(renamed["history"])
+    for part in ("history", "curves"):
+        if part in renamed:
+            renamed[part] = with_scores(renamed[part])
     return renamed
 
 
 def _read(file: Path, kind: type[R], upgrade: Callable[[Any], Any], remedy: str) -> R:
     try:
-        return from_plain(kind, upgrade(json.loads(file.read_text(encoding="utf-8"))))
+        return read_json(file, kind, upgrade, remedy)
     except OSError as error:
         raise RunError(
             f"{file} cannot be read ({error.strerror}); name the folder of a finished run"
         ) from None
-    except ValueError as error:
-        raise RunError(f"{file} is damaged ({error}); {remedy}") from None

@@ -68,7 +68,7 @@ def test_parameter_count() -> None:
     from toolkit.registry import PEFT
 
     backbone = tiny_backbone()
-    PEFT.create({{"name": "{name}", "final_norm": False}}, "peft").apply(backbone)
+    PEFT.create({{"name": "{name}", "final_norm": False}}).apply(backbone)
     trained = sum(p.numel() for p in backbone.parameters() if p.requires_grad)
     assert trained == backbone.depth * 2 * backbone.dim
 

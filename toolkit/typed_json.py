@@ -4,7 +4,11 @@ import dataclasses
 import json
 import types
 import typing
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar, Union
+
+from toolkit.errors import RunError
 
 T = TypeVar("T")
 
@@ -16,6 +20,25 @@ class ShapeError(ValueError):
 def to_json(value: Any, indent: int | None = None) -> str:
     """A dataclass, or a list of dataclasses, as JSON text."""
     return json.dumps(value, default=dataclasses.asdict, indent=indent)
+
+
+def read_json(file: Path, kind: type[T], upgrade: Callable[[Any], Any], remedy: str) -> T:
+    """Read a dataclass from a JSON file.
+
+    Args:
+        file: what `to_json` made.
+        kind: see `from_plain`.
+        upgrade: turns parsed JSON of an older format into today's.
+        remedy: what the user can do if the file is damaged.
+
+    Raises:
+        OSError: it cannot be read.
+        RunError: it is damaged.
+    """
+    try:
+        return from_plain(kind, upgrade(json.loads(file.read_text(encoding="utf-8"))))
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{file} is damaged ({error}); {remedy}") from None
 
 
 def from_plain(kind: type[T], value: Any) -> T:

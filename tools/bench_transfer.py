@@ -70,7 +70,7 @@ class UnseenSpeaker(Corpus):
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class Benchmark:
     """A corpus that the methods are compared on.
 
     Attributes:
@@ -92,24 +92,24 @@ class Task:
 
 # SpecAugment's usual mask of 0.8 s would hide a word of half a second completely.
 SHORT_MASKS = {"augment.0.time_mask": 10}
-TASKS = [
-    Task("ESC-10", "ESC-10", "esc50:esc10=true", 500, "all"),
-    Task("digits, unseen speaker", "spoken-digits", "unseen_speaker", 96, "1", SHORT_MASKS),
+BENCHMARKS = [
+    Benchmark("ESC-10", "ESC-10", "esc50:esc10=true", 500, "all"),
+    Benchmark("digits, unseen speaker", "spoken-digits", "unseen_speaker", 96, "1", SHORT_MASKS),
 ]
 
 
 def result_of(
-    task: Task, method: str, backbone: str, seed: int, options: argparse.Namespace
+    benchmark: Benchmark, method: str, backbone: str, seed: int, options: argparse.Namespace
 ) -> RunResult:
     """Run a method through the recipe, or read the result of an earlier run."""
-    data, corpus = options.data / task.folder, parse_spec(task.corpus)
+    data, corpus = options.data / benchmark.folder, parse_spec(benchmark.corpus)
     command = [f"hparams/{method}.yaml", "--noprogressbar", "true", "--seed", str(seed)]
     command += ["--data_folder", str(data), "--corpus", str(corpus)]
-    command += ["--max_length", str(task.max_length), "--folds", task.folds]
+    command += ["--max_length", str(benchmark.max_length), "--folds", benchmark.folds]
     command += ["--backbone", "ast_tiny" if backbone == "pretrained" else str(options.random)]
-    folder = options.output / task.folder / backbone / method / str(seed)
+    folder = options.output / benchmark.folder / backbone / method / str(seed)
     command += ["--output_folder", str(folder)]
-    for key, value in {**schedule(method), **task.overrides, **options.schedule}.items():
+    for key, value in {**schedule(method), **benchmark.overrides, **options.schedule}.items():
         command += [f"--{key}", str(value)]
     return cross_validate(Experiment.from_command_line(str(RECIPE / "train.py"), command))
 
@@ -121,17 +121,17 @@ def schedule(method: str) -> dict[str, Any]:
     return {key: values[key] for key in ("epochs", "batch_size", "lr")}
 
 
-def baseline(task: Task, data: Path) -> list[float]:
+def baseline(benchmark: Benchmark, data: Path) -> list[float]:
     """Test accuracies of logistic regression on log-mel statistics, one per fold.
 
     It is fitted to the training clips only and has no setting that is tuned.
     """
-    corpus = CORPORA.create(parse_spec(task.corpus))
-    manifest = corpus.manifest(data / task.folder)
+    corpus = CORPORA.create(parse_spec(benchmark.corpus))
+    manifest = corpus.manifest(data / benchmark.folder)
     statistics = torch.stack([log_mel_statistics(path) for path in manifest.clips["path"]])
     labels = torch.tensor(manifest.clips["label"].to_numpy())
     accuracies = []
-    for split in selected(cross_validation(manifest.folds), task.folds):
+    for split in selected(cross_validation(manifest.folds), benchmark.folds):
         train, test = (
             torch.tensor(manifest.clips["fold"].isin(folds).tolist())
             for folds in (split.train, [split.test])
@@ -239,19 +239,19 @@ def run(arguments: Sequence[str]) -> None:
     if options.epochs is not None:
         options.schedule["epochs"] = options.epochs
     records = []
-    for task in TASKS:
-        accuracies = baseline(task, options.data)
+    for benchmark in BENCHMARKS:
+        accuracies = baseline(benchmark, options.data)
         for backbone in options.backbones:  # the baseline has no backbone: same numbers in both
-            records += [(task.name, BASELINE, backbone, a, 0, 0.0) for a in accuracies]
+            records += [(benchmark.name, BASELINE, backbone, a, 0, 0.0) for a in accuracies]
     for seed in options.seeds:
-        for task in TASKS:
+        for benchmark in BENCHMARKS:
             for method in options.methods:
                 for backbone in options.backbones:
-                    result = result_of(task, method, backbone, seed, options)
+                    result = result_of(benchmark, method, backbone, seed, options)
                     count = result.parameters
                     share = count.method / (count.total - count.head)
                     records += [
-                        (task.name, method, backbone, score, count.method, share)
+                        (benchmark.name, method, backbone, score, count.method, share)
                         for score in result.score.folds.values()
                     ]
     columns = ["task", "method", "backbone", "accuracy", "trained", "share"]

@@ -12,18 +12,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def room_of(parts: tuple[str, ...]) -> str:
+def part_of(parts: tuple[str, ...]) -> str:
     """`("toolkit", "peft", "lora")` -> `"peft"`."""
     return parts[1] if len(parts) > 1 else "toolkit"
 
 
 def imports(file: Path, names: frozenset[str]) -> Iterator[str]:
-    """The rooms of the library that a file imports, once per statement."""
+    """The parts of the library that a file imports, once per statement."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "toolkit":
             module = tuple((node.module or "").split("."))
             if len(module) > 1:
-                yield room_of(module)
+                yield part_of(module)
             else:
                 yield from {alias.name for alias in node.names if alias.name in names}
 
@@ -36,20 +36,20 @@ def table(checkout: Path) -> str:
     files: Counter[str] = Counter()
     edges: dict[str, Counter[str]] = {}
     for file in sorted(library.rglob("*.py")):
-        room = room_of(file.relative_to(checkout).with_suffix("").parts)
-        files[room] += 1
-        lines[room] += len(file.read_text(encoding="utf-8").splitlines())
-        edges.setdefault(room, Counter()).update(r for r in imports(file, names) if r != room)
+        part = part_of(file.relative_to(checkout).with_suffix("").parts)
+        files[part] += 1
+        lines[part] += len(file.read_text(encoding="utf-8").splitlines())
+        edges.setdefault(part, Counter()).update(r for r in imports(file, names) if r != part)
     rows = [
-        f"| {room} | {files[room]} | {lines[room]} | "
-        + ", ".join(f"{to} {count}" for to, count in sorted(edges[room].items()))
+        f"| {part} | {files[part]} | {lines[part]} | "
+        + ", ".join(f"{to} {count}" for to, count in sorted(edges[part].items()))
         + " |"
-        for room in sorted(files)
+        for part in sorted(files)
     ]
     total = f"| **all** | {sum(files.values())} | {sum(lines.values())} | "
     crossing = sum(sum(to.values()) for to in edges.values())
-    head = ["| room | files | lines | imports |", "|---|---|---|---|"]
-    return "\n".join([*head, *rows, f"{total}{crossing} imports between rooms |"])
+    head = ["| part | files | lines | imports |", "|---|---|---|---|"]
+    return "\n".join([*head, *rows, f"{total}{crossing} imports between parts |"])
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from recipe import ROOT
@@ -17,7 +18,7 @@ from toolkit.cli import main
 from toolkit.cli.console import print_table
 from toolkit.cli.main import parser
 from toolkit.errors import ConfigError, PluginError
-from toolkit.registry import CORPORA, PEFT, REGISTRIES, TOOLS
+from toolkit.registry import CORPORA, PEFT, REGISTRIES, TOOLS, Registry
 from toolkit.scaffold import new_plugin
 
 COMMAND = Path(sys.executable).parent / "toolkit"
@@ -197,6 +198,26 @@ def test_tables_on_a_terminal(
     assert set(CORPORA.names()) <= set(shown)  # no name is wrapped
     shown = answer(capsys, "describe", "corpus", "esc50").split()
     assert {"setting", "default", "type", "description", "esc10"} <= set(shown)
+
+
+@pytest.mark.parametrize("registry", REGISTRIES.values(), ids=REGISTRIES)
+def test_kinds_may_be_in_the_plural(
+    registry: Registry[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plural = registry.variable.lower()
+    assert answer(capsys, "list", plural) == answer(capsys, "list", registry.key)
+
+
+def test_an_interrupted_command_ends_without_a_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*words: object) -> list[str]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PEFT, "names", interrupt)
+    with pytest.raises(SystemExit, match="130"):
+        main(["list", "peft"])
+    assert capsys.readouterr().err == "\ninterrupted\n"
 
 
 def test_a_table_elsewhere_is_one_line_per_row(capsys: pytest.CaptureFixture[str]) -> None:

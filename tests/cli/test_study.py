@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import studies
 
+from toolkit.cli import main
 from toolkit.cli import study as commands
 from toolkit.errors import ConfigError
 from toolkit.study.plan import read_plan
@@ -82,5 +83,5 @@ def test_an_interrupted_study_says_how_to_go_on(
 
     monkeypatch.setattr(timing_rounds, "_measure", interrupt)
     with pytest.raises(SystemExit, match="130"):
-        call(["time", str(file)])
+        main(["study", "time", str(file)])
     assert "the same command continues" in capsys.readouterr().err

@@ -14,7 +14,10 @@ GROUPS = (registered, recipe, plugin, predict, mixture, corpus, study)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command; an error that the user can solve is one message and exit status 2."""
+    """Run one command; an error that the user can solve is one message and exit status 2.
+
+    An interrupted command ends with exit status 130.
+    """
     options = _parse(arguments)
     try:
         plugins.discover_and_report(options.plugins)
@@ -22,6 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ToolkitError as error:
         console.print_error(error)
         sys.exit(2)
+    except KeyboardInterrupt:
+        how_on = "; the same command continues where this stopped" if options.continues else ""
+        print(f"\ninterrupted{how_on}", file=sys.stderr)
+        sys.exit(130)
     except BrokenPipeError:
         sys.exit(0)
 
@@ -37,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument(
         "--plugins", action="append", default=[], metavar="DIR", help="a folder of plugins"
     )
-    common.set_defaults(takes_settings=False)
+    common.set_defaults(takes_settings=False, continues=False)
     commands = made.add_subparsers(required=True, metavar="COMMAND")
     for group in GROUPS:
         group.add(commands, common)

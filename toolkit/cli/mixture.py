@@ -66,7 +66,7 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     search.add_argument("--method", required=True, metavar="SEARCH")
     search.add_argument("--budget", action="append", default=[], metavar="COST=MOST[,COST=MOST]")
     search.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER")
-    search.set_defaults(run=search_architecture, takes_settings=True)
+    search.set_defaults(run=search_architecture, takes_settings=True, continues=True)
 
 
 def change_mixture(verb: str, options: argparse.Namespace) -> None:

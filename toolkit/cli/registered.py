@@ -89,8 +89,7 @@ def check_matrix(options: argparse.Namespace) -> None:
 
 def _describe_entry(registry: Registry[Any], name: str) -> None:
     found = describe(registry.key, name)
-    print(f"{found.name}: {found.summary}")
-    print(f"source: {found.source}; defined at {found.origin}")
+    print(found.heading)
     if registry is PEFT:
         from toolkit.parameter_count import count_on_ast_base
 
@@ -100,15 +99,13 @@ def _describe_entry(registry: Registry[Any], name: str) -> None:
             f"trains: {count.method:,} parameters on AST-base ({share:.2f} %) with the settings "
             f"below, and the head ({count.head:,} for 50 classes)"
         )
-    settings = [(s.name, repr(s.default), s.type, s.doc) for s in found.settings]
-    if not settings:
+    if not found.settings:
         print("settings: none")
         return
+    by_name = {setting.name: setting for setting in found.settings}
     print_table(
-        settings,
-        lambda name, default, kind, doc: (
-            f"  {name} = {default}  ({kind})" + (f"\n      {doc}" if doc else "")
-        ),
+        [(s.name, repr(s.default), s.type, s.doc) for s in found.settings],
+        lambda name, *_: str(by_name[name]),
         ("setting", "default", "type", "description"),
         title="settings:",
     )

@@ -63,11 +63,11 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--jobs", type=int, metavar="N", help="runs at the same time (default: one per GPU, or 1)"
     )
-    run.set_defaults(run=run_study)
+    run.set_defaults(run=run_study, continues=True)
 
     time = _verb(verbs, "time", TIME, [common, planned])
     time.add_argument("--rounds", type=int, default=3, help="measurements of each (default: 3)")
-    time.set_defaults(run=time_study)
+    time.set_defaults(run=time_study, continues=True)
 
     report = _verb(verbs, "report", REPORT, [common])
     report.add_argument("study", type=Path, help="its YAML file, or the folder of its results")
@@ -142,9 +142,5 @@ def _planner(options: argparse.Namespace, to_time: bool = False) -> "Planner":
 
 
 def _print(lines: Iterator[str]) -> None:
-    try:
-        for line in lines:
-            print(line, flush=True)
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command continues where this stopped", file=sys.stderr)
-        sys.exit(130)
+    for line in lines:
+        print(line, flush=True)

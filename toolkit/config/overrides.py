@@ -5,7 +5,7 @@ from typing import Any
 
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
-from toolkit.errors import ConfigError, did_you_mean
+from toolkit.errors import ConfigError, UnknownKey, did_you_mean
 from toolkit.registry import REGISTRIES
 
 
@@ -51,5 +51,5 @@ def _child(node: Any, step: str, key: str) -> Any:
         return node[int(step)]
     if not isinstance(node, CommentedMap) or step not in node:
         known = node if isinstance(node, CommentedMap) else ()
-        raise ConfigError(f"unknown key '{step}' in '--{key}'{did_you_mean(step, known)}")
+        raise UnknownKey(f"unknown key '{step}' in '--{key}'{did_you_mean(step, known)}")
     return node[step]

@@ -8,7 +8,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from toolkit.config.tree import tag_of
 from toolkit.config.trust import CALLABLE_TAGS, find_callable
-from toolkit.errors import ConfigError, did_you_mean
+from toolkit.errors import ConfigError, UnknownKey, did_you_mean
 from toolkit.registry import REGISTRIES
 
 
@@ -21,11 +21,12 @@ def check_keys(tree: CommentedMap, schema: CommentedMap, trusted: bool) -> None:
         trusted: see `find_callable`.
 
     Raises:
-        ConfigError: a key that the schema lacks or that a callable does not take.
+        UnknownKey: a key that the schema lacks or that a callable does not take.
+        ConfigError: a registered part that is neither a name nor a mapping with a name.
     """
     for key, value in tree.items():
         if key not in schema:
-            raise ConfigError(f"unknown key '{key}'{did_you_mean(key, schema)}")
+            raise UnknownKey(f"unknown key '{key}'{did_you_mean(key, schema)}")
         if value is None and schema[key] is None:
             continue
         if key in REGISTRIES and (not isinstance(value, CommentedMap) or tag_of(value)):
@@ -39,7 +40,7 @@ def _check_node(where: str, node: Any, schema: Any, trusted: bool) -> None:
         known = _known_keys(where, node, schema, trusted)
         for key, value in node.items():
             if known is not None and key not in known:
-                raise ConfigError(
+                raise UnknownKey(
                     f"unknown key '{where}.{key}'{did_you_mean(key, known)}"
                     f" (known: {', '.join(known)})"
                 )

@@ -50,7 +50,7 @@ def find_callable(where: str, tag: str, trusted: bool) -> Any:
     Args:
         where: the key whose value carries the tag, for error messages.
         tag: one of `CALLABLE_TAGS` and a dotted path.
-        trusted: whether it may lie outside the allowed packages.
+        trusted: whether it may be outside the allowed packages.
 
     Raises:
         ConfigError: it does not exist, or it is not allowed.

@@ -1,1 +1,1 @@
-"""Using what was learned: predictions from files."""
+"""Using what was learned: predictions and embeddings of files and arrays."""

@@ -1,7 +1,6 @@
 """The files that a study keeps: one record per run, and the timings of its configurations."""
 
 import dataclasses
-import json
 import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -9,10 +8,11 @@ from typing import Any, TypeVar
 
 from toolkit.errors import RunError
 from toolkit.files import write_atomically
-from toolkit.results import OLD_NAMES
+from toolkit.results import with_scores
 from toolkit.study.budget import Fit
 from toolkit.study.plan import Cell
-from toolkit.typed_json import from_plain, to_json
+from toolkit.task import ONE_CLASS, SEVERAL_CLASSES
+from toolkit.typed_json import read_json, to_json
 
 RECORD = "record.json"
 OLD_RECORD = "result.json"
@@ -208,24 +208,17 @@ def _with_scores(values: Any) -> Any:
     if not outcome or "metric" in outcome:
         return values
     several = any(fold["confusion"] is None for fold in outcome["folds"])
-    folds = [_renamed(fold) | {"curves": _renamed(fold["curves"])} for fold in outcome["folds"]]
-    return values | {
-        "outcome": outcome | {"folds": folds, "metric": "mAP" if several else "accuracy"}
-    }
-
-
-def _renamed(values: dict[str, Any]) -> dict[str, Any]:
-    return {OLD_NAMES.get(key, key): value for key, value in values.items()}
+    task = SEVERAL_CLASSES if several else ONE_CLASS
+    upgraded = {"folds": with_scores(outcome["folds"]), "metric": task.metric}
+    return values | {"outcome": outcome | upgraded}
 
 
 def _read(file: Path, kind: type[T], upgrade: Callable[[Any], Any], remedy: str) -> T | None:
     """A dataclass from a JSON file, or None if there is no such file."""
     try:
-        return from_plain(kind, upgrade(json.loads(file.read_text(encoding="utf-8"))))
+        return read_json(file, kind, upgrade, remedy)
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{file} is damaged ({error}); {remedy}") from None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,6 +48,7 @@ class Experiment:
         options: the keys that are plain values, checked.
         command: what starts it, for messages.
         method, source, corpus: the registered parts that it names.
+        chosen_pipeline: the pipeline that it names; None: the one that the backbone asks for.
     """
 
     configuration: Configuration
@@ -56,6 +57,7 @@ class Experiment:
     method: PeftMethod
     source: BackboneSource
     corpus: Corpus
+    chosen_pipeline: Pipeline | None
 
     @classmethod
     def from_command_line(cls, recipe_file: str, arguments: Sequence[str]) -> "Experiment":
@@ -80,8 +82,7 @@ class Experiment:
             plugins.discover(command.plugins)
         loaded, options = configured(command, recipe)
         values = loaded.values
-        if values["pipeline"] is not None:
-            PIPELINES.create(values["pipeline"])  # refuses a wrong one before the backbone is read
+        pipeline = values["pipeline"]
         experiment = cls(
             configuration=loaded,
             options=options,
@@ -89,6 +90,7 @@ class Experiment:
             method=PEFT.create(values["peft"]),
             source=backbones.create(values["backbone"]),
             corpus=CORPORA.create(values["corpus"]),
+            chosen_pipeline=None if pipeline is None else PIPELINES.create(pipeline),
         )
         _join_processes(experiment.device)
         return experiment
@@ -182,12 +184,9 @@ class Experiment:
 
     @functools.cached_property
     def pipeline(self) -> Pipeline:
-        """What makes the rows: the configured pipeline, or the one that the backbone asks for.
-
-        Raises:
-            ConfigError: it makes another kind of rows than the backbone reads.
-        """
-        return pipeline_for(self.spec, self.configuration.values["pipeline"])
+        """What makes the rows: the configured pipeline, or the one that the backbone asks for."""
+        chosen = self.chosen_pipeline
+        return pipeline_for(self.spec) if chosen is None else chosen
 
     def _check_input(self) -> None:
         """Refuse a pipeline of another kind than the backbone reads, and SpecAugment on samples."""
@@ -245,7 +244,7 @@ class Options(Settings):
     few_shot: int | None = setting(None, "training clips of each class; none: all", minimum=1)
     cache_folder: str | None = setting(None, "folder of the features")
     max_length: int = setting(1024, "length of a clip in frames of 10 ms", minimum=1)
-    pooling: Pooling = setting("all", "mean, cls, all or weighted")
+    pooling: Pooling = setting("all", "how tokens become the vector that the head reads")
     epochs: int = setting(1, "passes over the training clips", minimum=1)
     batch_size: int = setting(32, "clips per update", minimum=1)
     lr: float = setting(0.001, "peak learning rate", minimum=0)
@@ -336,7 +335,9 @@ def _command(recipe_file: Path, command: CommandLine) -> str:
     """The command that starts a recipe with a configuration, for messages."""
     recipe = recipe_file.resolve().parent
     if recipe.parent == places.SHIPPED / "recipes":
-        return f"toolkit train {recipe.name} {Path(command.hparams).stem}"
+        file = Path(command.hparams)
+        method = file.stem if file.parent == Path("hparams") else file
+        return f"toolkit train {recipe.name} {method}"
     return f"python {os.path.relpath(recipe_file)} {command.hparams}"
 
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from toolkit import config
 from toolkit.config import CommandLine
-from toolkit.errors import ConfigError, did_you_mean
+from toolkit.errors import ConfigError, UnknownKey, did_you_mean
 from toolkit.registry import SEARCHES
 from toolkit.settings import Settings, setting
 from toolkit.training.experiment import Experiment
@@ -122,8 +122,6 @@ def run_search(
     command = dataclasses.replace(command, overrides=keys)
     try:
         experiment = Experiment.of(str(train), command)
-    except ConfigError as error:
-        if not str(error).startswith("unknown key"):
-            raise
-        raise ConfigError(f"{error}; settings of the search: {', '.join(settings)}") from None
+    except UnknownKey as error:
+        raise UnknownKey(f"{error}; settings of the search: {', '.join(settings)}") from None
     return search.run(experiment, command, bounds, folder)

@@ -4,14 +4,14 @@ A resumed run therefore continues with exactly the batches of an uninterrupted o
 the feeder in a background process, which reads, crops and augments the clips.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import IterableDataset
 
+from .steps import Steps
 from .store import Batch, Store
 from .views import augment, normalise
 
@@ -30,7 +30,7 @@ LENGTHS = {
 }
 
 
-class Feeder(IterableDataset[tuple[Batch, Tensor]]):
+class Feeder(Steps[tuple[Batch, Tensor]]):
     """Yields (batch, its frames augmented and normalised) for the steps `first` to `last - 1`.
 
     Args:
@@ -50,13 +50,9 @@ class Feeder(IterableDataset[tuple[Batch, Tensor]]):
         frames: Callable[[int], int],
         short_share: float,
     ) -> None:
-        self.store, self.seed, self.first, self.last = store, seed, first, last
+        super().__init__(first, last)
+        self.store, self.seed = store, seed
         self.frames, self.short_share = frames, short_share
-
-    def __iter__(self) -> Iterator[tuple[Batch, Tensor]]:
-        torch.set_num_threads(1)
-        for step in range(self.first, self.last):
-            yield self.batch(step)
 
     def batch(self, step: int) -> tuple[Batch, Tensor]:
         """The batch of a step: about `frames(step)` frames in crops of one length."""

@@ -10,7 +10,6 @@ Two objectives, which need nothing from a backbone but its tokens:
 Without a folder, the sounds are procedural scenes, and nothing is downloaded.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import IterableDataset
 
 from toolkit.backbones.base import Backbone
 from toolkit.errors import ConfigError, DataError
@@ -29,12 +27,13 @@ from toolkit.features.spec import FbankSpec
 
 from .scenes import scene
 from .sources import AUDIO
+from .steps import Steps
 from .views import augment, normalise
 
 HELD_OUT_EVERY = 20  # one recording in twenty is held out for the loss that is reported
 
 
-class Sounds(IterableDataset[Tensor]):
+class Sounds(Steps[Tensor]):
     """Batches of pairs of crops [2 B, T, F], normalised; rows i and i + B are of one recording.
 
     Args:
@@ -51,7 +50,8 @@ class Sounds(IterableDataset[Tensor]):
     def __init__(
         self, folder: Path | None, spec: FbankSpec, batch: int, seed: int, first: int, last: int
     ) -> None:
-        self.spec, self.size, self.seed, self.first, self.last = spec, batch, seed, first, last
+        super().__init__(first, last)
+        self.spec, self.size, self.seed = spec, batch, seed
         self.files = [] if folder is None else sorted(
             p for p in folder.rglob("*") if p.suffix.lower() in AUDIO
         )  # fmt: skip
@@ -60,11 +60,6 @@ class Sounds(IterableDataset[Tensor]):
                 f"{folder}: holds fewer than two sound files; name a folder of recordings"
             )
         self.seconds = spec.max_length / 100 + 0.02
-
-    def __iter__(self) -> Iterator[Tensor]:
-        torch.set_num_threads(1)
-        for step in range(self.first, self.last):
-            yield self.batch(step)
 
     def batch(self, step: int, held_out: bool = False) -> Tensor:
         """The batch of that step, from the training recordings or from those held out."""

@@ -11,6 +11,7 @@ from toolkit.errors import ConfigError
 from toolkit.study.plan import Cell, Method, Plan, read_plan
 from toolkit.study.records import Curves, Record, Timing, read_records, read_timing
 from toolkit.study.spec import Study
+from toolkit.task import ONE_CLASS
 
 GROUP = ["corpus", "backbone", "shots"]
 """The columns in which runs must agree for their methods to be compared."""
@@ -53,7 +54,7 @@ class Results:
         """
         study = Study.read(place)
         folder = study.folder(place).resolve()
-        plan = read_plan(folder) or _planned_anew(study, folder, plugins)
+        plan = read_plan(folder) or _planned_again(study, folder, plugins)
         study.check_baseline(plan.methods)
         cells = list(plan.digests)
         records = read_records(folder, cells)
@@ -119,7 +120,7 @@ class Results:
         for record in self.done:
             cell = record.cell
             file = self.folder / "runs" / cell.name / "train" / "predictions.csv"
-            if record.found().metric == "accuracy" and file.is_file():
+            if record.found().metric == ONE_CLASS.metric and file.is_file():
                 columns = ["id", "fold", "truth", "prediction"]
                 table = pd.read_csv(file, usecols=columns, dtype={"id": str, "truth": str})
                 tables.append(table.assign(**identity(cell), seed=cell.seed))
@@ -161,7 +162,7 @@ class Results:
         return found
 
 
-def _planned_anew(study: Study, folder: Path, plugins: Sequence[str]) -> Plan:
+def _planned_again(study: Study, folder: Path, plugins: Sequence[str]) -> Plan:
     """The plan of results from a version that wrote none."""
     from toolkit.study.planner import Planner  # loads all that training needs
 

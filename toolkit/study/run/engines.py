@@ -13,13 +13,13 @@ from toolkit.study.plan import Run
 from toolkit.study.records import Record
 from toolkit.study.run.process import Workplace, execute, record_failure
 
-Task = tuple[Run, int]
+Attempt = tuple[Run, int]
 """A run, and how often it was executed before."""
 
-Ended = Iterator[tuple[Task, Record | None]]
+Ended = Iterator[tuple[Attempt, Record | None]]
 
 
-def run_locally(tasks: Sequence[Task], jobs: int | None) -> Ended:
+def run_locally(attempts: Sequence[Attempt], jobs: int | None) -> Ended:
     """Execute on this machine: one process per GPU, or `jobs` (default 1) that share the cores."""
     gpus = torch.cuda.device_count()
     jobs = jobs or gpus or 1
@@ -28,15 +28,15 @@ def run_locally(tasks: Sequence[Task], jobs: int | None) -> Ended:
     for number in range(jobs):
         devices.put(number % gpus if gpus else None)
 
-    def work(task: Task) -> Record | None:
-        device = devices.get()
+    def work(attempt: Attempt) -> Record | None:
+        (run, before), device = attempt, devices.get()
         try:
-            return execute(task[0], Workplace("local", str(Path.cwd()), threads, device), task[1])
+            return execute(run, Workplace("local", str(Path.cwd()), threads, device), before)
         finally:
             devices.put(device)
 
     with ThreadPoolExecutor(jobs) as pool:
-        futures = {pool.submit(work, task): task for task in tasks}
+        futures = {pool.submit(work, attempt): attempt for attempt in attempts}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
@@ -45,7 +45,7 @@ def run_locally(tasks: Sequence[Task], jobs: int | None) -> Ended:
             raise
 
 
-def run_on_ray(tasks: Sequence[Task], jobs: int | None) -> Ended:
+def run_on_ray(attempts: Sequence[Attempt], jobs: int | None) -> Ended:
     """Execute on a Ray cluster: the one that `RAY_ADDRESS` names or that runs here, else a new one.
 
     All machines must see the same folders. A run takes one GPU if there are any, else as many cores
@@ -71,21 +71,21 @@ def run_on_ray(tasks: Sequence[Task], jobs: int | None) -> Ended:
         resources = {"num_gpus": 1} if gpus else {"num_cpus": threads}
         workplace = Workplace("ray", str(Path.cwd()), None if gpus else threads)
         remote = ray.remote(max_retries=0, **resources)(execute)
-        waiting = {remote.remote(run, workplace, before): (run, before) for run, before in tasks}
+        waiting = {remote.remote(run, workplace, before): (run, before) for run, before in attempts}
         while waiting:
             [reference], _ = ray.wait(list(waiting), num_returns=1)
-            task = waiting.pop(reference)
+            attempt = waiting.pop(reference)
             try:
-                yield task, ray.get(reference)
+                yield attempt, ray.get(reference)
             except ray.exceptions.RayError as error:
                 reason = f"the Ray worker died: {str(error).splitlines()[0]}"
-                yield task, record_failure(task[0], reason, "ray")
+                yield attempt, record_failure(attempt[0], reason, "ray")
     finally:
         if started_here:
             ray.shutdown()
 
 
-ENGINES: dict[str, Callable[[Sequence[Task], int | None], Ended]] = {
+ENGINES: dict[str, Callable[[Sequence[Attempt], int | None], Ended]] = {
     "local": run_locally,
     "ray": run_on_ray,
 }

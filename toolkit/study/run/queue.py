@@ -7,7 +7,7 @@ from toolkit.errors import ConfigError, did_you_mean
 from toolkit.study.plan import Problem, Run
 from toolkit.study.planner import Planner
 from toolkit.study.records import Record
-from toolkit.study.run.engines import ENGINES, Task
+from toolkit.study.run.engines import ENGINES, Attempt
 from toolkit.study.run.process import attempts, finished, record_failure
 from toolkit.study.run.time_estimate import Estimate, duration
 
@@ -67,25 +67,25 @@ class StudyQueue:
             record_failure(problem, problem.reason, engine)
             self.failures += 1
             yield f"{problem.cell.name}: failed: {problem.reason}"
-        tasks: list[Task] = [(run, attempts(run)) for run in self.open]
+        pending: list[Attempt] = [(run, attempts(run)) for run in self.open]
         start, ended = time.monotonic(), 0
-        total = len(tasks)
-        while tasks:
-            busy: list[Task] = []
-            for task, record in ENGINES[engine](tasks, jobs):
+        total = len(pending)
+        while pending:
+            busy: list[Attempt] = []
+            for attempt, record in ENGINES[engine](pending, jobs):
                 if record is None:
-                    busy.append(task)
+                    busy.append(attempt)
                     continue
                 ended += 1
                 self.failures += not record.done
                 met = ended + len(busy)  # other processes do these meanwhile
                 left = (time.monotonic() - start) / met * (total - met)
                 yield f"[{ended}/{total}, {duration(left)} left] {_line(record)}"
-            if len(busy) == len(tasks):
+            if len(busy) == len(pending):
                 time.sleep(WAIT_SECONDS)
             elif busy:
                 yield f"waiting for {len(busy)} runs that other processes are executing"
-            tasks = busy
+            pending = busy
 
 
 def _line(record: Record) -> str:
