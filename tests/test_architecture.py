@@ -5,7 +5,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LEVELS = [
-    {"errors", "files", "places", "system", "typed_json", "settings", "padding", "__init__"},
+    {
+        "errors",
+        "files",
+        "parameters",
+        "places",
+        "system",
+        "typed_json",
+        "settings",
+        "padding",
+        "__init__",
+    },
     {"registry"},
     {"plugins", "description"},
     {"routing"},

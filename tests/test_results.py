@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from toolkit import results
 from toolkit.errors import RunError
 from toolkit.metrics import Spread
-from toolkit.model import ParameterCount
+from toolkit.parameters import ParameterCount
 from toolkit.results import EpochRecord, FoldResult
 from toolkit.typed_json import ShapeError, from_plain, to_json
 
@@ -52,6 +54,11 @@ def fold_of(**changes: object) -> FoldResult:
         history=history,
     )
     return dataclasses.replace(whole, **changes)
+
+
+def test_results_are_read_without_torch() -> None:
+    code = "import sys, toolkit.results; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_a_fold_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """The classifier: backbone, method, pooling and head, and the one rule for what is saved."""
 
-import dataclasses
 import functools
 from typing import Any, Literal, get_args
 
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from toolkit.backbones.base import Backbone
 from toolkit.errors import BundleError, ConfigError, did_you_mean
+from toolkit.parameters import ParameterCount
 from toolkit.peft import insertion
 from toolkit.peft.base import PeftMethod
 from toolkit.task import BatchObjective, TaskName, task_named
@@ -17,26 +17,6 @@ Pooling = Literal[
     "mean", "patches", "cls", "first", "all", "prompts", "prompts+patches", "weighted"
 ]
 POOLINGS: tuple[str, ...] = get_args(Pooling)
-
-
-@dataclasses.dataclass(frozen=True)
-class ParameterCount:
-    """How many parameters a classifier has.
-
-    Attributes:
-        method: trainable ones outside the head.
-        head: those of the head, and the weights of weighted layers.
-        total: all of them, frozen and trainable.
-    """
-
-    method: int
-    head: int
-    total: int
-
-    @property
-    def trainable(self) -> int:
-        """Those of the method and the head."""
-        return self.method + self.head
 
 
 def masked_mean(

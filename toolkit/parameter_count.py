@@ -7,7 +7,8 @@ import torch
 
 from toolkit.backbones.ast import AST
 from toolkit.backbones.base import BackboneSource
-from toolkit.model import AudioClassifier, ParameterCount, Pooling
+from toolkit.model import AudioClassifier, Pooling
+from toolkit.parameters import ParameterCount
 from toolkit.registry import PEFT
 
 

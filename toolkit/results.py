@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from toolkit.errors import RunError
 from toolkit.files import write_atomically
 from toolkit.metrics import Spread
-from toolkit.model import ParameterCount
+from toolkit.parameters import ParameterCount
 from toolkit.typed_json import read_json, to_json
 
 RUN_FILE, FOLD_FILE = "result.json", "fold.json"

@@ -21,7 +21,8 @@ from toolkit.features.fbank import Fbank
 from toolkit.mixtures.view import figures, page
 from toolkit.mixtures.view.collect import LayerView, look, training_record
 from toolkit.mixtures.view.page import show_experts
-from toolkit.model import AudioClassifier, ParameterCount
+from toolkit.model import AudioClassifier
+from toolkit.parameters import ParameterCount
 from toolkit.peft.mixture import Mixture, mixtures
 from toolkit.registry import PEFT
 from toolkit.results import EpochRecord, FoldResult, Statistics, write_fold
