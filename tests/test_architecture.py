@@ -23,7 +23,7 @@ LEVELS = [
     {"features"},
     {"data", "backbones"},
     {"peft"},
-    {"task", "metrics", "model", "parameter_count", "adaptation"},
+    {"task", "metrics", "model", "counting", "adaptation"},
     {"results", "bundle"},
     {"inference"},
     {"mixtures"},

@@ -4,9 +4,9 @@ import dataclasses
 
 from generated.picture import READS, Inserted, draw
 from toolkit import describe, list_registered, plugins, testing
+from toolkit.counting import count_on_ast_base
 from toolkit.description import Description, SettingDescription
 from toolkit.model import AudioClassifier
-from toolkit.parameter_count import count_on_ast_base
 from toolkit.peft import insertion
 from toolkit.peft.base import PeftMethod
 from toolkit.registry import PEFT

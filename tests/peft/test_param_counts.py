@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from conftest import SHARED
-from toolkit.parameter_count import count_on_ast_base
+from toolkit.counting import count_on_ast_base
 
 COUNTS = SHARED / "design" / "param_counts.json"
 PLACEMENT = {"MHSA": "mhsa", "FFN": "ffn", "MHSA+FFN": "both"}

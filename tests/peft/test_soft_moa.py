@@ -13,8 +13,8 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
 
+from toolkit.counting import count_on_ast_base
 from toolkit.model import AudioClassifier
-from toolkit.parameter_count import count_on_ast_base
 from toolkit.peft import insertion
 from toolkit.peft.soft_moa import SoftMixture
 from toolkit.registry import PEFT

@@ -91,7 +91,7 @@ def _describe_entry(registry: Registry[Any], name: str) -> None:
     found = describe(registry.key, name)
     print(found.heading)
     if registry is PEFT:
-        from toolkit.parameter_count import count_on_ast_base
+        from toolkit.counting import count_on_ast_base
 
         count = count_on_ast_base({"name": found.name})
         share = 100 * count.method / (count.total - count.head)
@@ -125,7 +125,7 @@ def _describe_parameters(registry: Registry[Any], specs: Sequence[str]) -> None:
 
 def _count(spec: str) -> tuple[str, str, str, str]:
     from toolkit.config import parse_spec
-    from toolkit.parameter_count import count_on_ast_base
+    from toolkit.counting import count_on_ast_base
 
     count = count_on_ast_base(parse_spec(spec))
     frozen = count.total - count.trainable

@@ -11,7 +11,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from toolkit import backbones, config, parameter_count
+from toolkit import backbones, config, counting
 from toolkit.config import Configuration
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.registry import BACKBONES, PEFT
@@ -241,7 +241,7 @@ class Planned:
         """
         source = backbones.create(self.configuration.values["backbone"])
         options = self.options
-        return parameter_count.count(
+        return counting.count(
             source, peft or self.peft, options.max_length, 2, options.pooling
         ).method
 

@@ -1,4 +1,4 @@
-"""What a method would do to a backbone, found without its weights."""
+"""Counting the parameters that a method trains on a backbone, without the weights of either."""
 
 from collections.abc import Mapping
 from typing import Any
