@@ -166,6 +166,7 @@ def train_supernet(experiment: Experiment) -> tuple[Fold, AudioClassifier]:
     )
     experiment.introduce()
     job = Job.of(experiment, experiment.manifest(), output)
+    output.begin()
     fold = Fold(job, job.splits[0])
     job.progress.bar.total = fold.batches
     brain = fold.brain()

@@ -45,6 +45,8 @@ def cross_validate(experiment: Experiment) -> RunResult:
     experiment.introduce()
     manifest = experiment.manifest()
     job = Job.of(experiment, manifest, output)
+    if not experiment.options.test_only:
+        output.begin()
     for split in job.splits:
         Fold(job, split).run()
     job.progress.close()

@@ -63,11 +63,21 @@ class OutputFolder:
             path.mkdir(parents=True, exist_ok=True)
             self._lock()
             self._refuse_other(configuration)
-            write_atomically(path / "hyperparams.yaml", configuration.text)
-            write_atomically(path / "env.log", _environment())
-            (path / "train_log.txt").unlink(missing_ok=True)
+        self._configuration = configuration
         ddp_barrier()
         _log_to(path / "log.txt" if if_main_process() else None)
+
+    def begin(self) -> None:
+        """Note what is about to train: configuration, environment, an empty log of epochs.
+
+        A run that trains nothing does not call this, so that the files stay as the training left
+        them.
+        """
+        if if_main_process():
+            write_atomically(self.path / "hyperparams.yaml", self._configuration.text)
+            write_atomically(self.path / "env.log", _environment())
+            (self.path / "train_log.txt").unlink(missing_ok=True)
+        ddp_barrier()
 
     def fold(self, number: int) -> Path:
         """The folder of one fold."""
