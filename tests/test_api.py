@@ -1,5 +1,6 @@
 """The public API, in plain PyTorch, in transformers' Trainer and in Lightning."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -330,6 +331,84 @@ def test_a_backbone_is_adapted_once(tmp_path: Path) -> None:
         toolkit.load_bundle(tmp_path / "bundle", backbone=other)
     fresh = toolkit.load_backbone("ast_tiny", max_length=LENGTH)
     assert toolkit.load_bundle(tmp_path / "bundle", backbone=fresh).classes == CLASSES
+
+
+def test_a_refused_call_leaves_the_backbone_as_it_was() -> None:
+    backbone = toolkit.load_backbone("ast_tiny", max_length=LENGTH)
+    for wrong in ({"layers": "last 99"}, {"targets": ["nothing"]}):
+        with pytest.raises(ConfigError):
+            toolkit.adapt(backbone, "lora", 2, **wrong)
+    assert toolkit.adapt(backbone, "lora", 2, rank=2).count().method > 0
+
+
+def test_files_of_others_are_never_replaced(model: toolkit.AudioClassifier, tmp_path: Path) -> None:
+    precious = tmp_path / "project" / "precious.txt"
+    precious.parent.mkdir()
+    precious.write_text("mine")
+    for place in (precious, precious.parent):
+        with pytest.raises(toolkit.ToolkitError, match="name another folder"):
+            toolkit.save_bundle(place, model, CLASSES, "one_class")
+    assert precious.read_text() == "mine" and list(precious.parent.iterdir()) == [precious]
+    (tmp_path / "empty").mkdir()
+    toolkit.save_bundle(tmp_path / "empty", model, CLASSES, "one_class")
+    toolkit.save_bundle(tmp_path / "empty", model, CLASSES, "one_class")  # a bundle is replaced
+
+
+@pytest.mark.parametrize(
+    ("labels", "task"),
+    [
+        (torch.tensor([0, 2]), "one_class"),
+        (torch.tensor([0.0, 1.0]), "one_class"),
+        (torch.eye(2), "one_class"),
+        (torch.tensor([0, 1]), "several_classes"),
+        (torch.zeros(2, 3), "several_classes"),
+    ],
+)
+def test_labels_of_another_task_are_refused(
+    model: toolkit.AudioClassifier, clips: list[tuple[np.ndarray, int]], labels: Tensor, task: str
+) -> None:
+    rows, _ = toolkit.read_clips(clips[:2], model.backbone)
+    with pytest.raises(ConfigError, match="labels are"):
+        model.loss(rows, labels, task=task)  # type: ignore[arg-type]
+
+
+def test_one_clip_is_told_from_several(clips: list[tuple[np.ndarray, int]]) -> None:
+    backbone = toolkit.load_backbone("ast_tiny", max_length=LENGTH)
+    for single in ("dog.wav", Path("dog.wav"), clips[0]):
+        with pytest.raises(DataError, match="give a list"):
+            toolkit.read_clips(single, backbone)  # type: ignore[arg-type]
+    for wrong in (clips[0][0], (clips[0][0],), (clips[0][0], "16000")):
+        with pytest.raises(DataError, match="rate"):
+            toolkit.read_clips([wrong], backbone)  # type: ignore[list-item]
+    halved = torch.from_numpy(clips[0][0]).bfloat16()
+    rows, _ = toolkit.read_clips([(halved, RATE)], backbone)
+    assert torch.isfinite(rows).all()
+
+
+def test_own_modules_of_other_forms() -> None:
+    class Wrapped(Encoder):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+            return {"last_hidden_state": super().forward(x)}
+
+    x = torch.randn(2, 9, 5)
+    assert toolkit.adapt(Wrapped(), "lora", roles=PARTS, rank=2)(x).shape == (2, 64)
+
+    class Pooled(Encoder):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).mean(dim=1)
+
+    with pytest.raises(BackboneError, match=r"must return tokens \[B, M, 64\]"):
+        toolkit.adapt(Pooled(), "lora", roles=PARTS, rank=2)(x)
+    with pytest.raises(BackboneError, match="float"):
+        toolkit.adapt(Encoder().bfloat16(), "lora", roles=PARTS, rank=2)
+    unbiased = Encoder()
+    unbiased.last = nn.RMSNorm(64)
+    parts = dataclasses.replace(PARTS, dim=64)
+    assert toolkit.adapt(unbiased, "bitfit", roles=parts).count().method > 0
+    with pytest.raises(ConfigError, match="load one"):
+        toolkit.adapt("ast_tiny", "lora", 2)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="is not a method"):
+        toolkit.adapt(Encoder(), object(), 2, roles=PARTS)  # type: ignore[arg-type]
 
 
 def test_wrong_words_are_refused(model: toolkit.AudioClassifier, tmp_path: Path) -> None:

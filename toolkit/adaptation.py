@@ -52,6 +52,10 @@ def adapt(
         if roles is not None:
             raise ConfigError("`roles` are for a module of your own; a loaded backbone has its own")
         adapted = backbone
+    elif not isinstance(backbone, nn.Module):
+        raise ConfigError(
+            f"{backbone!r} is not a backbone: load one, such as `toolkit.load_backbone('ast_tiny')`"
+        )
     elif roles is None:
         raise ConfigError(
             f"{type(backbone).__name__} is not a backbone of this toolkit: say with "
@@ -65,6 +69,8 @@ def adapt(
         raise ConfigError(
             f"the method is already made, so {', '.join(settings)} cannot be set any more"
         )
-    else:
+    elif isinstance(method, PeftMethod):
         made = method
+    else:
+        raise ConfigError(f"{method!r} is not a method: give its name, such as 'lora'")
     return AudioClassifier(adapted, made, num_classes, pooling)

@@ -101,9 +101,18 @@ def save_bundle(
         the folder.
 
     Raises:
+        BundleError: something else than a bundle is there.
         ConfigError: not one name per logit, no such task, or a pipeline of another kind of rows.
     """
-    folder, backbone, outputs = Path(folder), model.backbone, model.num_classes
+    folder, backbone, outputs = Path(folder).resolve(), model.backbone, model.num_classes
+    if not outputs:
+        raise ConfigError(
+            "a model without a head names no classes: adapt with `num_classes`, or save "
+            "`model.state()` yourself"
+        )
+    _require_replaceable(folder)
+    if len(set(classes)) != len(classes):
+        raise ConfigError("two classes have the same name: give every class its own")
     if len(classes) != outputs:
         raise ConfigError(
             f"the model has {outputs} classes and {len(classes)} names were given: give one name "
@@ -140,6 +149,18 @@ def save_bundle(
         (made / WEIGHTS).write_bytes(weights)
         (made / DESCRIPTION).write_text(json.dumps(info, indent=2), encoding="utf-8")
     return folder
+
+
+def _require_replaceable(folder: Path) -> None:
+    """Refuse to replace anything but a bundle or an empty folder."""
+    if folder.is_dir():
+        if (folder / DESCRIPTION).is_file() or not any(folder.iterdir()):
+            return
+    elif not folder.exists():
+        return
+    raise BundleError(
+        f"{folder} is there and is not a bundle, and would be replaced: name another folder"
+    )
 
 
 def load_bundle(

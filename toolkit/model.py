@@ -107,16 +107,20 @@ class AudioClassifier(nn.Module):
                 f"(known: {', '.join(POOLINGS)})"
             )
         self.method, self.pooling, self.num_classes = method, pooling, num_classes
-        method.apply(backbone)
-        if pooling.startswith("prompts") and not backbone.prompt_tokens:
+        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
             raise ConfigError(
-                f"pooling '{pooling}' needs a method with prompts, which "
-                f"'{method.registered_name}' is not; use mean, cls, first or all"
+                f"'num_classes' must be 0 or a whole number above, not {num_classes!r}"
             )
         if pooling in ("cls", "first") and not backbone.prefix_tokens:
             raise ConfigError(
                 f"pooling '{pooling}' needs special tokens, which the backbone '{backbone.name}' "
                 "does not have; use mean, all or weighted"
+            )
+        method.apply(backbone)
+        if pooling.startswith("prompts") and not backbone.prompt_tokens:
+            raise ConfigError(
+                f"pooling '{pooling}' needs a method with prompts, which "
+                f"'{method.registered_name}' is not; use mean, cls, first or all"
             )
         self.backbone = backbone
         self.layers = WeightedLayers(backbone) if pooling == "weighted" else None
@@ -157,9 +161,15 @@ class AudioClassifier(nn.Module):
 
         Returns:
             a scalar.
+
+        Raises:
+            ConfigError: no such task, labels that are not of this task, or no head.
         """
-        features = self.backbone.features.normalise(rows, lengths)
         asked = task_named(task)
+        if not self.num_classes:
+            raise ConfigError("a model without a head has no loss: adapt with `num_classes`")
+        asked.check_labels(labels, self.num_classes)
+        features = self.backbone.features.normalise(rows, lengths)
         objective = BatchObjective(asked, asked.targets(labels, self.num_classes))
         forward = functools.partial(self.__call__, lengths=lengths)
         losses = self.method.training_losses(self.backbone, forward, features, objective)

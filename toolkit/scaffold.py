@@ -2,6 +2,7 @@
 
 import keyword
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 from toolkit.errors import ConfigError, PluginError
@@ -100,6 +101,8 @@ def new_plugin(name: str, place: Path) -> list[Path]:
     taken = keyword.iskeyword(name) or name in ("true", "false", "null")  # in Python and in YAML
     if taken or not re.fullmatch("(?!test_|conftest)[a-z][a-z0-9_]*", name):
         raise ConfigError(f"{name!r} cannot name a plugin; use lower-case letters, digits and _")
+    if find_spec(name) is not None:
+        raise ConfigError(f"there is already a Python package '{name}'; choose another name")
     if name in PEFT.names():
         raise ConfigError(f"there is already a PEFT method '{name}' at {PEFT.peek(name).origin}")
     folder = place / name

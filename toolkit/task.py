@@ -69,6 +69,14 @@ class Task(ABC):
         """
 
     @abstractmethod
+    def check_labels(self, labels: Tensor, count: int) -> None:
+        """Refuse labels of another form than `targets` takes, C being `count`.
+
+        Raises:
+            ConfigError: with the form that is expected.
+        """
+
+    @abstractmethod
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The loss of each clip [B] in evaluation, without weights or smoothing."""
 
@@ -135,6 +143,15 @@ class OneClass(Task):
         """Class numbers [B] -> one-hot vectors [B, C]."""
         return functional.one_hot(labels, count).float()
 
+    def check_labels(self, labels: Tensor, count: int) -> None:
+        """Refuse anything but class numbers [B] from 0 to C - 1."""
+        whole = not labels.is_floating_point() and labels.dtype != torch.bool
+        if labels.ndim != 1 or not whole or not bool(((labels >= 0) & (labels < count)).all()):
+            raise ConfigError(
+                f"for one class per clip, labels are class numbers [B] from 0 to {count - 1}, not "
+                f"{tuple(labels.shape)} of {labels.dtype}"
+            )
+
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy of each clip [B]."""
         return functional.cross_entropy(logits, targets, reduction="none")
@@ -189,6 +206,14 @@ class SeveralClasses(Task):
     def targets(self, labels: Tensor, count: int) -> Tensor:
         """Labels [B, C] of 0 and 1 as they are."""
         return labels.float()
+
+    def check_labels(self, labels: Tensor, count: int) -> None:
+        """Refuse anything but [B, C] between 0 and 1."""
+        if labels.ndim != 2 or labels.shape[1] != count:
+            raise ConfigError(
+                f"for several classes per clip, labels are [B, {count}] of 0 and 1, not "
+                f"{tuple(labels.shape)}"
+            )
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Binary cross-entropy of each clip [B], mean over the classes."""

@@ -259,3 +259,15 @@ def test_a_method_without_a_size_is_taken_as_it_is() -> None:
 def test_durations_are_read_easily() -> None:
     """Seconds, minutes, hours."""
     assert [duration(s) for s in (45, 720, 11_100)] == ["45 s", "12 min", "3 h 05 min"]
+
+
+@pytest.mark.parametrize("name", ["esc10", "esc10.yaml", "tools/studies/esc10.yaml"])
+def test_a_study_of_the_toolkit_is_found_from_any_folder(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Study.read(Path(name)).study == "esc10"
+    (tmp_path / "esc10.yaml").write_text("study: mine\ncorpora: {a: {}}\nmethods: [lora]\n")
+    assert Study.read(Path("esc10.yaml")).study == "mine"  # the nearest
+    with pytest.raises(ConfigError, match="did you mean 'esc10'"):
+        Study.read(Path("esc11"))

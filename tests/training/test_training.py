@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -107,6 +109,20 @@ def test_a_finished_run_stays_as_it_is(finished: Path, corpus: Path) -> None:
     again = run(*_arguments(corpus), "--folds", "3", cwd=finished)
     assert again.returncode == 0 and "finished" in again.stdout
     assert files() == before
+
+
+def test_a_run_of_the_version_that_named_the_pipeline_continues(
+    finished: Path, corpus: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished / "out", tmp_path / "out")
+    file = tmp_path / "out" / "hyperparams.yaml"
+    text = file.read_text()
+    assert "pipeline:" in text
+    file.write_text(re.sub(r"(?m)^pipeline:.*$", "pipeline: {name: fbank}", text))
+    again = run(*_arguments(corpus), "--folds", "3", cwd=tmp_path)
+    assert again.returncode == 0 and "finished" in again.stdout, again.stderr
+    file.write_text(re.sub(r"(?m)^pipeline:.*$", "pipeline: {name: pcen}", text))
+    assert run(*_arguments(corpus), "--folds", "3", cwd=tmp_path).returncode == 2
 
 
 def test_another_configuration_is_refused(finished: Path, corpus: Path) -> None:

@@ -6,6 +6,7 @@ Separate from the registered families: it has no checkpoint to load and nothing 
 import dataclasses
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from toolkit.backbones.base import Backbone, numbered
@@ -90,6 +91,12 @@ class OwnBackbone(Backbone):
             raise BackboneError(
                 f"unknown roles {', '.join(unknown)}: a map of roles may have {', '.join(ROLES)}"
             )
+        odd = {p.dtype for p in module.parameters() if p.is_floating_point()} - {torch.float32}
+        if odd:
+            raise BackboneError(
+                f"{type(module).__name__} has weights of {', '.join(map(str, odd))}: convert it "
+                "with `.float()`, and use autocast for speed"
+            )
         count = _count(module, parts.blocks)
         _require_parts(module, parts, count)
         super().__init__(
@@ -109,12 +116,18 @@ class OwnBackbone(Backbone):
     def encode(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
         """The module's input -> tokens [B, M, d]; lengths are not passed on."""
         output = self.model(features)
-        if isinstance(output, Tensor):
-            return output
-        tokens = getattr(output, "last_hidden_state", None)
-        tokens = output[0] if tokens is None else tokens
-        assert isinstance(tokens, Tensor)
-        return tokens
+        if isinstance(output, Mapping):
+            output = output.get("last_hidden_state")
+        elif hasattr(output, "last_hidden_state"):
+            output = output.last_hidden_state
+        elif isinstance(output, tuple | list):
+            output = output[0]
+        if not isinstance(output, Tensor) or output.ndim != 3 or output.shape[-1] != self.dim:
+            raise BackboneError(
+                f"{self.name} must return tokens [B, M, {self.dim}], alone, first in a tuple, or "
+                f"as `last_hidden_state`, not {_what(output)}"
+            )
+        return output
 
 
 def _count(module: nn.Module, path: str) -> int:
@@ -130,11 +143,15 @@ def _count(module: nn.Module, path: str) -> int:
     return len(blocks)
 
 
+def _what(output: object) -> str:
+    return f"{tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+
+
 def _require_parts(module: nn.Module, parts: RoleMap, blocks: int) -> None:
     """Refuse a map with a path that is not there."""
     inside = [f"{block}.{path}" for block in numbered(parts.blocks, blocks)
               for path in parts.roles.values()]  # fmt: skip
-    known = {name for name, _ in module.named_modules()}
+    known = {name for name, _ in module.named_modules(remove_duplicate=False)}
     for path in (parts.norm, parts.embedding, *inside):
         if path not in known:
             raise BackboneError(

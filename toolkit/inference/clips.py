@@ -28,6 +28,11 @@ def rows_of(clip: Clip, pipeline: Pipeline, spec: FeatureSpec) -> Tensor:
     """
     if isinstance(clip, str | Path):
         return pipeline.read(Segment(str(clip)), spec)
+    if not isinstance(clip, tuple) or len(clip) != 2:
+        raise DataError(
+            f"{type(clip).__name__} is not a clip: give a file, or a pair of samples and their "
+            "rate in Hz"
+        )
     samples, rate = clip
     return pipeline.checked_rows(_mono(samples, rate, spec.sample_rate), spec)
 
@@ -69,6 +74,8 @@ def listed(clips: Iterable[Clip]) -> Iterable[Clip]:
     """
     if isinstance(clips, str | Path):
         raise DataError(f"{str(clips)!r} is one clip: give a list, such as [{str(clips)!r}]")
+    if isinstance(clips, tuple) and len(clips) == 2 and isinstance(clips[1], int):
+        raise DataError("this is one clip: give a list, such as [(samples, rate)]")
     return clips
 
 
@@ -90,7 +97,8 @@ def name_of(clip: Clip, number: int) -> str:
 
 def _mono(samples: np.ndarray | Tensor, rate: int, wanted: int) -> Tensor:
     if isinstance(samples, Tensor):
-        samples = samples.detach().cpu().numpy()
+        samples = samples.detach().cpu()
+        samples = (samples.float() if samples.is_floating_point() else samples).numpy()
     array = np.asarray(samples)
     if not np.issubdtype(array.dtype, np.floating):
         raise DataError(
@@ -110,6 +118,6 @@ def _mono(samples: np.ndarray | Tensor, rate: int, wanted: int) -> Tensor:
             f"an array of shape {tuple(array.shape)} has more channels than samples: give it as "
             "[channels, S]"
         )
-    if rate < 1:
+    if not isinstance(rate, int | float) or rate < 1:
         raise DataError(f"a rate of {rate} Hz is not one: give the samples' rate in Hz")
     return torch.from_numpy(resampled(array.T, rate, wanted, "the array"))

@@ -93,11 +93,11 @@ class PeftMethod(Settings, ABC):
                 f"{f' by {backbone.adapted_by!r}' if backbone.adapted_by else ''}, and a method "
                 "would be put on top of it: load the backbone again first"
             )
-        backbone.adapted_by = self.registered_name
         backbone.requires_grad_(False)
         if self.is_on("zero_positions"):
             backbone.zero_positions()
         self.insert(backbone)
+        backbone.adapted_by = self.registered_name
         for module in insertion.inserted(backbone):
             if isinstance(module, Recorder):
                 module.context = backbone.context

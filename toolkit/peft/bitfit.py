@@ -19,5 +19,7 @@ class BitFit(PeftMethod):
                     module.bias.requires_grad_(True)
 
     def train_final_norm(self, backbone: Backbone) -> None:
-        """Its bias alone."""
-        backbone.norm.bias.requires_grad_(True)
+        """Unfreeze the bias of the final norm, if it has one."""
+        bias = getattr(backbone.norm, "bias", None)
+        if isinstance(bias, nn.Parameter):
+            bias.requires_grad_(True)

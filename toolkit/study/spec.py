@@ -162,13 +162,14 @@ class Study(Settings):
         Raises:
             ConfigError: there is no such file, it is not YAML, or a key is wrong.
         """
-        file = path / COPY if path.is_dir() else path
+        file = locate(path)
         try:
             values = YAML(typ="safe").load(file.read_text(encoding="utf-8"))
         except OSError:
+            known = sorted(file.stem for file in places.studies().glob("*.yaml"))
             raise ConfigError(
-                f"there is no study {file}; name a file such as tools/studies/esc10.yaml, or the "
-                "folder of its results"
+                f"there is no study {path}{did_you_mean(path.stem, known)}\nname a YAML file, the "
+                f"folder of its results, or one that comes with the toolkit: {', '.join(known)}"
             ) from None
         except YAMLError as error:
             raise ConfigError(f"{file} is not valid YAML: {error}") from None
@@ -206,6 +207,20 @@ def check_name(where: str, name: str) -> None:
         raise ConfigError(
             f"'{where}': {name!r} cannot name a folder; use only letters, digits, -, _ and ."
         )
+
+
+def locate(path: Path) -> Path:
+    """The file of a study: as named, the copy in a folder of results, or one of the toolkit's own.
+
+    Args:
+        path: such as `my_study.yaml`, `results/studies/first`, `esc10` or
+            `tools/studies/esc10.yaml`.
+    """
+    if path.is_dir():
+        return path / COPY
+    shipped = places.studies() / f"{path.stem}.yaml"
+    own_name = str(path) in (shipped.stem, shipped.name, f"tools/studies/{shipped.name}")
+    return shipped if own_name and not path.exists() else path
 
 
 def resolve(path: str) -> Path:

@@ -43,6 +43,10 @@ VOLATILE = (
 """Keys that may differ when a run is continued: they do not change what it computes."""
 
 
+DEFAULT_PIPELINES = ("fbank", "waveform")
+"""What version 0.1 wrote where the pipeline is now left to the backbone."""
+
+
 class OutputFolder:
     """The folder of one run.
 
@@ -111,6 +115,9 @@ class OutputFolder:
         if not there.is_file():
             return
         old, new = flatten(there.read_text(encoding="utf-8")), configuration.flat
+        if new.get("pipeline", "") is None and old.get("pipeline.name") in DEFAULT_PIPELINES:
+            old["pipeline"] = old.pop("pipeline.name")  # 0.1 named what is the default since
+            new["pipeline"] = old["pipeline"]
         changed = [
             f"{key}: {old.get(key, 'not set')} there, {new.get(key, 'not set')} now"
             for key in sorted(old.keys() | new)
