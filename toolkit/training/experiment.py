@@ -20,7 +20,7 @@ from toolkit.backbones.base import BackboneSource
 from toolkit.config import CommandLine, Configuration
 from toolkit.data.augment import SpecAugment
 from toolkit.data.manifest import Corpus, Manifest, copied, refuse
-from toolkit.errors import ConfigError, DataError, ToolkitError, did_you_mean
+from toolkit.errors import ConfigError, ToolkitError, did_you_mean
 from toolkit.features.cache import FeatureCache, content_hashes, default_cache_folder
 from toolkit.features.pipeline import Pipeline, pipeline_for
 from toolkit.features.spec import FeatureSpec
@@ -134,15 +134,8 @@ class Experiment:
         """Print what will run, after building the model once to see that it can be built.
 
         Raises:
-            DataError: the data folder does not exist.
             BackboneError, ConfigError: the model cannot be built.
         """
-        folder = self.options.data_folder
-        if folder is not None and not self.options.download and not Path(folder).exists():
-            raise DataError(
-                f"there is no folder {folder}: name the one that holds the corpus with "
-                "`--data_folder`"
-            )
         model = self.model(num_classes=2)
         count = model.count()
         share = 100 * count.method / (count.total - count.head)
