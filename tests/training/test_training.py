@@ -111,6 +111,18 @@ def test_a_finished_run_stays_as_it_is(finished: Path, corpus: Path) -> None:
     assert files() == before
 
 
+@pytest.mark.parametrize("debug", [[], ["--debug"]])
+def test_files_of_others_are_never_replaced(corpus: Path, tmp_path: Path, debug: list[str]) -> None:
+    precious = tmp_path / ("out-debug" if debug else "out") / "precious.txt"
+    precious.parent.mkdir()
+    precious.write_text("mine")
+    refused = run(*_arguments(corpus), *debug, cwd=tmp_path)
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    assert "precious.txt" in refused.stderr and "--output_folder" in refused.stderr
+    assert [file.name for file in precious.parent.iterdir()] == ["precious.txt"]
+    assert precious.read_text() == "mine"
+
+
 def test_a_run_of_the_version_that_named_the_pipeline_continues(
     finished: Path, corpus: Path, tmp_path: Path
 ) -> None:

@@ -43,6 +43,9 @@ VOLATILE = (
 """Keys that may differ when a run is continued: they do not change what it computes."""
 
 
+RUN_MARKS = {"hyperparams.yaml", ".lock"}
+"""Files one of which every run has in its folder."""
+
 DEFAULT_PIPELINES = ("fbank", "waveform")
 """What version 0.1 wrote where the pipeline is now left to the backbone."""
 
@@ -56,12 +59,14 @@ class OutputFolder:
         fresh: delete an existing folder first (debug runs).
 
     Raises:
-        RunError: it holds a run of another configuration, or another process writes there.
+        RunError: it holds files that no run wrote, or a run of another configuration, or another
+            process writes there.
     """
 
     def __init__(self, path: Path, configuration: Configuration, fresh: bool = False) -> None:
         self.path = path
         if if_main_process():
+            _refuse_files_of_others(path)
             if fresh:
                 shutil.rmtree(path, ignore_errors=True)
             path.mkdir(parents=True, exist_ok=True)
@@ -128,6 +133,19 @@ class OutputFolder:
                 f"{self.path} holds a run of another configuration:\n{listing(changed)}\n"
                 "choose another folder with `--output_folder`, or delete that one"
             )
+
+
+def _refuse_files_of_others(path: Path) -> None:
+    """Refuse a folder that is not a run's: its files might be replaced."""
+    if path.exists() and not path.is_dir():
+        raise RunError(f"{path} is a file: choose a folder with `--output_folder`")
+    found = {file.name for file in path.iterdir()} if path.is_dir() else set()
+    if found and not found & RUN_MARKS:
+        raise RunError(
+            f"{path} holds files that no run of this toolkit wrote ({', '.join(sorted(found)[:3])}"
+            f"{', ...' if len(found) > 3 else ''}), and they might be replaced: choose another "
+            "folder with `--output_folder`"
+        )
 
 
 class EpochLog:
