@@ -349,7 +349,11 @@ def test_a_connection_that_breaks(
     assert "cannot be fetched" in message and str(error) in message
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>sign in</html>", archive()[:-100]])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"<html>sign in</html>", archive()[:-100]],
+    ids=["nothing", "a page", "cut"],  # an archive holds the time at which it was made
+)
 def test_an_archive_that_is_none(
     content: bytes, serve: Callable[[object], list[str]], tmp_path: Path
 ) -> None:
