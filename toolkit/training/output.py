@@ -140,7 +140,7 @@ def _refuse_files_of_others(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise RunError(f"{path} is a file: choose a folder with `--output_folder`")
     found = {file.name for file in path.iterdir()} if path.is_dir() else set()
-    if found and not found & RUN_MARKS:
+    if found - {"log.txt"} and not found & RUN_MARKS:  # a refused run leaves its log alone
         raise RunError(
             f"{path} holds files that no run of this toolkit wrote ({', '.join(sorted(found)[:3])}"
             f"{', ...' if len(found) > 3 else ''}), and they might be replaced: choose another "
