@@ -52,6 +52,17 @@ def run(tmp_path: Path, shared_cache: Path) -> Run:
     return work
 
 
+STUDY = """
+study: small
+corpora: {embedded: {recipe: recipes/ESC50, folds: [1]}}
+methods: [linear]
+seeds: [1]
+shots: [2]
+baseline: linear
+overrides: {epochs: 1, max_length: 64, corpus.clips_per_class: 5}
+"""
+
+
 def test_an_installed_copy_stands_alone(run: Run, tmp_path: Path) -> None:
     here = tmp_path / "empty"
     listed = run("toolkit", "list")
@@ -75,3 +86,10 @@ def test_an_installed_copy_stands_alone(run: Run, tmp_path: Path) -> None:
     said = run("toolkit", "train", "ESC50", "plugins/x/x.yaml", *QUICK)
     assert said.startswith("ESC50/train.py is used, not the recipe that comes with the toolkit\n")
     assert (here / "results" / "ESC50-embedded" / "x" / "10-debug" / "result.json").is_file()
+
+    (here / "small.yaml").write_text(STUDY, encoding="utf-8")
+    assert "1 to execute" in run("toolkit", "study", "run", "small.yaml", "--dry-run")
+    run("toolkit", "study", "run", "small.yaml")
+    run("toolkit", "study", "time", "small.yaml", "--rounds", "1")
+    assert "report.html" in run("toolkit", "study", "report", "small.yaml")
+    assert (here / "results" / "studies" / "small" / "report" / "report.md").is_file()
