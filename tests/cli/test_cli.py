@@ -187,6 +187,23 @@ def test_settings_that_a_tool_does_not_know(capsys: pytest.CaptureFixture[str]) 
 # ---------------------------------------------------------------- on a terminal
 
 
+def test_a_fault_of_ours_is_drawn_on_a_terminal_and_raised_elsewhere(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(folders: object) -> None:
+        raise ZeroDivisionError("of ours")
+
+    monkeypatch.setattr("toolkit.plugins.discover_and_report", broken)
+    with pytest.raises(ZeroDivisionError):
+        main(["list"])
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with pytest.raises(SystemExit) as ended:
+        main(["list"])
+    assert ended.value.code == 1
+    shown = capsys.readouterr().err
+    assert "ZeroDivisionError" in shown and "of ours" in shown and "main.py" in shown
+
+
 def test_tables_on_a_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,6 +35,13 @@ def print_error(error: Exception) -> None:
     print(f"error: {error}", file=sys.stderr)
 
 
+def print_traceback() -> None:
+    """Print the traceback of the exception being handled with `rich`, on the error stream."""
+    from rich.console import Console
+
+    Console(stderr=True).print_exception()
+
+
 def _draw(rows: Iterable[Sequence[str]], columns: Sequence[str], title: str) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console

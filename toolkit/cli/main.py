@@ -31,6 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(0)
+    except Exception:  # a fault of ours: drawn on a terminal, as Python prints it elsewhere
+        if not sys.stderr.isatty():
+            raise
+        console.print_traceback()
+        sys.exit(1)
 
 
 def parser() -> argparse.ArgumentParser:
