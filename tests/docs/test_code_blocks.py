@@ -8,8 +8,6 @@ checkout's `recipes`, `plugins` and `tools`. A block with a title is written to 
 
 import os
 import subprocess
-import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +15,10 @@ from pathlib import Path
 import pytest
 from bundles import tiny_bundle
 from code_blocks import ROOT, Block, blocks, pages, shortened
+from programs import warm_programs
 
 from toolkit.data.corpora.miniature import write_tones
 
-WARM = ROOT / "tests" / "support" / "warm_python.py"
 RUN = ("python", "bash", "yaml")
 EXTRAS = {"docs/how-to/training-loops.md": ("accelerate", "lightning")}
 """Pages that need packages of the extra `frameworks`; skipped where these are missing."""
@@ -48,21 +46,9 @@ def material(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Pa
 
 @pytest.fixture(scope="session")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with the programs `toolkit` and `python`, which start at once: see `warm_python`."""
-    folder = tmp_path_factory.mktemp("programs")
-    server = folder / "server"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen([sys.executable, WARM, server], env=environment) as process:
-        while not server.exists():
-            assert process.poll() is None, "the warm Python did not start"
-            time.sleep(0.1)
-        for name, module in (("toolkit", "-m toolkit "), ("python", "")):
-            file = folder / name
-            client = f'exec "{sys.executable}" -I "{WARM}" "{server}" {module}"$@"'
-            file.write_text(f"#!/bin/sh\n{client}\n", encoding="utf-8")
-            file.chmod(0o755)
+    """A folder with the programs `toolkit` and `python`, see `warm_programs`."""
+    with warm_programs(tmp_path_factory.mktemp("programs")) as folder:
         yield folder
-        process.kill()
 
 
 @pytest.fixture

@@ -1,0 +1,30 @@
+"""The programs `toolkit` and `python`, started at once by a warm Python: see `warm_python`."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+WARM = Path(__file__).with_name("warm_python.py")
+ROOT = Path(__file__).parents[2]
+
+
+@contextlib.contextmanager
+def warm_programs(folder: Path) -> Iterator[Path]:
+    """Write the two programs into a folder; they work until the context ends."""
+    server = folder / "server"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, WARM, server], env=environment) as process:
+        while not server.exists():
+            assert process.poll() is None, "the warm Python did not start"
+            time.sleep(0.1)
+        for name, module in (("toolkit", "-m toolkit "), ("python", "")):
+            file = folder / name
+            client = f'exec "{sys.executable}" -I "{WARM}" "{server}" {module}"$@"'
+            file.write_text(f"#!/bin/sh\n{client}\n", encoding="utf-8")
+            file.chmod(0o755)
+        yield folder
+        process.kill()
