@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from toolkit.errors import ConfigError
 from toolkit.mixtures.observe import some_of, visit
@@ -101,7 +102,8 @@ class AdapMoE(MixtureTool):
         `run_tool` measures it on the test fold in between.
         """
         found = mixtures(model.backbone)
-        active = torch.stack([r.active for r in adaptive_routers(model).values()]).sum(dim=0)
+        counts = [router.active for router in adaptive_routers(model).values()]
+        active = pad_sequence(counts, batch_first=True).sum(dim=0)  # sites may differ in experts
         share = active.double() / active.sum().clamp(min=1)
         mean = (share * torch.arange(len(share))).sum().item()
         details = {
@@ -111,8 +113,8 @@ class AdapMoE(MixtureTool):
             "fewer_activations": 1 - mean / plan["calibration"]["active_at_top_k"],
         }
         if plan["slots"] is not None:
-            counts = total_counts(mixture.experts.cache for mixture in found.values())
-            details |= {"slots": plan["slots"], "cache": counts}
+            loads = total_counts(mixture.experts.cache for mixture in found.values())
+            details |= {"slots": plan["slots"], "cache": loads}
         return Found(active_mean=mean, details=details)
 
     def _insert_routers(self, model: AudioClassifier) -> None:
@@ -279,8 +281,13 @@ def _refuse(model: AudioClassifier) -> None:
             f"'{method}' is no mixture whose router weighs a token's experts by a softmax: use a "
             "bundle of dense_moa or topk_moa"
         )
-    if not all(mixture.mixes_adapters and mixture.num_experts > 1 for mixture in found):
+    if not all(mixture.mixes_adapters for mixture in found):
         raise ConfigError(
-            f"the mixtures of '{method}' need at least two adapters, and no cache yet: use another "
-            "bundle, with more experts or not yet changed by adapmoe"
+            f"the experts of '{method}' are not adapters of one width that no other cache keeps: "
+            "use a bundle of dense_moa or topk_moa to which adapmoe has not yet given a cache"
+        )
+    if not all(mixture.num_experts > 1 for mixture in found):
+        raise ConfigError(
+            f"a mixture of '{method}' has one expert, which nothing can skip: use a bundle with at "
+            "least two experts in each mixture"
         )

@@ -600,7 +600,7 @@ def test_target_is_met_on_the_calibration_clips() -> None:
         ({"name": "adapter"}, "router"),
         ({"name": "lora"}, "router"),
         ({"name": "dynmoe"}, "softmax"),
-        ({"name": "dense_moa", "num_experts": 1}, "two adapters"),
+        ({"name": "dense_moa", "num_experts": 1}, "at least two experts"),
     ],
 )
 def test_refusals(method: dict[str, Any], message: str) -> None:
@@ -613,7 +613,7 @@ def test_a_cached_mixture_is_refused() -> None:
     model = tiny_mixture("dense_moa")
     tool(cache_slots=4).apply(model, tiny_data(model.backbone))
     assert isinstance(first_mixture(model).experts, CachedExperts)
-    with pytest.raises(ConfigError, match="no cache yet"):
+    with pytest.raises(ConfigError, match="not yet given a cache"):
         tool().apply(copy.deepcopy(model), tiny_data(model.backbone))
 
 
