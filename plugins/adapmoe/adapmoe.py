@@ -107,7 +107,7 @@ class AdapMoE(MixtureTool):
             router.active.zero_()
         return {
             "slots": slots,
-            "first_layer": predictor is not None and slots is not None,
+            "first_layer": None if predictor is None or slots is None else predictor.dim,
             "calibration": calibration,
         }
 
@@ -115,10 +115,10 @@ class AdapMoE(MixtureTool):
         """Insert the routers and, if there are slots, the caches."""
         self._insert_routers(model)
         if plan["slots"] is not None:
-            predictor = None
-            if plan.get("first_layer", False):  # bundles of 0.1 have no predictor
+            predictor, dim = None, plan.get("first_layer")  # bundles of 0.1 do not speak of it
+            if dim is not None:
                 first = mixtures(model.backbone)[next(iter(plan["slots"]))]
-                predictor = Predictor(model.backbone.width, first.num_experts)
+                predictor = Predictor(dim, first.num_experts)
             self._insert_caches(model, plan["slots"], predictor)
 
     def report(self, model: AudioClassifier, plan: dict[str, Any]) -> Found:

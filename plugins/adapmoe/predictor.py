@@ -34,6 +34,7 @@ class Predictor(nn.Module):
 
     def __init__(self, dim: int, num_experts: int) -> None:
         super().__init__()
+        self.dim = dim
         self.register_buffer("weight", torch.zeros(num_experts, dim))
         self.register_buffer("bias", torch.zeros(num_experts))
 

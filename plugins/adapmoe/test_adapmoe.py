@@ -362,7 +362,8 @@ def cached(
     model = tiny_mixture(**(settings or SIX))
     made = tool(prefetch=prefetch, base_topk=base_topk, look_ahead=look_ahead, room=room)
     slots_of = None if slots is None else dict.fromkeys(mixtures(model.backbone), slots)
-    made.restructure(model, {"slots": slots_of, "first_layer": first_layer})
+    dim = model.backbone.width if first_layer else None
+    made.restructure(model, {"slots": slots_of, "first_layer": dim})
     return model
 
 
@@ -408,7 +409,7 @@ def test_packed_experts_are_unpacked_into_the_cache(slots: int) -> None:
         tool().apply(model, tiny_data(model.backbone))
         before = logits(model)
         tool_slots = dict.fromkeys(mixtures(model.backbone), size)
-        tool()._insert_caches(model, tool_slots)
+        tool()._insert_caches(model, tool_slots, None)
         outputs += [logits(model), logits(model)]
         torch.testing.assert_close(outputs[-1], before, rtol=1e-4, atol=1e-5)
         assert not list(first_mixture(model).experts.store.packed.parameters())
