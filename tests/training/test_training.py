@@ -198,7 +198,7 @@ def _wait_for_epoch(checkpoints: Path, epoch: int, process: subprocess.Popen) ->
 
 def test_two_processes_equal_one(corpus: Path, tmp_path: Path) -> None:
     arguments = [
-        *_arguments(corpus, "hparams/adapter.yaml"), "--folds", "4", "--augment", "[]",
+        *_arguments(corpus, "hparams/adapter.yaml"), "--folds", "4",
         "--batch_size", "7", "--grad_accumulation_factor", "2",
     ]  # fmt: skip
     tables = []

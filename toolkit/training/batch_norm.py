@@ -8,8 +8,8 @@ from toolkit import processes
 class JointBatchNorm(nn.BatchNorm1d):
     """A batch norm whose statistics in training are those of all processes together.
 
-    `torch.nn.SyncBatchNorm` does this on GPUs only; this one is used on every device. It computes in
-    float64: a rounding error can decide which experts a router behind it chooses.
+    `torch.nn.SyncBatchNorm` does this on GPUs only; this one is used on every device. It computes
+    in float64: a rounding error can decide which experts a router behind it chooses.
     """
 
     def forward(self, input: Tensor) -> Tensor:
