@@ -33,7 +33,8 @@ class MuMoE(PeftMethod):
         minimum=1,
     )
     layers_per_block: Literal[1, 2] = setting(
-        2, "two layers d -> b -> d with a GELU between, or one layer d -> d (the paper's fine-tuning)"
+        2,
+        "two layers d -> b -> d with a GELU between, or one layer d -> d (the paper's fine-tuning)",
     )
     bottleneck: int = setting(16, "width b between two layers", minimum=1)
     input_norm: bool = setting(
