@@ -16,9 +16,11 @@ SHORTENED = {
     rf"{TRAIN}.*--data_folder data/.*--backbone": "--debug",
     rf"{TRAIN}.*--data_folder data/": "--debug --backbone ast_tiny --max_length 64",
     rf"{TRAIN}.*--data_folder": "--epochs 1",
-    r"(toolkit train|python) \S*ESC50": "--epochs 1 --folds 1 --corpus.clips_per_class 5",
+    r"(toolkit train|python) \S*ESC50": "--epochs 1 --folds 1 --corpus.clips_per_class 5 "
+    "--max_length 64",
     TRAIN: "--epochs 1",
-    "toolkit search": "--epochs 1 --corpus.clips_per_class 5 --iterations 1 --population 4",
+    "toolkit search": "--epochs 1 --corpus.clips_per_class 5 --max_length 64 --iterations 1 "
+    "--population 4",
     "toolkit (compress|prune) (?!.*--data_folder)": "--corpus synthetic:clips_per_class=5 "
     '--data_folder "$TOOLKIT_CACHE/synthetic"',
     "toolkit corpus check data/": "2> complaint || grep 'of the published corpus' complaint",
@@ -89,5 +91,6 @@ def shortened(code: str) -> str:
 
 
 def _shortened(line: str) -> str:
-    added = next((more for begin, more in SHORTENED.items() if re.match(begin, line)), None)
-    return line if added is None else f"{line.partition('  #')[0]} {added}"
+    command = line.partition("  #")[0]
+    added = next((more for begin, more in SHORTENED.items() if re.match(begin, command)), None)
+    return line if added is None else f"{command.rstrip()} {added}"
