@@ -23,6 +23,7 @@ from pathlib import Path
 PRELOADED = (
     "toolkit.training.folds", "toolkit.inference.predict", "toolkit.testing.matrix",
     "toolkit.data.survey", "toolkit.backbones.ast", "toolkit.peft.lora", "matplotlib.pyplot",
+    "pytest", "hypothesis",
 )  # fmt: skip
 
 
