@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from toolkit import processes
 from toolkit.routing import dense
 from toolkit.routing.router import Router
 
@@ -164,16 +165,22 @@ def balance(routing: TopAnyRouting, count: int | Tensor) -> Tensor:
         routing: of the tokens.
         count: the number of experts: those alive, or all slots.
     """
-    covered = (routing.real & ~routing.uncovered).sum().clamp(min=1)
-    gates = routing.fired / firing(routing.fired)
-    gates = gates.flatten(0, -2).sum(dim=0) / covered
-    shares = routing.fired.detach().flatten(0, -2).sum(dim=0) / covered
-    return count * (gates * shares).sum()
+    gates = (routing.fired / firing(routing.fired)).flatten(0, -2).sum(dim=0)
+    shares = routing.fired.detach().flatten(0, -2).sum(dim=0)
+    covered = (routing.real & ~routing.uncovered).sum()[None].to(gates.dtype)
+    gates, shares, covered = processes.total(torch.cat([gates, shares, covered])).split(
+        [len(gates), len(shares), 1]
+    )
+    covered = covered.clamp(min=1)
+    return count * (gates / covered * shares / covered).sum()
 
 
 def efficiency(routing: TopAnyRouting) -> Tensor:
     """Mean share of the slots that fire on a token, which the paper's later code penalises."""
-    return routing.fired[routing.real].mean()
+    fired = routing.fired[routing.real]
+    number = fired.new_tensor(fired.numel())
+    total, number = processes.total(torch.stack([fired.sum(), number]))
+    return total / number.clamp(min=1)
 
 
 def metrics(routing: TopAnyRouting, alive: Tensor) -> dict[str, Tensor]:
