@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bundles import rewrite_bundle
 
 from toolkit.backbones.ast import ASTTiny
 from toolkit.bundle import Origin, load_bundle, save_bundle
@@ -48,11 +49,6 @@ def test_saving_again_replaces_the_old_one(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
 
 
-def _edit(folder: Path, **changes: object) -> None:
-    info = json.loads((folder / "bundle.json").read_text())
-    (folder / "bundle.json").write_text(json.dumps({**info, **changes}))
-
-
 @pytest.mark.parametrize(
     ("origin", "task"),
     [
@@ -65,10 +61,7 @@ def test_a_bundle_from_before_tasks_had_names(
     origin: dict[str, object], task: Task, tmp_path: Path
 ) -> None:
     _saved(tmp_path / "bundle", "lora")
-    file = tmp_path / "bundle" / "bundle.json"
-    info = json.loads(file.read_text())
-    del info["task"]
-    file.write_text(json.dumps({**info, "origin": origin}))
+    rewrite_bundle(tmp_path / "bundle", {"format": 1, "origin": origin}, without=["task"])
     bundle, logits = load_bundle(tmp_path / "bundle"), torch.randn(2, 3)
     assert bundle.task is task
     torch.testing.assert_close(bundle.probabilities(logits), task.probabilities(logits))
@@ -76,7 +69,7 @@ def test_a_bundle_from_before_tasks_had_names(
 
 def test_an_unknown_task_is_refused(tmp_path: Path) -> None:
     _saved(tmp_path / "bundle", "lora")
-    _edit(tmp_path / "bundle", task="counting")
+    rewrite_bundle(tmp_path / "bundle", {"task": "counting"})
     with pytest.raises(
         BundleError,
         match=r"task should be one of one_class, several_classes, not 'counting'.*version",
@@ -98,7 +91,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="damaged"):
         load_bundle(bundle)
     weights.write_bytes(whole)
-    _edit(bundle, format=99)
+    rewrite_bundle(bundle, {"format": 99})
     with pytest.raises(BundleError, match="format 99"):
         load_bundle(bundle)
     (bundle / "bundle.json").write_text("{")
@@ -120,9 +113,9 @@ def test_another_backbone_is_refused(tmp_path: Path) -> None:
 def test_other_settings_than_the_weights_are_refused(tmp_path: Path) -> None:
     _saved(tmp_path / "bundle")
     peft = json.loads((tmp_path / "bundle" / "bundle.json").read_text())["peft"]
-    _edit(tmp_path / "bundle", peft={**peft, "num_experts": 3})
+    rewrite_bundle(tmp_path / "bundle", {"peft": {**peft, "num_experts": 3}})
     with pytest.raises(BundleError, match="of another shape"):
         load_bundle(tmp_path / "bundle")
-    _edit(tmp_path / "bundle", peft={"name": "lora"})
+    rewrite_bundle(tmp_path / "bundle", {"peft": {"name": "lora"}})
     with pytest.raises(BundleError, match="without a place"):
         load_bundle(tmp_path / "bundle")

@@ -4,15 +4,16 @@ import contextlib
 import dataclasses
 import io
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from toolkit import __version__
+from toolkit import __version__, backbones
 from toolkit.backbones.ast import ASTTiny
 from toolkit.bundle import Bundle, BundleInfo, Origin, load_bundle, save_bundle
-from toolkit.bundle.info import FORMAT
+from toolkit.bundle.info import DESCRIPTION, FORMAT, checksum
 from toolkit.cli import main
 from toolkit.features.pipeline import Pipeline
 from toolkit.inference.predict import predict
@@ -62,6 +63,25 @@ def unsaved_bundle(
         weights_hash="",
     )
     return Bundle(model, pipeline, info.classes, task, info)
+
+
+def rewrite_bundle(folder: Path, changes: Mapping[str, Any], without: Sequence[str] = ()) -> None:
+    """Change what `bundle.json` says as a program would that knows its format.
+
+    Args:
+        folder: the bundle; one of format 1 becomes as bundles of that format were.
+        changes: top-level key -> new value.
+        without: top-level keys to leave out.
+    """
+    file = folder / DESCRIPTION
+    values = json.loads(file.read_text()) | changes
+    values = {key: value for key, value in values.items() if key not in ("checksum", *without)}
+    if values.get("format") == 1:
+        source = backbones.create(values["backbone"])
+        values["fingerprint"] = source.load(values["features"]["max_length"]).weights_fingerprint()
+    else:
+        values["checksum"] = checksum(values)
+    file.write_text(json.dumps(values))
 
 
 def change_bundle(verb: str, bundle: Path, tool: str, output: str, *options: str) -> Path:
