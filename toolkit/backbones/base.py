@@ -295,6 +295,15 @@ class Backbone(nn.Module, ABC):
                 return ".".join([name, *parts[end:]])
         return ".".join(parts)
 
+    def without_weights(self) -> "Backbone":
+        """A copy on the meta device: shapes and roles alone."""
+        empty: dict[int, Tensor] = {}
+        for parameter in self.parameters():
+            empty[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+        for buffer in self.buffers():
+            empty[id(buffer)] = buffer.to("meta")
+        return copy.deepcopy(self, empty)
+
     def fingerprint_now(self) -> str:
         """Hash of the weights, of the features that it reads, and of what else its configuration
         says of its computation; as loaded it is `fingerprint`, which bundles are checked against.
