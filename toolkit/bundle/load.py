@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
@@ -24,6 +25,13 @@ from toolkit.features.spec import FeatureSpec
 from toolkit.model import AudioClassifier
 from toolkit.registry import PEFT, TOOLS
 from toolkit.task import Task, task_named
+
+LARGEST_MODEL, SPARE = 100, 10_000_000
+"""How many times more numbers than its file of weights a model may have before a tool shrinks it,
+and how many besides."""
+
+TOO_LARGE = (MemoryError, OverflowError, RuntimeError, TypeError)
+"""What torch raises for sizes that it cannot count."""
 
 MISSING = object()
 NOT_A_PLAN = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -98,14 +106,9 @@ def load_bundle(
     _require_same_features(folder, info, frozen)
     _require_same_backbone(folder, info, frozen)
     pipeline = None if info.backbone is None else _pipeline(folder, info, frozen.features)
+    _require_size(folder, info, frozen, sum(tensor.numel() for tensor in weights.values()))
     method = PEFT.create(info.peft.as_dict())
-    try:
-        model = AudioClassifier(frozen, method, len(info.classes), info.pooling)
-    except (RuntimeError, MemoryError) as error:  # sizes that no memory holds
-        raise BundleError(
-            f"{folder} holds settings of '{info.peft.name}' that cannot be used: "
-            f"{first_line(error)}"
-        ) from None
+    model = AudioClassifier(frozen, method, len(info.classes), info.pooling)
     for change in info.tools:
         _restructure(folder, model, change)
     model.load_state(weights)
@@ -146,6 +149,26 @@ def _require_same_backbone(folder: Path, info: BundleInfo, frozen: Backbone) -> 
             f"{folder} was trained on another backbone: {trained_on} with the fingerprint "
             f"{info.fingerprint}, not {frozen.name} with {found}; name the right one "
             "(`--backbone`, or `backbone` in Python)"
+        )
+
+
+def _require_size(folder: Path, info: BundleInfo, frozen: Backbone, stored: int) -> None:
+    """Refuse settings of a model far larger than its weights, before it takes memory."""
+    try:
+        with torch.device("meta"):
+            method = PEFT.create(info.peft.as_dict())
+            classes = len(info.classes)
+            empty = AudioClassifier(frozen.without_weights(), method, classes, info.pooling)
+    except TOO_LARGE as error:
+        raise BundleError(
+            f"{folder} holds settings of '{info.peft.name}' that cannot be used "
+            f"({first_line(error)}): make the bundle again"
+        ) from None
+    asked = sum(tensor.numel() for tensor in empty.state().values())
+    if asked > LARGEST_MODEL * stored + SPARE:
+        raise BundleError(
+            f"{folder} describes a model with {asked:,} trained numbers, and its weights hold "
+            f"{stored:,}: use the settings that they were trained with"
         )
 
 
