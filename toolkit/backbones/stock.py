@@ -166,6 +166,8 @@ class StockSource(BackboneSource, ABC):
     def _from_pretrained(self, config: Any) -> tuple[Any, dict[str, Any]]:
         """The stock model with its weights, and what transformers says of their names."""
         logging.disable_progress_bar()  # of the weights' loading; a download keeps its own
+        before = logging.get_verbosity()
+        logging.set_verbosity_error()  # what it reports of names and shapes is said below
         place, name = self.checkpoint, self.model_class.__name__
         try:
             found: tuple[Any, dict[str, Any]] = self.model_class.from_pretrained(
@@ -189,6 +191,8 @@ class StockSource(BackboneSource, ABC):
                 "without internet use `--backbone ast_tiny` (embedded) or `--backbone PATH` "
                 "(a folder that holds the checkpoint)"
             ) from error
+        finally:
+            logging.set_verbosity(before)
         return found
 
 
