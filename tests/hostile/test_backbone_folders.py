@@ -158,7 +158,7 @@ ROWS: Mapping[str, tuple[Prepare, str]] = {
     ),
     "a width below zero": (config(hidden_size=-96), "cannot be used"),
     "no heads": (config(num_attention_heads=0), "cannot be used"),
-    "an odd number of heads": (config(num_attention_heads=7), "of another shape: layers.0.attention.k_proj"),
+    "an odd number of heads": (config(num_attention_heads=7), "of another shape: layers.0"),
     "another width": (config(hidden_size=48), "missing or of another shape"),
     "another depth": (config(num_hidden_layers=3), "missing or of another shape: layers.2"),
     "patches of nothing": (config(patch_size=0), "of another shape: embeddings"),
