@@ -195,7 +195,8 @@ class Recorder(nn.Module):
     """Base of inserted modules that can record statistics of their passes, such as mixtures.
 
     Attributes:
-        recording: whether `forward` appends to `records`.
+        recording: whether `forward` appends to `records` in this pass: it is switched on, and the
+            batch has real tokens.
         records: one mapping of detached tensors per forward pass.
         context: which tokens of a batch are real; None: all are.
     """
@@ -204,8 +205,17 @@ class Recorder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.recording = False
+        self._switched_on = False
         self.records: list[dict[str, Tensor]] = []
+
+    @property
+    def recording(self) -> bool:
+        """Whether this pass is recorded; set it to switch recording on or off."""
+        return self._switched_on and (self.mask is None or bool(self.mask.any()))
+
+    @recording.setter
+    def recording(self, on: bool) -> None:
+        self._switched_on = on
 
     @property
     def mask(self) -> Tensor | None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from toolkit.routing import dense
+from toolkit.routing.precision import wide, without_autocast
 from toolkit.routing.router import Router
 
 INIT_SCALE = 0.1
@@ -116,8 +117,8 @@ class TopKRouter(Router):
 
     def route(self, x: Tensor, mask: Tensor | None = None) -> TopKRouting:
         """Route tokens [B, T, d], with a mask [B, T] of the real ones."""
-        with torch.autocast(x.device.type, enabled=False):
-            logits = self._logits(x.to(self.linear.weight.dtype))
+        with without_autocast(x):
+            logits = self._logits(wide(x))
             probabilities = logits.softmax(dim=-1)
             count = min(self.k, logits.shape[-1])
             top = probabilities.topk(count, dim=-1).indices
@@ -140,7 +141,7 @@ class TopKRouter(Router):
     def _logits(self, x: Tensor) -> Tensor:
         if self.training and self.jitter:
             x = x * torch.empty_like(x).uniform_(1 - self.jitter, 1 + self.jitter)
-        logits: Tensor = self.linear(x)
+        logits = functional.linear(x, wide(self.linear.weight))
         if self.training and self.noise:
             logits = logits + self.noise * torch.randn_like(logits)
         return logits.masked_fill(~self.alive, -math.inf)
