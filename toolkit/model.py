@@ -22,7 +22,7 @@ POOLINGS: tuple[str, ...] = get_args(Pooling)
 def masked_mean(
     tokens: Tensor, mask: Tensor | None, begin: int = 0, end: int | None = None
 ) -> Tensor:
-    """The mean [B, d] of the real tokens among those from `begin` to `end`.
+    """The mean [B, d] of the real tokens among those from `begin` to `end`; zero if none is real.
 
     Args:
         tokens: [B, M, d].
@@ -33,7 +33,7 @@ def masked_mean(
     if mask is None:
         return tokens.mean(dim=1)
     weights = mask[:, begin:end, None].to(tokens.dtype)
-    return (tokens * weights).sum(dim=1) / weights.sum(dim=1)
+    return (tokens * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
 class WeightedLayers(nn.Module):
@@ -213,10 +213,16 @@ class AudioClassifier(nn.Module):
         """Everything that training changes, by lasting name.
 
         These are the trainable parameters, and the buffers of inserted modules (of all modules if
-        the whole backbone trains). They are the tensors of the model, detached, not copies.
+        the whole backbone trains). They are the tensors of the model, detached, not copies; while
+        the method is merged, stock tensors are as they are without it.
         """
+        unmerged = insertion.unmerged_weights(self.backbone)
         named = ((self._lasting_name(n), t) for n, t in self.state_dict(keep_vars=True).items())
-        return {name: tensor.detach() for name, tensor in named if self._changes(name, tensor)}
+        return {
+            name: unmerged.get(id(tensor), tensor).detach()
+            for name, tensor in named
+            if self._changes(name, tensor)
+        }
 
     def _changes(self, name: str, tensor: Tensor) -> bool:
         if isinstance(tensor, nn.Parameter):
@@ -225,7 +231,7 @@ class AudioClassifier(nn.Module):
 
     @torch.no_grad()
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Copy tensors that `state` returned into the model.
+        """Copy tensors that `state` returned into the model; a merged one stays merged.
 
         Raises:
             BundleError: a tensor is missing, has no place, or is of another shape.
@@ -244,8 +250,13 @@ class AudioClassifier(nn.Module):
                 f"{', '.join(extra) or 'none'}; of another shape: {', '.join(wrong) or 'none'}; "
                 "use the settings that they were trained with"
             )
-        for name, tensor in own.items():
+        merged = insertion.is_merged(self.backbone)
+        if merged:
+            self.method.unmerge(self.backbone)
+        for name, tensor in self.state().items():
             tensor.copy_(tensors[name])
+        if merged:
+            self.method.merge(self.backbone)
 
     def count(self) -> ParameterCount:
         """Count the parameters of the method, of the head, and of the whole model."""

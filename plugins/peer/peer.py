@@ -47,7 +47,7 @@ class Peer(PeftMethod):
         True, "one pool for all blocks; each block has its own queries and keys"
     )
     pool_lr_mult: float = setting(
-        1.0, "learning rate of the pool, as a multiple of that of the rest", minimum=0
+        1.0, "learning rate of the pool, as a multiple of that of the rest", above=0
     )
     norms: bool = setting(True, "train the layer norms in front of those sublayers")
 

@@ -148,7 +148,11 @@ class PeftMethod(Settings, ABC):
         self, backbone: Backbone, optimizer: Optimizer, step: int, total_steps: int
     ) -> None:
         """Called after optimiser step `step` (from 1) of `total_steps`, gradients still in place:
-        schedules, what is learned from gradients, experts that come and go."""
+        schedules, what is learned from gradients, experts that come and go.
+
+        A step that a gradient scaler leaves out, because gradients overflowed, has its number but
+        is not followed by this call.
+        """
 
     def on_epoch(self, backbone: Backbone, optimizer: Optimizer, epoch: int) -> None:
         """Called when the training of epoch `epoch` (from 1) has ended."""

@@ -268,6 +268,21 @@ def unmerge(backbone: Backbone) -> None:
             wrapper.original = None
 
 
+def is_merged(backbone: Backbone) -> bool:
+    """Whether inserted modules are folded into the weights that they wrap."""
+    return any(wrapper.merged for wrapper in wrappers(backbone))
+
+
+def unmerged_weights(backbone: Backbone) -> dict[int, Tensor]:
+    """What `unmerge` would restore, by the id of the parameter that it would be restored in."""
+    return {
+        id(parameter): wrapper.original[name]
+        for wrapper in wrappers(backbone)
+        if wrapper.original is not None
+        for name, parameter in wrapper.wrapped.named_parameters()
+    }
+
+
 def exchange(wrapper: Wrapper, name: str, module: nn.Module) -> None:
     """Put a module in the place of the one that a wrapper inserted.
 

@@ -57,9 +57,9 @@ class TopKRouter(Router):
             (Switch), so that the router learns from the task at k = 1 too.
         jitter: in training the router reads x * U(1 - jitter, 1 + jitter) (Switch).
         noise: standard deviation of the noise on the logits in training (Shazeer et al.).
-        capacity: in training an expert takes at most this multiple of its fair share k B T / E of
-            the batch, first choices before second ones, in the order of the tokens (GShard); None:
-            no limit, so no token is dropped. Evaluation never drops.
+        capacity: in training an expert takes at most this multiple of its fair share of the batch,
+            k / E times the real tokens, first choices before second ones, in the order of the
+            tokens (GShard); None: no limit, so no token is dropped. Evaluation never drops.
 
     Attributes:
         alive: [E], bool, which experts can be chosen; all, unless a method drops some.
@@ -130,7 +130,7 @@ class TopKRouter(Router):
                 total = gates.sum(dim=-1, keepdim=True)
                 gates = gates / total.clamp(min=torch.finfo(gates.dtype).tiny)
             if self.training and self.capacity is not None:
-                gates = gates * within(top, chosen, self._room(top, self.capacity))
+                gates = gates * within(top, chosen, self._room(real, count, self.capacity))
         return TopKRouting(logits, probabilities, chosen, gates, real)
 
     def keep(self, numbers: Sequence[int]) -> None:
@@ -146,12 +146,13 @@ class TopKRouter(Router):
             logits = logits + self.noise * torch.randn_like(logits)
         return logits.masked_fill(~self.alive, -math.inf)
 
-    def _room(self, top: Tensor, capacity: float) -> int:
-        """How many tokens an expert may take."""
-        return math.ceil(capacity * top.numel() / self.linear.out_features)
+    def _room(self, real: Tensor, choices: int, capacity: float) -> Tensor:
+        """How many of the real tokens' choices an expert may take, a scalar."""
+        share = real.sum().double() * choices / self.linear.out_features
+        return (capacity * share).ceil()
 
 
-def within(top: Tensor, chosen: Tensor, room: int) -> Tensor:
+def within(top: Tensor, chosen: Tensor, room: Tensor | int) -> Tensor:
     """Find the choices that experts have room for: first choices first, in the order of tokens.
 
     Args:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from toolkit.errors import ConfigError
 from toolkit.model import AudioClassifier, Pooling
@@ -164,6 +165,59 @@ def compare_padded(batched: AudioClassifier, single: AudioClassifier) -> None:
             for clip, length in zip(rows, lengths.tolist(), strict=True)
         ]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-4)
+
+
+RANDOM = ("dropout", "drop_path", "jitter", "noise")
+"""Settings that draw random numbers for all tokens of a batch, padding included."""
+
+
+def check_padding_in_training(method: PeftMethod, family: str) -> None:
+    """Rows of padding behind a batch change nothing that training reads or keeps.
+
+    Compared are the logits, the losses, the gradients and the buffers (running statistics) of one
+    step. What the method draws per token is switched off: it depends on the size of the batch.
+    """
+    off = {name: 0.0 for name in method.as_dict() if name in RANDOM}
+    method = type(method)(**{**method.as_dict(), **off})
+    expected, found = (_training_step(method, family, padding) for padding in (0, 1))
+    assert found.keys() == expected.keys(), "padding decides which tensors get a gradient"
+    for name, tensor in expected.items():
+        scale = max(1.0, tensor.abs().max().item()) if tensor.numel() else 1.0
+        torch.testing.assert_close(
+            found[name],
+            tensor,
+            rtol=1e-3,
+            atol=1e-4 * scale,
+            msg=lambda text, name=name: f"padding changes the {name}: {text}",
+        )
+
+
+def _training_step(method: PeftMethod, family: str, padding: int) -> dict[str, Tensor]:
+    """What one step of training computes for two clips with rows of padding behind them."""
+    model = tiny_classifier(method, family=family, noise=0.05, pooling="mean")
+    model.train(not method.trains_backbone)  # whose dropout is the stock model's own
+    backbone, logits = model.backbone, []
+    rows, lengths = tiny_rows(backbone, clips=2)
+    rows = torch.cat([rows, *[torch.zeros_like(rows)] * padding], dim=1)
+
+    def forward(features: Tensor) -> Tensor:
+        logits.append(model(features, lengths))
+        return logits[-1]
+
+    features = backbone.features.normalise(rows, lengths)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        losses = method.training_losses(
+            backbone, forward, features, tiny_objective(torch.arange(2))
+        )
+        torch.stack(list(losses.values())).sum().backward()
+    gradients = {n: p.grad for n, p in model.trainable().items() if p.grad is not None}
+    return {
+        "logits": torch.cat(logits).detach(),
+        **{f"loss '{name}'": loss.detach() for name, loss in losses.items()},
+        **{f"gradient of {name}": gradient for name, gradient in gradients.items()},
+        **{f"value of {name}": tensor.float() for name, tensor in model.state().items()},
+    }
 
 
 def check_padding_in_statistics(method: PeftMethod, family: str) -> bool:

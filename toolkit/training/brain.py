@@ -268,12 +268,15 @@ class ClassificationBrain(sb.Brain):
         if self.max_grad_norm > 0:
             parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
             torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        taken = self.scaler.get_scale() >= scale  # it falls where gradients have overflowed
         self.optimizer_step += 1
         total = self.plan.epochs * self.steps_per_epoch
         method, backbone = self.model.method, self.model.backbone
-        method.on_step(backbone, self.optimizer, self.optimizer_step, total)
+        if taken:
+            method.on_step(backbone, self.optimizer, self.optimizer_step, total)
         self.optimizer.zero_grad(set_to_none=True)
 
     def _should_save_intra_epoch_ckpt(self, last_ckpt_time: float, steps_since_ckpt: int) -> bool:
