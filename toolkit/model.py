@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.backbones.base import Backbone
-from toolkit.errors import BundleError, ConfigError, did_you_mean
+from toolkit.errors import BundleError, ConfigError, ToolkitError, did_you_mean
 from toolkit.parameters import ParameterCount
 from toolkit.peft import insertion
 from toolkit.peft.base import PeftMethod
@@ -107,6 +107,7 @@ class AudioClassifier(nn.Module):
                 f"(known: {', '.join(POOLINGS)})"
             )
         self.method, self.pooling, self.num_classes = method, pooling, num_classes
+        self._features_seen = False
         if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
             raise ConfigError(
                 f"'num_classes' must be 0 or a whole number above, not {num_classes!r}"
@@ -128,15 +129,44 @@ class AudioClassifier(nn.Module):
             nn.Linear(backbone.dim, num_classes) if num_classes else nn.Identity()
         )
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """`forward`; a failure inside a module that the method inserted names method and site."""
+        try:
+            return super().__call__(*args, **kwargs)
+        except (ToolkitError, RuntimeError, TypeError, ValueError) as error:
+            site = insertion.site_of_failure(self.backbone, error)
+            if site is None:
+                raise
+            where = f"the method '{self.method.registered_name}' fails at {site}"
+            if isinstance(error, ToolkitError):
+                raise type(error)(f"{where}: {error}") from error
+            error.add_note(where)
+            raise
+
     def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Normalised features -> logits [B, C].
+        """Normalised features -> logits [B, C]; `logits` takes rows that are not normalised.
 
         Args:
             features: [B, T, F]; of several passes over the clips, one after the other.
             lengths: real rows of each clip before normalisation [B]; None: no clip is padded.
+
+        Raises:
+            ConfigError: the features of the first pass are rows that were not normalised.
         """
+        if not self._features_seen and not torch.compiler.is_compiling():
+            self._features_seen = True
+            self._refuse_rows(features)
         logits: Tensor = self.head(self.pool(self.backbone(features, lengths)))
         return logits
+
+    def _refuse_rows(self, features: Tensor) -> None:
+        readable = features.numel() and not features.is_meta
+        if readable and self.backbone.features.are_rows(features.detach()):
+            raise ConfigError(
+                "these are rows as they are read from audio, and `model(features)` takes "
+                "normalised features: call `model.logits(rows, lengths)`, or normalise them first "
+                "with `model.backbone.features.normalise(rows, lengths)`"
+            )
 
     def logits(self, rows: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Rows [B, T, F] that are not normalised -> logits [B, C]."""

@@ -66,6 +66,9 @@ class PeftMethod(Settings, ABC):
     """Whether the adapted backbone equals the frozen one before training; false only where what a
     method adds has an effect whatever its values (further tokens)."""
 
+    may_add_nothing: ClassVar[bool] = False
+    """True only where a model with nothing but a head is what the method may describe."""
+
     layers: str | list[int] = setting(
         "all", "blocks to adapt: all, 'first 3', 'last 6', 'every 2', or a list such as [0, 5]"
     )
@@ -97,12 +100,25 @@ class PeftMethod(Settings, ABC):
         if self.is_on("zero_positions"):
             backbone.zero_positions()
         self.insert(backbone)
+        self._refuse_nothing(backbone)
         backbone.adapted_by = self.registered_name
         for module in insertion.inserted(backbone):
             if isinstance(module, Recorder):
                 module.context = backbone.context
         if self.final_norm:
             self.train_final_norm(backbone)
+
+    def _refuse_nothing(self, backbone: Backbone) -> None:
+        """Refuse an `insert` that has changed nothing: a linear probe would be trained instead."""
+        changed = any(True for _ in insertion.wrappers(backbone)) or any(
+            parameter.requires_grad for parameter in backbone.parameters()
+        )
+        if not changed and not self.may_add_nothing:
+            raise ConfigError(
+                f"the method '{self.registered_name}' inserts nothing and trains nothing of the "
+                f"backbone '{backbone.name}', so a linear probe would be trained: insert modules "
+                "in `insert`, for example with `insertion.parallel`"
+            )
 
     def train_final_norm(self, backbone: Backbone) -> None:
         """Unfreeze the final norm."""

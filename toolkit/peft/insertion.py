@@ -65,7 +65,7 @@ class Parallel(Wrapper):
 
     def adapted(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Stock output plus the inserted module's output for the same input."""
-        return _on_tokens(self.wrapped(x, *args, **kwargs), lambda y: y + self.inserted(x))
+        return _on_tokens(self.wrapped(x, *args, **kwargs), lambda y: _sum(y, self.inserted(x)))
 
 
 class After(Wrapper):
@@ -108,7 +108,7 @@ class ParallelKept(Parallel):
         """Stock output plus the branch, which is kept for the `Echo`."""
         output = self.wrapped(x, *args, **kwargs)
         self.kept = self.inserted(x)
-        return _on_tokens(output, lambda y: y + self.kept)
+        return _on_tokens(output, lambda y: _sum(y, self.kept))
 
 
 class Echo(nn.Module):
@@ -149,7 +149,7 @@ class ParallelToTap(Wrapper):
     def adapted(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Stock output plus the branch computed from the tapped input."""
         branch = self.inserted(_take(self.tap[0]))
-        return _on_tokens(self.wrapped(x, *args, **kwargs), lambda y: y + branch)
+        return _on_tokens(self.wrapped(x, *args, **kwargs), lambda y: _sum(y, branch))
 
 
 class Passing(Wrapper):
@@ -327,6 +327,40 @@ def _tokens_first(
         return args[0], args[1:], kwargs
     kwargs = dict(kwargs)
     return kwargs.pop("hidden_states"), (), kwargs
+
+
+def _sum(tokens: Tensor, branch: Tensor) -> Tensor:
+    """Add a branch to tokens; a scalar is added to all of them.
+
+    Raises:
+        ConfigError: the branch has another width, which would be repeated or fail.
+    """
+    if branch.ndim and branch.shape[-1] != tokens.shape[-1]:
+        raise ConfigError(
+            f"its module returns tokens of width {branch.shape[-1]}, and {tokens.shape[-1]} are "
+            "needed there (`site.out_dim`)"
+        )
+    return tokens + branch
+
+
+def site_of_failure(backbone: Backbone, error: BaseException) -> str | None:
+    """The site at which an inserted module failed in a pass, such as `blocks.0.ffn`.
+
+    Args:
+        backbone: that made the pass.
+        error: raised by it.
+
+    Returns:
+        None if the error comes from elsewhere.
+    """
+    places = {wrapper: path for path, wrapper in backbone.model.named_modules()}
+    frame, found = error.__traceback__, None
+    while frame is not None:
+        owner = frame.tb_frame.f_locals.get("self")
+        if isinstance(owner, Wrapper):
+            found = owner
+        frame = frame.tb_next
+    return None if found is None else backbone.canonical(places[found])
 
 
 def _on_tokens(output: Any, function: Callable[[Tensor], Tensor]) -> Any:

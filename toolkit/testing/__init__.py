@@ -5,14 +5,23 @@ from toolkit.testing.checks import (
     check_layers,
     check_merging,
     check_method,
+    check_saving,
+    check_training,
+)
+from toolkit.testing.contracts import (
+    check_augmentation,
+    check_backbone,
+    check_corpus,
+    check_pipeline,
+)
+from toolkit.testing.memory import LargestTensor
+from toolkit.testing.mixtures import check_mixtures
+from toolkit.testing.padding import (
     check_padding,
     check_padding_in_statistics,
     check_padding_in_training,
-    check_saving,
-    check_training,
     compare_padded,
 )
-from toolkit.testing.memory import LargestTensor
 from toolkit.testing.tiny import (
     CLASSES,
     first_mixture,
@@ -29,13 +38,18 @@ from toolkit.testing.tiny import (
 __all__ = [
     "CLASSES",
     "LargestTensor",
+    "check_augmentation",
+    "check_backbone",
+    "check_corpus",
     "check_identity",
     "check_layers",
     "check_merging",
     "check_method",
+    "check_mixtures",
     "check_padding",
     "check_padding_in_statistics",
     "check_padding_in_training",
+    "check_pipeline",
     "check_saving",
     "check_training",
     "compare_padded",

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from toolkit import system
-from toolkit.data.augment import Augmentation
+from toolkit.data.augment import Augmentation, augmented
 from toolkit.data.sampling import TrainingBatches, derive_seed
 from toolkit.errors import RunError
 from toolkit.features.batch import Batch
@@ -142,8 +142,7 @@ class ClassificationBrain(sb.Brain):
         Every loss but the task's is also added up by name, for the record of the epoch.
         """
         features, targets = self._prepare(batch)
-        for augmentation in self.plan.augment:
-            features, targets = augmentation(features, targets, self.generator)
+        features, targets = augmented(self.plan.augment, features, targets, self.generator)
         plan, method, backbone = self.plan, self.model.method, self.model.backbone
         objective = BatchObjective(plan.task, targets, plan.label_smoothing, plan.class_weights)
         forward = functools.partial(self.modules.model, lengths=batch.lengths)
