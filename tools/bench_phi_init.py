@@ -9,7 +9,8 @@ For every validation fold and seed, the embedded small AST is trained with each 
 `recipes/ESC50/hparams/embedded.yaml` and everything else equal: clips, their order, and the start
 of all other tensors. The accuracy is that on the whole validation fold after the last epoch; test
 folds are not read. Every finished training is a line of `runs.csv`, so the same command continues
-where `--seconds` or an interruption ended it. When all are done, `summary.md` is written.
+where `--seconds` or an interruption ended it. When all are done, a page is written beside the
+output folder.
 """
 
 import argparse
@@ -177,7 +178,7 @@ def run(arguments: Sequence[str]) -> None:
         line.to_csv(file, mode="a", header=not file.is_file(), index=False)
         print(line.to_string(index=False, header=False), flush=True)
     text = "\n".join(summary(pd.read_csv(file), options)) + "\n"
-    (options.output / "summary.md").write_text(text, encoding="utf-8")
+    options.output.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)
 
 

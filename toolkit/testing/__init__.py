@@ -1,5 +1,10 @@
 """What tests of methods and tools stand on: small random things, and the contracts as checks."""
 
+from toolkit.errors import ConfigError
+
+if not __debug__:
+    raise ConfigError("the checks are assertions, which Python leaves out with -O: run it without")
+
 from toolkit.testing.checks import (
     check_identity,
     check_layers,
