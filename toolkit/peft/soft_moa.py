@@ -60,7 +60,8 @@ class SoftMoA(MixtureMethod):
             self.noise,
             over_experts=self.is_on("normalize_over_experts"),
         )
-        initialise(mixture.phi, self.start)
+        if self.start != "lecun":  # with which a mixture starts
+            initialise(mixture.phi, self.start)
         return mixture
 
     @property

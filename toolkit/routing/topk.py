@@ -148,7 +148,7 @@ class TopKRouter(Router):
 
     def _room(self, real: Tensor, choices: int, capacity: float) -> Tensor:
         """How many of the real tokens' choices an expert may take, a scalar."""
-        share = real.sum().double() * choices / self.linear.out_features
+        share = real.sum().float() * choices / self.linear.out_features
         return (capacity * share).ceil()
 
 
