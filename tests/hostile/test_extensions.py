@@ -131,7 +131,7 @@ TABLE = (
     Hostile(
         "a file for a folder",
         ["toolkit", "check-plugin", "file.py"],
-        ["file.py does not exist|is not a folder"],
+        ["file.py is a file: name the folder of a plugin"],
         lambda folder: (folder / "file.py").write_text(""),
     ),
     Hostile(

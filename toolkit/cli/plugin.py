@@ -60,7 +60,8 @@ def check_plugins(options: argparse.Namespace) -> None:
     failed = []
     for folder in options.folders:
         if not folder.is_dir():
-            raise PluginError(f"the plugin folder {folder} does not exist")
+            what = "is a file" if folder.exists() else "does not exist"
+            raise PluginError(f"{folder} {what}: name the folder of a plugin")
         broken = plugins.report(
             p for p in plugins.load([folder]) if Path(p.origin) == folder.resolve()
         )
