@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.backbones.base import Backbone
-from toolkit.errors import BundleError, ConfigError, ToolkitError, did_you_mean
+from toolkit.errors import BundleError, ConfigError, did_you_mean
 from toolkit.parameters import ParameterCount
 from toolkit.peft import insertion
 from toolkit.peft.base import PeftMethod
@@ -133,15 +133,8 @@ class AudioClassifier(nn.Module):
         """`forward`; a failure inside a module that the method inserted names method and site."""
         try:
             return super().__call__(*args, **kwargs)
-        except (ToolkitError, RuntimeError, TypeError, ValueError) as error:
-            site = insertion.site_of_failure(self.backbone, error)
-            if site is None:
-                raise
-            where = f"the method '{self.method.registered_name}' fails at {site}"
-            if isinstance(error, ToolkitError):
-                raise type(error)(f"{where}: {error}") from error
-            error.add_note(where)
-            raise
+        except Exception as error:
+            raise insertion.named_failure(self.backbone, error) from error.__cause__
 
     def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Normalised features -> logits [B, C]; `logits` takes rows that are not normalised.

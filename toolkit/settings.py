@@ -198,8 +198,10 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
     if _matches(value, hint):
         return
     hint_text = ""
-    if typing.get_origin(hint) is Literal:
-        hint_text = did_you_mean(value, typing.get_args(hint))
+    options = [hint, *typing.get_args(hint)]
+    words = [w for o in options if typing.get_origin(o) is Literal for w in typing.get_args(o)]
+    if words:
+        hint_text = did_you_mean(value, words)
     raise ConfigError(f"'{name}' must be {type_name(hint)}, not {value!r}{hint_text}")
 
 

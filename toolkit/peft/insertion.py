@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.backbones.base import WRAPPED, Backbone, Site
-from toolkit.errors import ConfigError
+from toolkit.errors import ConfigError, ToolkitError
 
 
 @runtime_checkable
@@ -333,8 +333,10 @@ def _sum(tokens: Tensor, branch: Tensor) -> Tensor:
     """Add a branch to tokens; a scalar is added to all of them.
 
     Raises:
-        ConfigError: the branch has another width, which would be repeated or fail.
+        ConfigError: the branch is no tensor, or has another width, which would be repeated or fail.
     """
+    if not isinstance(branch, Tensor):
+        raise ConfigError(f"its module returns a {type(branch).__name__} instead of tokens")
     if branch.ndim and branch.shape[-1] != tokens.shape[-1]:
         raise ConfigError(
             f"its module returns tokens of width {branch.shape[-1]}, and {tokens.shape[-1]} are "
@@ -343,24 +345,29 @@ def _sum(tokens: Tensor, branch: Tensor) -> Tensor:
     return tokens + branch
 
 
-def site_of_failure(backbone: Backbone, error: BaseException) -> str | None:
-    """The site at which an inserted module failed in a pass, such as `blocks.0.ffn`.
+def named_failure(backbone: Backbone, error: Exception) -> Exception:
+    """An error of a pass that names method and site if an inserted module raised it.
 
     Args:
         backbone: that made the pass.
         error: raised by it.
 
     Returns:
-        None if the error comes from elsewhere.
+        the error to raise: a `ToolkitError` with a longer message, or the same with a note.
     """
-    places = {wrapper: path for path, wrapper in backbone.model.named_modules()}
-    frame, found = error.__traceback__, None
+    frame, failed = error.__traceback__, None
     while frame is not None:
         owner = frame.tb_frame.f_locals.get("self")
-        if isinstance(owner, Wrapper):
-            found = owner
+        failed = owner if isinstance(owner, Wrapper) else failed
         frame = frame.tb_next
-    return None if found is None else backbone.canonical(places[found])
+    if failed is None:
+        return error
+    path = next(path for path, module in backbone.model.named_modules() if module is failed)
+    where = f"the method '{backbone.adapted_by}' fails at {backbone.canonical(path)}"
+    if isinstance(error, ToolkitError):
+        return type(error)(f"{where}: {error}")
+    error.add_note(where)
+    return error
 
 
 def _on_tokens(output: Any, function: Callable[[Tensor], Tensor]) -> Any:

@@ -52,8 +52,12 @@ def check_identity(method: PeftMethod, family: str = "ast") -> None:
     with torch.no_grad():
         expected = backbone(features, lengths)
         adapted = tiny_classifier(method, family=family).eval().backbone
+        try:
+            tokens = adapted(features, lengths)
+        except Exception as error:
+            raise insertion.named_failure(adapted, error) from error.__cause__
         torch.testing.assert_close(
-            adapted(features, lengths),
+            tokens,
             expected,
             rtol=0,
             atol=1e-5,

@@ -31,6 +31,7 @@ def check_backbone(name: str, methods: str = "*") -> None:
         name: of the registered family.
         methods: pattern of the methods to try.
     """
+    BACKBONES.get(name)
     assert "model_type" in BACKBONES.peek(name).metadata, "register it with `model_type`"
     backbone, again = tiny_backbone(family=name), tiny_backbone(family=name)
     assert backbone.fingerprint == again.fingerprint, "`tiny` must give the same weights each time"
