@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Measure which start of Soft-MoA's slot embeddings trains best, on validation folds of ESC-50.
 
-    python tools/bench_phi_init.py --data ../shared/data/ESC-50 [--seeds 1,2] [--epochs 5]
-                                   [--per_class 8] [--seconds 240] [--output DIR]
+    python tools/bench_phi_init.py --data ../shared/data/ESC-50 [--folds 1,3] [--seeds 1,2]
+                                   [--epochs 5] [--per_class 8] [--seconds 240] [--output DIR]
 
 For every validation fold and seed, the embedded small AST is trained with each `phi_init` on
 `--per_class` clips per class of the three training folds, with the schedule of
@@ -166,7 +166,8 @@ def run(arguments: Sequence[str]) -> None:
     runs = pd.read_csv(file) if file.is_file() else pd.DataFrame(columns=COLUMNS)
     done = set(runs[COLUMNS[:3]].itertuples(index=False, name=None))
     manifest = CORPORA.create("esc50").manifest(options.data)
-    planned = [(s, f, seed) for seed in options.seeds for f in manifest.folds for s in STARTS]
+    folds = manifest.folds if options.folds is None else options.folds
+    planned = [(s, f, seed) for seed in options.seeds for f in folds for s in STARTS]
     missing = [key for key in planned if key not in done]
     bench = Bench(manifest, options.epochs, options.per_class)
     for position, key in enumerate(missing):
@@ -177,18 +178,22 @@ def run(arguments: Sequence[str]) -> None:
         line = pd.DataFrame([[*key, *found]], columns=COLUMNS).round(5)
         line.to_csv(file, mode="a", header=not file.is_file(), index=False)
         print(line.to_string(index=False, header=False), flush=True)
-    text = "\n".join(summary(pd.read_csv(file), options)) + "\n"
+    runs = pd.read_csv(file).set_index(COLUMNS[:3]).loc[planned].reset_index()
+    text = "\n".join(summary(runs, options)) + "\n"
     options.output.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
+
+    def numbers(text: str) -> list[int]:
+        return [int(number) for number in text.split(",")]
+
     made = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     made.add_argument("--data", type=Path, required=True)
-    made.add_argument(
-        "--seeds", type=lambda text: [int(n) for n in text.split(",")], default=[1, 2]
-    )
+    made.add_argument("--folds", type=numbers, help="validation folds; default: all")
+    made.add_argument("--seeds", type=numbers, default=[1, 2])
     made.add_argument("--epochs", type=int, default=5)
     made.add_argument("--per_class", type=int, default=8)
     made.add_argument("--seconds", type=float, help="start no further training after this time")
