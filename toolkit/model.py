@@ -22,7 +22,7 @@ POOLINGS: tuple[str, ...] = get_args(Pooling)
 def masked_mean(
     tokens: Tensor, mask: Tensor | None, begin: int = 0, end: int | None = None
 ) -> Tensor:
-    """The mean [B, d] of the real tokens among those from `begin` to `end`.
+    """The mean [B, d] of the real tokens among those from `begin` to `end`; zero if none is real.
 
     Args:
         tokens: [B, M, d].
@@ -33,7 +33,7 @@ def masked_mean(
     if mask is None:
         return tokens.mean(dim=1)
     weights = mask[:, begin:end, None].to(tokens.dtype)
-    return (tokens * weights).sum(dim=1) / weights.sum(dim=1)
+    return (tokens * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
 class WeightedLayers(nn.Module):
@@ -107,6 +107,7 @@ class AudioClassifier(nn.Module):
                 f"(known: {', '.join(POOLINGS)})"
             )
         self.method, self.pooling, self.num_classes = method, pooling, num_classes
+        self._features_seen = False
         if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
             raise ConfigError(
                 f"'num_classes' must be 0 or a whole number above, not {num_classes!r}"
@@ -128,15 +129,37 @@ class AudioClassifier(nn.Module):
             nn.Linear(backbone.dim, num_classes) if num_classes else nn.Identity()
         )
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """`forward`; a failure inside a module that the method inserted names method and site."""
+        try:
+            return super().__call__(*args, **kwargs)
+        except Exception as error:
+            raise insertion.named_failure(self.backbone, error) from error.__cause__
+
     def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Normalised features -> logits [B, C].
+        """Normalised features -> logits [B, C]; `logits` takes rows that are not normalised.
 
         Args:
             features: [B, T, F]; of several passes over the clips, one after the other.
             lengths: real rows of each clip before normalisation [B]; None: no clip is padded.
+
+        Raises:
+            ConfigError: the features of the first pass are rows that were not normalised.
         """
+        if not self._features_seen and not torch.compiler.is_compiling():
+            self._features_seen = True
+            self._refuse_rows(features)
         logits: Tensor = self.head(self.pool(self.backbone(features, lengths)))
         return logits
+
+    def _refuse_rows(self, features: Tensor) -> None:
+        readable = features.numel() and not features.is_meta
+        if readable and self.backbone.features.are_rows(features.detach()):
+            raise ConfigError(
+                "these are rows as they are read from audio, and `model(features)` takes "
+                "normalised features: call `model.logits(rows, lengths)`, or normalise them first "
+                "with `model.backbone.features.normalise(rows, lengths)`"
+            )
 
     def logits(self, rows: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Rows [B, T, F] that are not normalised -> logits [B, C]."""
@@ -213,10 +236,16 @@ class AudioClassifier(nn.Module):
         """Everything that training changes, by lasting name.
 
         These are the trainable parameters, and the buffers of inserted modules (of all modules if
-        the whole backbone trains). They are the tensors of the model, detached, not copies.
+        the whole backbone trains). They are the tensors of the model, detached, not copies; while
+        the method is merged, stock tensors are as they are without it.
         """
+        unmerged = insertion.unmerged_weights(self.backbone)
         named = ((self._lasting_name(n), t) for n, t in self.state_dict(keep_vars=True).items())
-        return {name: tensor.detach() for name, tensor in named if self._changes(name, tensor)}
+        return {
+            name: unmerged.get(id(tensor), tensor).detach()
+            for name, tensor in named
+            if self._changes(name, tensor)
+        }
 
     def _changes(self, name: str, tensor: Tensor) -> bool:
         if isinstance(tensor, nn.Parameter):
@@ -225,7 +254,7 @@ class AudioClassifier(nn.Module):
 
     @torch.no_grad()
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Copy tensors that `state` returned into the model.
+        """Copy tensors that `state` returned into the model; a merged one stays merged.
 
         Raises:
             BundleError: a tensor is missing, has no place, or is of another shape or type.
@@ -243,8 +272,13 @@ class AudioClassifier(nn.Module):
                 f"missing: {listed(missing)}; without a place: {listed(extra)}; of another shape "
                 f"or type: {listed(wrong)}; use the settings that they were trained with"
             )
-        for name, tensor in own.items():
+        merged = insertion.is_merged(self.backbone)
+        if merged:
+            self.method.unmerge(self.backbone)
+        for name, tensor in self.state().items():
             tensor.copy_(tensors[name])
+        if merged:
+            self.method.merge(self.backbone)
 
     def count(self) -> ParameterCount:
         """Count the parameters of the method, of the head, and of the whole model."""

@@ -68,10 +68,14 @@ class Registry(Generic[T]):
         key: the key of such a thing in a configuration, e.g. `"peft"`.
         kind: what messages call an entry, e.g. `"PEFT method"`.
         package: the package whose modules hold the library's own entries.
+        base: path of the class that all entries extend; None: they extend none.
     """
 
-    def __init__(self, variable: str, key: str, kind: str, package: str) -> None:
+    def __init__(
+        self, variable: str, key: str, kind: str, package: str, base: str | None = None
+    ) -> None:
         self.variable, self.key, self.kind, self.package = variable, key, kind, package
+        self.base = base
         self._entries: dict[str, Entry[T]] = {}
         self._scanned = False
 
@@ -166,10 +170,31 @@ class Registry(Generic[T]):
         return self._entries[name]
 
     def get(self, name: str) -> type[T]:
-        """The registered class of that name; see `entry`."""
-        target = self.entry(name).target
-        assert target is not None  # `entry` has imported its module
-        return target
+        """The registered class of that name; see `entry`.
+
+        Raises:
+            PluginError: it is not a class of this kind, or lacks a method that all of them have.
+        """
+        entry = self.entry(name)
+        assert entry.target is not None  # `entry` has imported its module
+        self._require_kind(entry, entry.target)
+        return entry.target
+
+    def _require_kind(self, entry: Entry[T], target: type[T]) -> None:
+        if self.base is None:
+            return
+        module, _, base = self.base.rpartition(".")
+        if not issubclass(target, getattr(importlib.import_module(module), base)):
+            raise PluginError(
+                f"'{entry.name}' at {entry.origin} is registered as a {self.kind} and is none: "
+                f"write `class {target.__name__}({base})` (`from {module} import {base}`)"
+            )
+        missing = sorted(getattr(target, "__abstractmethods__", ()))
+        if missing:
+            raise PluginError(
+                f"the {self.kind} '{entry.name}' at {entry.origin} does not define "
+                f"{', '.join(f'{method}()' for method in missing)}, which every {self.kind} must"
+            )
 
     def create(self, config: str | Mapping[str, Any], where: str | None = None) -> T:
         """Make an instance from `"name"` or from `{"name": ..., setting: value, ...}`.
@@ -274,13 +299,25 @@ def _first_line(docstring: str | None) -> str:
 
 
 BACKBONES: "Registry[BackboneSource]" = Registry(
-    "BACKBONES", "backbone", "backbone", "toolkit.backbones"
+    "BACKBONES",
+    "backbone",
+    "backbone",
+    "toolkit.backbones",
+    "toolkit.backbones.base.BackboneSource",
 )
-PEFT: "Registry[PeftMethod]" = Registry("PEFT", "peft", "PEFT method", "toolkit.peft")
+PEFT: "Registry[PeftMethod]" = Registry(
+    "PEFT", "peft", "PEFT method", "toolkit.peft", "toolkit.peft.base.PeftMethod"
+)
 PIPELINES: "Registry[Pipeline]" = Registry(
-    "PIPELINES", "pipeline", "data pipeline", "toolkit.features"
+    "PIPELINES",
+    "pipeline",
+    "data pipeline",
+    "toolkit.features",
+    "toolkit.features.pipeline.Pipeline",
 )
-CORPORA: "Registry[Corpus]" = Registry("CORPORA", "corpus", "corpus", "toolkit.data.corpora")
+CORPORA: "Registry[Corpus]" = Registry(
+    "CORPORA", "corpus", "corpus", "toolkit.data.corpora", "toolkit.data.manifest.Corpus"
+)
 TOOLS: "Registry[MixtureTool]" = Registry(
     "TOOLS", "tool", "tool on a trained mixture", "toolkit.mixtures"
 )

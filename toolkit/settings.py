@@ -5,6 +5,7 @@ YAML, the command line, a bundle or a Python caller.
 """
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -15,7 +16,14 @@ from toolkit.typed_json import ShapeError
 
 
 def setting(
-    default: Any, doc: str, *, minimum: float | None = None, maximum: float | None = None
+    default: Any,
+    doc: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    nonzero: bool = False,
 ) -> Any:
     """A field with a description and a range, for use in a `Settings` class.
 
@@ -23,8 +31,13 @@ def setting(
         default: the value if the configuration does not give one.
         doc: one line, shown by `toolkit describe`.
         minimum, maximum: inclusive bounds of a number.
+        above, below: exclusive bounds.
+        nonzero: whether zero is refused.
     """
-    metadata = {"doc": doc, "minimum": minimum, "maximum": maximum}
+    metadata = {
+        "doc": doc, "minimum": minimum, "maximum": maximum, "above": above, "below": below,
+        "nonzero": nonzero,
+    }  # fmt: skip
     if isinstance(default, list | dict):
         return dataclasses.field(default_factory=lambda: default.copy(), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -222,8 +235,10 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
     if _matches(value, hint):
         return
     hint_text = ""
-    if typing.get_origin(hint) is Literal:
-        hint_text = did_you_mean(value, typing.get_args(hint))
+    options = [hint, *typing.get_args(hint)]
+    words = [w for o in options if typing.get_origin(o) is Literal for w in typing.get_args(o)]
+    if words:
+        hint_text = did_you_mean(value, words)
     raise ConfigError(f"'{name}' must be {type_name(hint)}, not {value!r}{hint_text}")
 
 
@@ -231,7 +246,16 @@ def _check_range(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
     low, high = metadata.get("minimum"), metadata.get("maximum")
     if value is None or isinstance(value, str | list | tuple | bool):
         return
+    above, below = metadata.get("above"), metadata.get("below")
+    if above is not None and not value > above:
+        raise ConfigError(f"'{name}' must be above {above}, not {value}")
+    if below is not None and not value < below:
+        raise ConfigError(f"'{name}' must be below {below}, not {value}")
     if low is not None and not value >= low:  # refuses NaN too
         raise ConfigError(f"'{name}' must be at least {low}, not {value}")
     if high is not None and not value <= high:
         raise ConfigError(f"'{name}' must be at most {high}, not {value}")
+    if metadata.get("nonzero") and value == 0:
+        raise ConfigError(f"'{name}' must not be 0: nothing would be trained")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"'{name}' must be a finite number, not {value}")

@@ -28,6 +28,7 @@ class AutoMoE(PeftMethod):
     """AutoMoE: a search finds where experts are, how many and how wide; a genome fixes it."""
 
     sparse = True
+    may_add_nothing = True  # a genome may have no mixture
 
     genome: list[dict] | None = setting(
         None,

@@ -129,8 +129,9 @@ class ElasticMixture(SwitchMixture, Elastic):
         """Become the mixture of a genome: experts beyond it cannot be chosen."""
         super().choose(genome)
         if self.gene is not None:
-            alive = self.router.alive
-            alive.copy_(torch.arange(len(alive), device=alive.device) < self.gene.experts)
+            number, device = len(self.router.alive), self.router.alive.device
+            # A new tensor, since the backward pass of the last architecture may need the old one.
+            self.router.alive = torch.arange(number, device=device) < self.gene.experts
             self.router.k = self.gene.topk
 
     def pack(self) -> Pack | None:

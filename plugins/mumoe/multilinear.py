@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from toolkit.errors import ConfigError
+from toolkit.experts.batch_norm import batch_norm
+from toolkit.routing.precision import wide, without_autocast
 
 from .entmax import entmax15
 
@@ -36,7 +38,7 @@ have a gradient of zero, and only rounding errors can ever make them different.
 
 
 class MultilinearGates(nn.Module):
-    """Gates of one mode of experts: `a = act(norm(x G))`; G starts at zero, so a starts at 1 / N.
+    """Gates of one mode of experts: `a = act(norm(x G))` in float32; they start at 1 / N (G = 0).
 
     Args:
         dim: token width d.
@@ -57,14 +59,15 @@ class MultilinearGates(nn.Module):
 
         Padding has no part in the statistics of the batch norm; its scores are 0.
         """
-        scores = x @ self.weight
-        if self.norm is not None:
-            real = torch.ones_like(x[..., 0], dtype=torch.bool) if mask is None else mask
-            normed = self.norm(scores[real]).to(scores.dtype)
-            scores = torch.zeros_like(scores).masked_scatter(real[..., None], normed)
-        elif self.kind == "layer":
-            scores = functional.layer_norm(scores, scores.shape[-1:])
-        return self.act(scores)
+        with without_autocast(x):
+            scores = wide(x) @ wide(self.weight)
+            if self.norm is not None:
+                real = torch.ones_like(x[..., 0], dtype=torch.bool) if mask is None else mask
+                normed = batch_norm(self.norm, scores[real])
+                scores = torch.zeros_like(scores).masked_scatter(real[..., None], normed)
+            elif self.kind == "layer":
+                scores = functional.layer_norm(scores, scores.shape[-1:])
+            return self.act(scores).to(x.dtype)
 
 
 class MultilinearLayer(nn.Module, ABC):

@@ -8,12 +8,15 @@ from typing import Any, Literal
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn import functional
 
 from toolkit.backbones.base import Backbone
 from toolkit.errors import ConfigError
+from toolkit.experts.batch_norm import batch_norm
 from toolkit.peft.base import PeftMethod, Placement, insertion, setting
 from toolkit.peft.mixture import Mixture
 from toolkit.registry import PEFT
+from toolkit.routing.precision import wide, without_autocast
 
 from .pool import NeuronPool
 from .product_key import ProductKeys
@@ -44,7 +47,7 @@ class Peer(PeftMethod):
         True, "one pool for all blocks; each block has its own queries and keys"
     )
     pool_lr_mult: float = setting(
-        1.0, "learning rate of the pool, as a multiple of that of the rest", minimum=0
+        1.0, "learning rate of the pool, as a multiple of that of the rest", above=0
     )
     norms: bool = setting(True, "train the layer norms in front of those sublayers")
 
@@ -150,10 +153,12 @@ class RetrievedExperts(Mixture):
         return out.new_zeros(x.shape).masked_scatter(self.mask[..., None], out)
 
     def retrieve(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens [M, d] -> gates and numbers of each head's experts, both [M, h, k]."""
-        query = rearrange(self.norm(self.query(tokens)), "m (h c) -> m h c", h=self.heads)
-        found = self.keys(query, self.topk)
-        return GATES[self.score](found.scores), found.indices
+        """Tokens [M, d] -> gates and numbers of each head's experts, both [M, h, k]; in float32."""
+        with without_autocast(tokens):
+            queries = functional.linear(wide(tokens), wide(self.query.weight))
+            query = batch_norm(self.norm, queries)
+            found = self.keys(rearrange(query, "m (h c) -> m h c", h=self.heads), self.topk)
+            return GATES[self.score](found.scores), found.indices
 
     def gates(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """[B, T, N]; an expert's gates of all heads are added up."""

@@ -14,6 +14,8 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor, nn
 
+from toolkit.routing.precision import wide
+
 
 @dataclasses.dataclass(frozen=True)
 class Retrieval:
@@ -64,5 +66,5 @@ class ProductKeys(nn.Module):
     def forward(self, query: Tensor, k: int) -> Retrieval:
         """Queries [..., d_k] -> the k keys with the largest scalar products."""
         query = rearrange(query, "... (half c) -> ... half c", half=2)
-        first, second = einsum(query, self.halves, "... half c, half n c -> half ... n")
+        first, second = einsum(query, wide(self.halves), "... half c, half n c -> half ... n")
         return best_sums(first, second, k)

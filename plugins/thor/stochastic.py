@@ -9,6 +9,8 @@ from torch.nn import functional
 
 TABLE = 1021
 """Number of draws in a `fixed_draws` table; a prime, so that regular keys reach all of them."""
+SPREAD = 7919
+"""A prime that sets the two parts of a clip's key apart."""
 
 
 def uniform_draws(
@@ -29,9 +31,22 @@ def look_up(table: Tensor, keys: Tensor) -> Tensor:
     return table[keys % TABLE]
 
 
-def clip_keys(features: Tensor) -> Tensor:
-    """An integer per clip [B] that depends only on its features [B, T, F], not on the batch."""
-    return features.float().contiguous().view(torch.int32).flatten(1).sum(dim=1)
+def clip_keys(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+    """An integer per clip [B] that depends only on its own real tokens [B, T, d].
+
+    It is made of where their largest and their smallest number are, because these places are the
+    same whatever the other clips of the batch, while sums differ in the last bits.
+
+    Args:
+        tokens: of a batch.
+        mask: [B, T], True where a token is real; None: all are.
+    """
+    highest = lowest = tokens
+    if mask is not None:
+        padding = ~mask[..., None]
+        highest = tokens.masked_fill(padding, -torch.inf)
+        lowest = tokens.masked_fill(padding, torch.inf)
+    return highest.flatten(1).argmax(dim=1) + SPREAD * lowest.flatten(1).argmin(dim=1)
 
 
 def one_hot(draws: Tensor, num_experts: int, like: Tensor) -> Tensor:

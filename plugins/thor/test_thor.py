@@ -26,6 +26,8 @@ plugins.load([Path(__file__).parent])
 from toolkit_plugins.thor import stochastic  # noqa: E402 (once it is loaded)
 from toolkit_plugins.thor.thor import Ledger, StochasticMixture  # noqa: E402
 
+from toolkit.padding import TokenContext  # noqa: E402
+
 NUMBER, D, R = 4, 12, 3
 KINDS = {
     "bottleneck": lambda number: Bottleneck(number, D, R),
@@ -47,7 +49,9 @@ def mixture(kind: str = "bottleneck", draw: str = "batch", infer: str = "token",
     torch.manual_seed(0)
     table = stochastic.fixed_draws(NUMBER, seed)
     make = KINDS[kind]
-    made = StochasticMixture(noisy(make(NUMBER)), make(1), Ledger(), table, draw, infer)
+    made = StochasticMixture(
+        noisy(make(NUMBER)), make(1), Ledger(TokenContext()), table, draw, infer
+    )
     return made.eval()
 
 

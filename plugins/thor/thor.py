@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from toolkit.backbones.base import Backbone, Placement
 from toolkit.experts.base import Experts, by_expert
+from toolkit.padding import TokenContext
 from toolkit.peft.adapter import SingleAdapter
 from toolkit.peft.base import Objective, insertion, setting
 from toolkit.peft.blocks import BlockMethod
@@ -57,7 +58,7 @@ class THOR(BlockMethod):
 
     def insert(self, backbone: Backbone) -> None:
         """Insert experts or an adapter beside each sublayer, and the ledger in front of them."""
-        ledger = Ledger()
+        ledger = Ledger(backbone.context)
         insertion.before(backbone.tokens, "thor", ledger)
         for number, site in enumerate(self.sites(backbone, self.placement)):
             insertion.parallel(site, "thor", self._module(backbone, number, ledger))
@@ -117,6 +118,9 @@ def _ledger(backbone: Backbone) -> "Ledger":
 class Ledger(nn.Module):
     """What all sites share: keys of the clips in a batch, and how far two passes disagreed.
 
+    Args:
+        context: which tokens of the batch are real.
+
     Attributes:
         keys: [B], an integer per clip of the batch being evaluated.
         consistency, variance: averages over recent training steps.
@@ -125,8 +129,9 @@ class Ledger(nn.Module):
     consistency: Tensor
     variance: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, context: TokenContext) -> None:
         super().__init__()
+        self.context = context
         self.register_buffer("consistency", torch.zeros(()))
         self.register_buffer("variance", torch.zeros(()))
         self.keys: Tensor | None = None
@@ -140,7 +145,7 @@ class Ledger(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Note the clips of a batch and return its features [B, T, F] unchanged."""
-        self.keys = None if self.training else stochastic.clip_keys(features)
+        self.keys = None if self.training else stochastic.clip_keys(features, self.context.mask)
         return features
 
     def note(self, consistency: Tensor, variance: Tensor) -> None:
@@ -195,7 +200,8 @@ class StochasticMixture(Mixture):
         passes = 1 if clips % PASSES else PASSES
         shape = {"batch": (passes,), "sample": (clips, 1), "token": (clips, tokens)}[self.draw]
         draws = stochastic.uniform_draws(shape, number, x.device)
-        self.draws += functional.one_hot(draws.flatten(), number).sum(dim=0)
+        counted = self.real(draws) if self.draw == "token" else draws.flatten()
+        self.draws += functional.one_hot(counted, number).sum(dim=0)
         if self.draw == "batch":
             shares = rearrange(draws.repeat_interleave(clips // passes), "b -> b 1")
             self._record(stochastic.one_hot(shares, number, x))

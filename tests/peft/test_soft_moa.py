@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from toolkit.counting import count_on_ast_base
+from toolkit.errors import ConfigError
 from toolkit.model import AudioClassifier
 from toolkit.peft import insertion
-from toolkit.peft.soft_moa import SoftMixture
+from toolkit.peft.soft_moa import SoftMixture, initialise
 from toolkit.registry import PEFT
 from toolkit.routing import soft
 from toolkit.testing import CLASSES, check_method, tiny_backbone, tiny_batch
@@ -247,3 +248,52 @@ def test_statistics_with_these_options() -> None:
     assert len(found["load"]) == 3 and sum(found["load"]) == pytest.approx(1.0)
     for name in ("combine_entropy", "dispatch_entropy", "slot_similarity"):
         assert 0 < found[name] <= 1 + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("start", "std"),
+    [
+        ("lecun", 1 / math.sqrt(96)),
+        ("soft_moe", 1 / math.sqrt(96 * 7)),
+        ("xavier", math.sqrt(2 / (20 * (96 + 7)))),
+        (None, 1 / math.sqrt(96)),
+    ],
+)
+def test_starts_of_the_slots_by_name(start: str | None, std: float) -> None:
+    for module in mixtures(adapted(phi_init=start, num_experts=7, slots=20)):
+        assert module.phi.std().item() == pytest.approx(std, rel=0.03)
+        assert module.phi.mean().item() == pytest.approx(0, abs=4 * std / math.sqrt(96 * 140))
+        bound = 2 * std / 0.8796 if start == "soft_moe" else math.inf
+        assert module.phi.abs().max() <= bound
+
+
+def test_a_start_by_name_and_the_one_of_the_reference() -> None:
+    reference = {"reference": True, "zero_positions": False, "num_experts": 7, "slots": 20}
+    theirs = math.sqrt(2 / (20 * (96 + 7)))
+    assert mixtures(adapted(**reference))[0].phi.std().item() == pytest.approx(theirs, rel=0.03)
+    ours = mixtures(adapted(**reference, phi_init="lecun"))[0].phi.std().item()
+    assert ours == pytest.approx(1 / math.sqrt(96), rel=0.03)
+
+
+def test_combine_entropy_at_the_start_is_that_of_each_paper() -> None:
+    """For normalised tokens of AST-base: .82 (ours), .97 (2308.00951's code), .71 (the papers')."""
+    torch.manual_seed(0)
+    x = functional.layer_norm(torch.randn(1, 2000, 768), (768,))
+    for start, entropy in (("lecun", 0.82), ("soft_moe", 0.97), ("xavier", 0.71)):
+        phi = torch.empty(768, 7, 1)
+        initialise(phi, start)
+        found = soft.metrics(soft.route(x, phi))["combine_entropy"].item()
+        assert found == pytest.approx(entropy, abs=0.03)
+
+
+@pytest.mark.parametrize(("experts", "slots"), [(1, 12), (3, 4), (5, 2), (7, 2), (50, 1)])
+def test_as_many_slots_as_tokens(experts: int, slots: int) -> None:
+    """2308.00951's rule; a tiny AST has 12 tokens."""
+    model = adapted(slots="tokens/experts", num_experts=experts)
+    assert {m.phi.shape for m in mixtures(model)} == {(96, experts, slots)}
+
+
+def test_slots_cannot_follow_a_number_of_tokens_that_differs() -> None:
+    method = PEFT.create({"name": "soft_moa", "slots": "tokens/experts"})
+    with pytest.raises(ConfigError, match="the same number of tokens"):
+        AudioClassifier(tiny_backbone(family="wav2vec2"), method, CLASSES, "all")

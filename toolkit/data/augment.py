@@ -1,5 +1,6 @@
 """Augmentation on the fly, on batches of normalised features and one-hot targets."""
 
+from collections.abc import Iterable
 from typing import Protocol
 
 import torch
@@ -15,6 +16,35 @@ class Augmentation(Protocol):
         self, features: Tensor, targets: Tensor, generator: Generator
     ) -> tuple[Tensor, Tensor]:
         """Change features [B, T, F] and targets [B, C] (probabilities), and return both."""
+
+
+def augmented(
+    augmentations: Iterable[Augmentation], features: Tensor, targets: Tensor, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """Apply augmentations one after the other.
+
+    Args:
+        augmentations: in their order.
+        features: [B, T, F], normalised.
+        targets: [B, C].
+        generator: of all that they draw.
+
+    Raises:
+        ConfigError: one of them returns something else than features and targets of their shapes.
+    """
+    for augmentation in augmentations:
+        changed = augmentation(features, targets, generator)
+        pair = changed if isinstance(changed, tuple | list) else (changed,)
+        shapes = [list(t.shape) if isinstance(t, Tensor) else type(t).__name__ for t in pair]
+        wanted = [list(features.shape), list(targets.shape)]
+        if shapes != wanted:
+            raise ConfigError(
+                f"the augmentation {type(augmentation).__name__} must return features and targets "
+                f"of the shapes {wanted[0]} and {wanted[1]}, and returns "
+                f"{' and '.join(map(str, shapes)) or 'nothing'}"
+            )
+        features, targets = changed
+    return features, targets
 
 
 class SpecAugment:

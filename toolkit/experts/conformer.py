@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from toolkit.experts.base import Experts, without_padding
+from toolkit.experts.batch_norm import batch_norm
 
 
 class Conformer(Experts):
@@ -54,9 +55,8 @@ class Conformer(Experts):
     def _batch_norm(self, channels: Tensor, mask: Tensor | None) -> Tensor:
         """Normalise [B, C, T]; padding has no part in the statistics."""
         if mask is None:
-            normed: Tensor = self.batch_norm(channels)
-            return normed
+            return batch_norm(self.batch_norm, channels)
         tokens = rearrange(channels, "b c t -> b t c")
         normed = torch.zeros_like(tokens)
-        normed[mask] = self.batch_norm(tokens[mask]).to(normed.dtype)
+        normed[mask] = batch_norm(self.batch_norm, tokens[mask]).to(normed.dtype)
         return rearrange(normed, "b t c -> b c t")

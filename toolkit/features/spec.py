@@ -17,6 +17,11 @@ FRAMES_PER_SECOND = 100
 MOST_FRAMES = 60 * 60 * FRAMES_PER_SECOND
 """The largest `max_length`: one hour."""
 
+SILENCE = -15.94
+"""Log-mel value of digital silence, the lowest that there is."""
+MARGIN = 5.0
+"""How far normalised frames may lie below normalised silence (augmentation, random numbers)."""
+
 
 @dataclasses.dataclass(frozen=True)
 class FeatureSpec(ABC):
@@ -71,6 +76,14 @@ class FeatureSpec(ABC):
             lengths: real rows of each clip [B]; None: no clip is padded.
         """
 
+    def are_rows(self, features: Tensor) -> bool:
+        """Whether a batch, by its shape or its range, can only be rows that are not normalised.
+
+        Args:
+            features: what may or may not have gone through `normalise`.
+        """
+        return False
+
 
 @dataclasses.dataclass(frozen=True)
 class FbankSpec(FeatureSpec):
@@ -107,6 +120,10 @@ class FbankSpec(FeatureSpec):
         """Normalise frames [B, T, F]; padding is treated as sound."""
         return (features - self.mean) / (2 * self.std)
 
+    def are_rows(self, features: Tensor) -> bool:
+        """Whether some frame is far below normalised silence, as nearly every clip has."""
+        return bool(features.amin() < (SILENCE - self.mean) / (2 * self.std) - MARGIN)
+
 
 @dataclasses.dataclass(frozen=True)
 class WaveformSpec(FeatureSpec):
@@ -136,3 +153,9 @@ class WaveformSpec(FeatureSpec):
         if not self.unit_variance:
             return features
         return mel.unit_variance(features, lengths)
+
+    def are_rows(self, features: Tensor) -> bool:
+        """Whether these are samples where frames are read, or of no clip with unit variance."""
+        if self.spectral:
+            return features.shape[-1] == 1
+        return self.unit_variance and bool(0 < features.abs().amax() < 1)

@@ -19,8 +19,8 @@ class AdaLoRA(LinearMethod):
 
     rank: int = setting(8, "average rank that is left at the end", minimum=1)
     initial_rank: int = setting(12, "rank of every update at the start", minimum=1)
-    alpha: float = setting(16.0, "the update is scaled by alpha / rank", minimum=0)
-    dropout: float = setting(0.0, "on the update's input", minimum=0, maximum=1)
+    alpha: float = setting(16.0, "the update is scaled by alpha / rank", above=0)
+    dropout: float = setting(0.0, "on the update's input", minimum=0, below=1)
     warmup: float = setting(0.1, "share of the steps before pruning begins", minimum=0, maximum=1)
     final: float = setting(0.5, "share of the steps after it has ended", minimum=0, maximum=1)
     interval: int = setting(10, "steps between prunings", minimum=1)
@@ -57,22 +57,38 @@ class AdaLoRA(LinearMethod):
     def on_step(
         self, backbone: Backbone, optimizer: Optimizer, step: int, total_steps: int
     ) -> None:
-        """Follow the sensitivities; prune when it is time (section 3.3)."""
+        """Follow the sensitivities; prune when it is time (section 3.3).
+
+        Gradients that overflowed are not followed: no step was taken with them, and they would
+        spoil the averages for good.
+        """
         updates = _updates(backbone)
-        for update in updates:
-            update.follow(self.beta)
-        end = total_steps - round(self.final * total_steps)
-        pruning = self.warmup * total_steps < step <= end
-        if pruning and (step % self.interval == 0 or step == end):
-            self._prune(updates, self.budget(step, total_steps, len(updates)))
+        if _gradients_are_finite(updates):
+            for update in updates:
+                update.follow(self.beta)
+        begin, end = self.schedule(total_steps)
+        budget = self.budget(step, total_steps, len(updates))
+        if step < end:
+            due = begin < step and step % self.interval == 0
+        else:  # the last pruning is made up for if its step was not taken
+            due = sum(int(update.alive.sum()) for update in updates) > budget
+        if due:
+            self._prune(updates, budget)
         for update in updates:
             update.values.mul_(update.alive)
 
+    def schedule(self, total_steps: int) -> tuple[float, int]:
+        """The step after which pruning begins, and the step of the last pruning.
+
+        The last one always takes place, so that `rank` is the average rank at the end.
+        """
+        end = max(total_steps - round(self.final * total_steps), 1)
+        return min(self.warmup * total_steps, end - 1), end
+
     def budget(self, step: int, total_steps: int, updates: int) -> int:
         """Singular values that are left after a step, over all updates: a cubic fall."""
-        begin = self.warmup * total_steps
-        end = total_steps - round(self.final * total_steps)
-        left = 1 - min(max((step - begin) / max(end - begin, 1), 0), 1)
+        begin, end = self.schedule(total_steps)
+        left = 1 - min(max((step - begin) / (end - begin), 0), 1)
         return round((self.rank + (self.initial_rank - self.rank) * left**3) * updates)
 
     def _prune(self, updates: list["Triplets"], budget: int) -> None:
@@ -85,6 +101,12 @@ class AdaLoRA(LinearMethod):
 
 def _updates(backbone: Backbone) -> list["Triplets"]:
     return [module for module in insertion.inserted(backbone) if isinstance(module, Triplets)]
+
+
+def _gradients_are_finite(updates: list["Triplets"]) -> bool:
+    parameters = (parameter for update in updates for parameter in update.parameters())
+    largest = [p.grad.abs().amax() for p in parameters if p.grad is not None]
+    return not largest or bool(torch.stack(largest).isfinite().all())
 
 
 class Triplets(nn.Module):

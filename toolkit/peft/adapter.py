@@ -23,7 +23,7 @@ class Adapter(BlockMethod):
     residual: bool | None = setting(
         None, "A(x) stands for x + A(x); none: not if parallel, else yes"
     )
-    scale: float = setting(1.0, "factor of A")
+    scale: float = setting(1.0, "factor of A", nonzero=True)
     learn_scale: bool = setting(False, "train the factor")
     add_before: bool | None = quirk("an adapter before S is added behind it too: S(A(x)) + A(x)")
 

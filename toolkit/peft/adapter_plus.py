@@ -18,7 +18,7 @@ class AdapterPlus(PeftMethod):
     """Adapter behind each block, residual included, with a learned scale of every channel."""
 
     bottleneck: int = setting(8, "inner width", minimum=1)
-    drop_path: float = setting(0.1, "share of clips that skip an adapter", minimum=0, maximum=1)
+    drop_path: float = setting(0.1, "share of clips that skip an adapter", minimum=0, below=1)
     init: Literal["identity", "houlsby"] = setting(
         "identity", "up starts at zero, or (as the paper) as a truncated normal of std 0.01"
     )

@@ -13,8 +13,8 @@ class AdaptFormer(PeftMethod):
     """Adapter beside the feed-forward that reads the residual stream in front of the norm."""
 
     bottleneck: int = setting(64, "inner width", minimum=1)
-    scale: float = setting(0.1, "factor of the adapter")
-    dropout: float = setting(0.1, "of its inner units", minimum=0, maximum=1)
+    scale: float = setting(0.1, "factor of the adapter", nonzero=True)
+    dropout: float = setting(0.1, "of its inner units", minimum=0, below=1)
 
     def insert(self, backbone: Backbone) -> None:
         """One adapter per block."""

@@ -66,6 +66,9 @@ class PeftMethod(Settings, ABC):
     """Whether the adapted backbone equals the frozen one before training; false only where what a
     method adds has an effect whatever its values (further tokens)."""
 
+    may_add_nothing: ClassVar[bool] = False
+    """True only where a model with nothing but a head is what the method may describe."""
+
     layers: str | list[int] = setting(
         "all", "blocks to adapt: all, 'first 3', 'last 6', 'every 2', or a list such as [0, 5]"
     )
@@ -97,12 +100,25 @@ class PeftMethod(Settings, ABC):
         if self.is_on("zero_positions"):
             backbone.zero_positions()
         self.insert(backbone)
+        self._refuse_nothing(backbone)
         backbone.adapted_by = self.registered_name
         for module in insertion.inserted(backbone):
             if isinstance(module, Recorder):
                 module.context = backbone.context
         if self.final_norm:
             self.train_final_norm(backbone)
+
+    def _refuse_nothing(self, backbone: Backbone) -> None:
+        """Refuse an `insert` that has changed nothing: a linear probe would be trained instead."""
+        changed = any(True for _ in insertion.wrappers(backbone)) or any(
+            parameter.requires_grad for parameter in backbone.parameters()
+        )
+        if not changed and not self.may_add_nothing:
+            raise ConfigError(
+                f"the method '{self.registered_name}' inserts nothing and trains nothing of the "
+                f"backbone '{backbone.name}', so a linear probe would be trained: insert modules "
+                "in `insert`, for example with `insertion.parallel`"
+            )
 
     def train_final_norm(self, backbone: Backbone) -> None:
         """Unfreeze the final norm."""
@@ -148,7 +164,11 @@ class PeftMethod(Settings, ABC):
         self, backbone: Backbone, optimizer: Optimizer, step: int, total_steps: int
     ) -> None:
         """Called after optimiser step `step` (from 1) of `total_steps`, gradients still in place:
-        schedules, what is learned from gradients, experts that come and go."""
+        schedules, what is learned from gradients, experts that come and go.
+
+        A step that a gradient scaler leaves out, because gradients overflowed, has its number but
+        is not followed by this call.
+        """
 
     def on_epoch_start(self, backbone: Backbone, epoch: int, steps: int) -> None:
         """Called before the training of epoch `epoch` (from 1), which has `steps` optimiser steps
@@ -199,7 +219,8 @@ class Recorder(nn.Module):
     """Base of inserted modules that can record statistics of their passes, such as mixtures.
 
     Attributes:
-        recording: whether `forward` appends to `records`.
+        recording: whether `forward` appends to `records` in this pass: it is switched on, and the
+            batch has real tokens.
         records: one mapping of detached tensors per forward pass.
         context: which tokens of a batch are real; None: all are.
     """
@@ -208,8 +229,17 @@ class Recorder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.recording = False
+        self._switched_on = False
         self.records: list[dict[str, Tensor]] = []
+
+    @property
+    def recording(self) -> bool:
+        """Whether this pass is recorded; set it to switch recording on or off."""
+        return self._switched_on and (self.mask is None or bool(self.mask.any()))
+
+    @recording.setter
+    def recording(self, on: bool) -> None:
+        self._switched_on = on
 
     @property
     def mask(self) -> Tensor | None:

@@ -30,7 +30,7 @@ class BlockMethod(PeftMethod):
         "1d", "convpass over the sequence (1d) or over the patch grid (2d)"
     )
     dropout: float = setting(
-        0.0, "of convpass, before the projection back to the token width", minimum=0, maximum=1
+        0.0, "of convpass, before the projection back to the token width", minimum=0, below=1
     )
     norms: bool = setting(True, "train the layer norms in front of those sublayers")
     discard_norm: bool | None = quirk("the conformer's inner norm is computed and discarded")

@@ -47,7 +47,8 @@ class Magnitude(LowRank):
         """Learned length over present length of each row, [out]."""
         with torch.no_grad():
             length = norm_of_rows(linear.weight + self.delta())
-        return self.magnitude / length
+        # A row of zeros, as in pruned checkpoints, has no direction and stays zero.
+        return self.magnitude / length.clamp(min=torch.finfo(length.dtype).tiny)
 
     def merge_into(self, linear: nn.Linear) -> None:
         """Add the update to the weight, then give each row its learned length."""

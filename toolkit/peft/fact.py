@@ -24,8 +24,8 @@ class FacT(PeftMethod):
     """
 
     rank: int = setting(16, "rank r of the cores", minimum=1)
-    scale: float = setting(1.0, "factor s of the updates")
-    dropout: float = setting(0.1, "inside the updates", minimum=0, maximum=1)
+    scale: float = setting(1.0, "factor s of the updates", nonzero=True)
+    dropout: float = setting(0.1, "inside the updates", minimum=0, below=1)
     kind: Literal["tt", "tk"] = setting("tt", "tensor train or Tucker")
 
     def insert(self, backbone: Backbone) -> None:

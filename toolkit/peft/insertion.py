@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.backbones.base import WRAPPED, Backbone, Site
-from toolkit.errors import ConfigError
+from toolkit.errors import ConfigError, ToolkitError
 
 
 @runtime_checkable
@@ -65,7 +65,7 @@ class Parallel(Wrapper):
 
     def adapted(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Stock output plus the inserted module's output for the same input."""
-        return _on_tokens(self.wrapped(x, *args, **kwargs), lambda y: y + self.inserted(x))
+        return _on_tokens(self.wrapped(x, *args, **kwargs), lambda y: _sum(y, self.inserted(x)))
 
 
 class After(Wrapper):
@@ -108,7 +108,7 @@ class ParallelKept(Parallel):
         """Stock output plus the branch, which is kept for the `Echo`."""
         output = self.wrapped(x, *args, **kwargs)
         self.kept = self.inserted(x)
-        return _on_tokens(output, lambda y: y + self.kept)
+        return _on_tokens(output, lambda y: _sum(y, self.kept))
 
 
 class Echo(nn.Module):
@@ -149,7 +149,7 @@ class ParallelToTap(Wrapper):
     def adapted(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Stock output plus the branch computed from the tapped input."""
         branch = self.inserted(_take(self.tap[0]))
-        return _on_tokens(self.wrapped(x, *args, **kwargs), lambda y: y + branch)
+        return _on_tokens(self.wrapped(x, *args, **kwargs), lambda y: _sum(y, branch))
 
 
 class Passing(Wrapper):
@@ -268,6 +268,21 @@ def unmerge(backbone: Backbone) -> None:
             wrapper.original = None
 
 
+def is_merged(backbone: Backbone) -> bool:
+    """Whether inserted modules are folded into the weights that they wrap."""
+    return any(wrapper.merged for wrapper in wrappers(backbone))
+
+
+def unmerged_weights(backbone: Backbone) -> dict[int, Tensor]:
+    """What `unmerge` would restore, by the id of the parameter that it would be restored in."""
+    return {
+        id(parameter): wrapper.original[name]
+        for wrapper in wrappers(backbone)
+        if wrapper.original is not None
+        for name, parameter in wrapper.wrapped.named_parameters()
+    }
+
+
 def exchange(wrapper: Wrapper, name: str, module: nn.Module) -> None:
     """Put a module in the place of the one that a wrapper inserted.
 
@@ -312,6 +327,47 @@ def _tokens_first(
         return args[0], args[1:], kwargs
     kwargs = dict(kwargs)
     return kwargs.pop("hidden_states"), (), kwargs
+
+
+def _sum(tokens: Tensor, branch: Tensor) -> Tensor:
+    """Add a branch to tokens; a scalar is added to all of them.
+
+    Raises:
+        ConfigError: the branch is no tensor, or has another width, which would be repeated or fail.
+    """
+    if not isinstance(branch, Tensor):
+        raise ConfigError(f"its module returns a {type(branch).__name__} instead of tokens")
+    if branch.ndim and branch.shape[-1] != tokens.shape[-1]:
+        raise ConfigError(
+            f"its module returns tokens of width {branch.shape[-1]}, and {tokens.shape[-1]} are "
+            "needed there (`site.out_dim`)"
+        )
+    return tokens + branch
+
+
+def named_failure(backbone: Backbone, error: Exception) -> Exception:
+    """An error of a pass that names method and site if an inserted module raised it.
+
+    Args:
+        backbone: that made the pass.
+        error: raised by it.
+
+    Returns:
+        the error to raise: a `ToolkitError` with a longer message, or the same with a note.
+    """
+    frame, failed = error.__traceback__, None
+    while frame is not None:
+        owner = frame.tb_frame.f_locals.get("self")
+        failed = owner if isinstance(owner, Wrapper) else failed
+        frame = frame.tb_next
+    if failed is None:
+        return error
+    path = next(path for path, module in backbone.model.named_modules() if module is failed)
+    where = f"the method '{backbone.adapted_by}' fails at {backbone.canonical(path)}"
+    if isinstance(error, ToolkitError):
+        return type(error)(f"{where}: {error}")
+    error.add_note(where)
+    return error
 
 
 def _on_tokens(output: Any, function: Callable[[Tensor], Tensor]) -> Any:

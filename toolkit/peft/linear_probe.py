@@ -10,6 +10,8 @@ from toolkit.registry import PEFT
 class LinearProbe(PeftMethod):
     """A linear classifier on the frozen backbone; the final norm is trained, as in the paper."""
 
+    may_add_nothing = True
+
     def check(self) -> None:
         """There is nothing to choose layers for."""
         if self.layers != "all":

@@ -47,8 +47,8 @@ class LoRA(LinearMethod):
     reduction: int | None = setting(
         None, "instead of `rank`: the rank is the input width divided by this", minimum=1
     )
-    alpha: float = setting(16.0, "the update is scaled by alpha / rank", minimum=0)
-    dropout: float = setting(0.0, "dropout on the update's input", minimum=0, maximum=1)
+    alpha: float = setting(16.0, "the update is scaled by alpha / rank", above=0)
+    dropout: float = setting(0.0, "dropout on the update's input", minimum=0, below=1)
     scale_by_reduction: bool | None = quirk("the update is scaled by alpha / reduction")
     reference_init: bool | None = quirk("A and B start as a truncated normal of std 0.02")
 

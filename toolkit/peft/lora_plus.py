@@ -13,7 +13,7 @@ from toolkit.registry import PEFT
 class LoRAPlus(LoRA):
     """LoRA whose B learns `ratio` times as fast as everything else."""
 
-    ratio: float = setting(16.0, "learning rate of B over that of A", minimum=0)
+    ratio: float = setting(16.0, "learning rate of B over that of A", above=0)
 
     def parameter_groups(
         self, parameters: dict[str, nn.Parameter], lr: float

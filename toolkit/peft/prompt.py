@@ -21,7 +21,7 @@ class PromptMethod(PeftMethod):
     identity_at_start = False
 
     prompts: int = setting(25, "learned tokens", minimum=1)
-    dropout: float = setting(0.0, "of the prompts", minimum=0, maximum=1)
+    dropout: float = setting(0.0, "of the prompts", minimum=0, below=1)
     replace_distillation: bool | None = quirk("prompts take the distillation token's place")
 
     def check(self) -> None:
@@ -34,6 +34,11 @@ class PromptMethod(PeftMethod):
         backbone.require("tokens")
         kept = backbone.prefix_tokens
         if self.is_on("replace_distillation"):
+            if kept < 2:
+                raise ConfigError(
+                    f"the backbone '{backbone.name}' has no distillation token that prompts could "
+                    "replace: set `replace_distillation` to false"
+                )
             kept = 1
         entry = Prompts(self.prompts, backbone.dim, self.dropout, kept, backbone.prefix_tokens)
         insertion.after(backbone.tokens, "prompt", entry)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,26 @@ from toolkit.peft.mixture import Mixture, MixtureMethod
 from toolkit.registry import PEFT
 from toolkit.routing import soft
 
+PhiInit = Literal["lecun", "soft_moe", "xavier"]
+TRUNCATED_STD = 0.87962566103423978
+"""Standard deviation of a unit normal that is cut off at -2 and 2."""
+
 
 @PEFT.register("soft_moa", paper="arXiv:2402.00828")
 class SoftMoA(MixtureMethod):
     """Soft mixture of adapters: experts read slots, which are weighted means of tokens."""
 
-    slots: int = setting(1, "slots per adapter, S", minimum=1)
+    slots: int | Literal["tokens/experts"] = setting(
+        1,
+        "slots per adapter, S; tokens/experts: as many in all as there are tokens (2308.00951)",
+        minimum=1,
+    )
+    phi_init: PhiInit | None = setting(
+        None,
+        "start of the slot embeddings: lecun (normal of variance 1 / d), soft_moe (as the code of "
+        "2308.00951: truncated normal of variance 1 / (d E)), xavier (as the papers' code: normal "
+        "of variance 2 / (S (d + E))); none: xavier with reference_init, else lecun",
+    )
     normalize: bool = setting(False, "unit-length tokens and slot embeddings in the router")
     noise: float = setting(0.0, "standard deviation of the router's noise in training", minimum=0)
     normalize_over_experts: bool | None = quirk(
@@ -41,15 +55,37 @@ class SoftMoA(MixtureMethod):
         site.require_whole_clips("Soft-MoA")
         mixture = SoftMixture(
             self.experts(backbone, self.num_experts, site.out_dim),
-            self.slots,
+            self.slots_on(backbone),
             self.normalize,
             self.noise,
             over_experts=self.is_on("normalize_over_experts"),
         )
-        if self.is_on("reference_init"):
-            # Xavier as the reference code applies it to [d, E, S]: fans (E S, d S).
-            nn.init.xavier_normal_(mixture.phi)
+        if self.start != "lecun":  # with which a mixture starts
+            initialise(mixture.phi, self.start)
         return mixture
+
+    @property
+    def start(self) -> PhiInit:
+        """How the slot embeddings start."""
+        if self.phi_init is not None:
+            return self.phi_init
+        return "xavier" if self.is_on("reference_init") else "lecun"
+
+    def slots_on(self, backbone: Backbone) -> int:
+        """Slots per adapter on a backbone.
+
+        Raises:
+            ConfigError: they follow from the number of tokens, which differs from clip to clip.
+        """
+        if self.slots != "tokens/experts":
+            return self.slots
+        if backbone.grid is None:
+            raise ConfigError(
+                f"`slots: tokens/experts` needs a backbone whose clips all have the same number of "
+                f"tokens, and those of '{backbone.name}' have not: set `slots` to a number"
+            )
+        tokens = backbone.prefix_tokens + math.prod(backbone.grid)
+        return max(1, round(tokens / self.num_experts))
 
 
 class SoftMixture(Mixture):
@@ -80,7 +116,7 @@ class SoftMixture(Mixture):
         self.phi = nn.Parameter(torch.empty(experts.dim, experts.num_experts, slots))
         self.scale = nn.Parameter(torch.ones(())) if normalize else None
         self.noise, self.over_experts = noise, over_experts
-        nn.init.normal_(self.phi, std=1 / math.sqrt(experts.dim))  # LeCun normal, as 2308.00951
+        initialise(self.phi, "lecun")
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Tokens [B, T, d] -> [B, T, d].
@@ -138,3 +174,24 @@ class SoftMixture(Mixture):
             scale = None
         noise = self.noise if self.training else 0.0
         return soft.route(x, phi, scale=scale, mask=mask, noise_std=noise), x
+
+
+def initialise(phi: Tensor, start: PhiInit) -> None:
+    """Draw slot embeddings [d, E, S] in place.
+
+    At 7 experts of width 768 with one slot, their standard deviations are 0.036, 0.0136 and 0.051.
+
+    Args:
+        phi: slot embeddings.
+        start: `lecun`: logits of tokens with unit variance have unit variance. `soft_moe`: what
+            JAX's `lecun_normal` makes of this shape, whose fan-in is d E. `xavier`: what PyTorch's
+            `xavier_normal_` makes of it, with fans of E S and d S.
+    """
+    dim, experts, _ = phi.shape
+    if start == "lecun":
+        nn.init.normal_(phi, std=1 / math.sqrt(dim))
+    elif start == "soft_moe":
+        std = 1 / math.sqrt(dim * experts) / TRUNCATED_STD
+        nn.init.trunc_normal_(phi, std=std, a=-2 * std, b=2 * std)
+    else:
+        nn.init.xavier_normal_(phi)

@@ -15,7 +15,7 @@ class VeRA(LinearMethod):
     """W x + b * B (d * A x): A and B are random, frozen and shared, the vectors b and d learned."""
 
     rank: int = setting(256, "rows of A", minimum=1)
-    d_initial: float = setting(0.1, "initial value of d")
+    d_initial: float = setting(0.1, "initial value of d", nonzero=True)
     seed: int = setting(0, "of A and B, which are not saved", minimum=0)
 
     def insert(self, backbone: Backbone) -> None:

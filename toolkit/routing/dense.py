@@ -6,12 +6,14 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from toolkit.routing.precision import wide, without_autocast
 from toolkit.routing.router import Router
 
 
 class DenseRouter(Router):
-    """Gates g = softmax(W x + b) over experts (2402.00828, Dense-MoA).
+    """Gates g = softmax(W x + b) over experts in float32 (2402.00828, Dense-MoA).
 
     Args:
         dim: token width d.
@@ -27,8 +29,9 @@ class DenseRouter(Router):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """[B, T, d] -> [B, T, E], sums to 1 over experts; for padding too."""
-        gates: Tensor = self.linear(x).softmax(dim=-1)
-        return gates
+        with without_autocast(x):
+            logits = functional.linear(wide(x), wide(self.linear.weight), wide(self.linear.bias))
+            return logits.softmax(dim=-1).to(x.dtype)
 
     def keep(self, numbers: Sequence[int]) -> None:
         """Leave only some experts, in this order."""

@@ -14,6 +14,8 @@ from einops import einsum, rearrange
 from torch import Tensor
 from torch.nn import functional
 
+from toolkit.routing.precision import wide, without_autocast
+
 
 @dataclasses.dataclass(frozen=True)
 class SoftRouting:
@@ -29,11 +31,11 @@ class SoftRouting:
 
     def slots(self, x: Tensor) -> Tensor:
         """Make the inputs of the slots: tokens [B, T, d] -> [B, E, S, d]."""
-        return einsum(self.dispatch, x, "b t e s, b t d -> b e s d")
+        return einsum(self.dispatch.to(x.dtype), x, "b t e s, b t d -> b e s d")
 
     def tokens(self, y: Tensor) -> Tensor:
         """Mix slot outputs [B, E, S, d] back to tokens [B, T, d]."""
-        return einsum(self.combine, y, "b t e s, b e s d -> b t d")
+        return einsum(self.combine.to(y.dtype), y, "b t e s, b e s d -> b t d")
 
 
 def route(
@@ -44,7 +46,7 @@ def route(
     mask: Tensor | None = None,
     noise_std: float = 0.0,
 ) -> SoftRouting:
-    """Compute dispatch and combine weights from the logits x phi.
+    """Compute dispatch and combine weights from the logits x phi, in float32.
 
     Args:
         x: tokens [B, T, d].
@@ -52,20 +54,25 @@ def route(
         scale: if given, tokens and slot embeddings are scaled to unit length along d and the
             logits multiplied by this scalar (2308.00951, section 2.3). Only the logits use the
             normalised tokens; slots are means of the tokens themselves.
-        mask: [B, T], True where a token is real; padding is left out of every slot.
+        mask: [B, T], True where a token is real; padding is left out of every slot. The slots of
+            a clip without real tokens are zero.
         noise_std: standard deviation of Gaussian noise added to the logits.
     """
-    routed = x
-    if scale is not None:
-        routed = functional.normalize(x, dim=-1)
-        phi = scale * functional.normalize(phi, dim=0)
-    logits = einsum(routed, phi, "b t d, d e s -> b t e s")
-    if noise_std > 0:
-        logits = logits + noise_std * torch.randn_like(logits)
-    combine = rearrange(logits, "b t e s -> b t (e s)").softmax(dim=-1).view_as(logits)
-    if mask is not None:
-        logits = logits.masked_fill(~rearrange(mask, "b t -> b t 1 1"), -math.inf)
-    return SoftRouting(dispatch=logits.softmax(dim=1), combine=combine)
+    with without_autocast(x):
+        routed, phi = wide(x), wide(phi)
+        if scale is not None:
+            routed = functional.normalize(routed, dim=-1)
+            phi = wide(scale) * functional.normalize(phi, dim=0)
+        logits = einsum(routed, phi, "b t d, d e s -> b t e s")
+        if noise_std > 0:
+            logits = logits + noise_std * torch.randn_like(logits)
+        combine = rearrange(logits, "b t e s -> b t (e s)").softmax(dim=-1).view_as(logits)
+        if mask is None:
+            return SoftRouting(dispatch=logits.softmax(dim=1), combine=combine)
+        real = rearrange(mask, "b t -> b t 1 1")
+        # The lowest number and not -inf, of which a softmax over padding alone would make NaN.
+        logits = logits.masked_fill(~real, torch.finfo(logits.dtype).min)
+        return SoftRouting(dispatch=logits.softmax(dim=1) * real, combine=combine)
 
 
 def normalised_over_experts(x: Tensor, phi: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,8 +84,11 @@ def normalised_over_experts(x: Tensor, phi: Tensor, scale: Tensor) -> tuple[Tens
     Args:
         x, phi, scale: as for `route`; pass the result to `route` without a scale.
     """
-    phi = scale * phi / (phi.norm(dim=1, keepdim=True) + 1e-6)
-    return x / (x.norm(dim=-1, keepdim=True) + 1e-6), phi
+    with without_autocast(x):
+        tokens, phi = wide(x), wide(phi)
+        tokens = tokens / (tokens.norm(dim=-1, keepdim=True) + 1e-6)
+        phi = wide(scale) * phi / (phi.norm(dim=1, keepdim=True) + 1e-6)
+        return tokens.to(x.dtype), phi
 
 
 def metrics(routing: SoftRouting, mask: Tensor | None = None) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from toolkit import processes
 from toolkit.routing import dense
+from toolkit.routing.precision import wide, without_autocast
 from toolkit.routing.router import Router
 
 INIT_SCALE = 0.1
@@ -57,9 +58,9 @@ class TopKRouter(Router):
             (Switch), so that the router learns from the task at k = 1 too.
         jitter: in training the router reads x * U(1 - jitter, 1 + jitter) (Switch).
         noise: standard deviation of the noise on the logits in training (Shazeer et al.).
-        capacity: in training an expert takes at most this multiple of its fair share k B T / E of
-            the batch, first choices before second ones, in the order of the tokens (GShard); None:
-            no limit, so no token is dropped. Evaluation never drops.
+        capacity: in training an expert takes at most this multiple of its fair share of the batch,
+            k / E times the real tokens, first choices before second ones, in the order of the
+            tokens (GShard); None: no limit, so no token is dropped. Evaluation never drops.
 
     Attributes:
         alive: [E], bool, which experts can be chosen; all, unless a method drops some.
@@ -117,8 +118,8 @@ class TopKRouter(Router):
 
     def route(self, x: Tensor, mask: Tensor | None = None) -> TopKRouting:
         """Route tokens [B, T, d], with a mask [B, T] of the real ones."""
-        with torch.autocast(x.device.type, enabled=False):
-            logits = self._logits(x.to(self.linear.weight.dtype))
+        with without_autocast(x):
+            logits = self._logits(wide(x))
             probabilities = logits.softmax(dim=-1)
             count = min(self.k, logits.shape[-1])
             top = probabilities.topk(count, dim=-1).indices
@@ -130,7 +131,7 @@ class TopKRouter(Router):
                 total = gates.sum(dim=-1, keepdim=True)
                 gates = gates / total.clamp(min=torch.finfo(gates.dtype).tiny)
             if self.training and self.capacity is not None:
-                gates = gates * within(top, chosen, self._room(top, self.capacity))
+                gates = gates * within(top, chosen, self._room(real, count, self.capacity))
         return TopKRouting(logits, probabilities, chosen, gates, real)
 
     def keep(self, numbers: Sequence[int]) -> None:
@@ -141,17 +142,18 @@ class TopKRouter(Router):
     def _logits(self, x: Tensor) -> Tensor:
         if self.training and self.jitter:
             x = x * torch.empty_like(x).uniform_(1 - self.jitter, 1 + self.jitter)
-        logits: Tensor = self.linear(x)
+        logits = functional.linear(x, wide(self.linear.weight))
         if self.training and self.noise:
             logits = logits + self.noise * torch.randn_like(logits)
         return logits.masked_fill(~self.alive, -math.inf)
 
-    def _room(self, top: Tensor, capacity: float) -> int:
-        """How many tokens an expert may take."""
-        return math.ceil(capacity * top.numel() / self.linear.out_features)
+    def _room(self, real: Tensor, choices: int, capacity: float) -> Tensor:
+        """How many of the real tokens' choices an expert may take, a scalar."""
+        share = real.sum().float() * choices / self.linear.out_features
+        return (capacity * share).ceil()
 
 
-def within(top: Tensor, chosen: Tensor, room: int) -> Tensor:
+def within(top: Tensor, chosen: Tensor, room: Tensor | int) -> Tensor:
     """Find the choices that experts have room for: first choices first, in the order of tokens.
 
     Args:

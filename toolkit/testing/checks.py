@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from toolkit.errors import ConfigError
-from toolkit.model import AudioClassifier, Pooling
+from toolkit.model import AudioClassifier
 from toolkit.peft import insertion
-from toolkit.peft.base import PeftMethod, Recorder
+from toolkit.peft.base import PeftMethod
 from toolkit.registry import PEFT
+from toolkit.testing.mixtures import check_mixtures
 from toolkit.testing.tiny import (
     CLASSES,
     tiny_backbone,
@@ -22,12 +23,11 @@ from toolkit.testing.tiny import (
     tiny_classifier,
     tiny_lengths,
     tiny_objective,
-    tiny_rows,
 )
 
 
 def check_method(name: str, settings: Mapping[str, Any] | None = None, family: str = "ast") -> None:
-    """Run every check below on a registered method.
+    """Run every check below, and those of its mixtures, on a registered method.
 
     Args:
         name: of the method.
@@ -40,6 +40,7 @@ def check_method(name: str, settings: Mapping[str, Any] | None = None, family: s
     check_saving(method, family)
     check_merging(method, family)
     check_layers({"name": name, **(settings or {})}, family)
+    check_mixtures(method, family)
 
 
 def check_identity(method: PeftMethod, family: str = "ast") -> None:
@@ -51,7 +52,17 @@ def check_identity(method: PeftMethod, family: str = "ast") -> None:
     with torch.no_grad():
         expected = backbone(features, lengths)
         adapted = tiny_classifier(method, family=family).eval().backbone
-        torch.testing.assert_close(adapted(features, lengths), expected, rtol=0, atol=1e-5)
+        try:
+            tokens = adapted(features, lengths)
+        except Exception as error:
+            raise insertion.named_failure(adapted, error) from error.__cause__
+        torch.testing.assert_close(
+            tokens,
+            expected,
+            rtol=0,
+            atol=1e-5,
+            msg=lambda text: f"training does not start at the frozen backbone: {text}",
+        )
 
 
 def check_training(method: PeftMethod, steps: int | None = None, family: str = "ast") -> None:
@@ -105,7 +116,9 @@ def check_saving(method: PeftMethod, family: str = "ast") -> None:
     (features, _), lengths = tiny_batch(first.backbone), tiny_lengths(first.backbone)
     with torch.no_grad():
         expected = first(features, lengths)
-        assert not torch.equal(second(features, lengths), expected)
+        assert not torch.equal(second(features, lengths), expected), (
+            "models of two seeds are the same before one is loaded: nothing of the method is random"
+        )
         second.load_state({name: t.clone() for name, t in first.state().items()})
     with torch.inference_mode():
         assert torch.equal(second(features, lengths), expected), "the loaded model is another one"
@@ -125,7 +138,13 @@ def check_merging(method: PeftMethod, family: str = "ast") -> bool:
     with torch.no_grad():
         expected = model(features, lengths)
         method.merge(model.backbone)
-        torch.testing.assert_close(model(features, lengths), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            model(features, lengths),
+            expected,
+            rtol=1e-4,
+            atol=1e-4,
+            msg=lambda text: f"merging changes the predictions: {text}",
+        )
         method.unmerge(model.backbone)
         assert torch.equal(model(features, lengths), expected), "unmerging changed the weights"
     return True
@@ -140,58 +159,3 @@ def check_layers(config: Mapping[str, Any], family: str = "ast") -> None:
     model = AudioClassifier(tiny_backbone(family=family), method, CLASSES, "all")
     blocks = {name.split(".")[1] for name in model.state() if name.startswith("blocks.")}
     assert blocks <= {"1"}, f"`layers` is not respected (use self.sites): blocks {blocks}"
-
-
-def check_padding(method: PeftMethod, family: str, pooling: Pooling = "mean") -> None:
-    """Each clip alone and without padding gives the logits that it has in a padded batch."""
-    model = tiny_classifier(method, family=family, noise=0.05, pooling=pooling)
-    compare_padded(model, model)
-
-
-def compare_padded(batched: AudioClassifier, single: AudioClassifier) -> None:
-    """A padded batch gives the logits of its clips, one by one and without padding.
-
-    Args:
-        batched: reads the batch.
-        single: reads the clips one by one: the same model, or a twin whose counts are compared.
-    """
-    rows, lengths = tiny_rows(batched.backbone)
-    assert lengths is not None, f"{batched.backbone.name} pads every clip to one length"
-    batched.eval(), single.eval()
-    with torch.no_grad():
-        together = batched.logits(rows, lengths)
-        alone = [
-            single.logits(clip[None, :length], torch.tensor([length]))
-            for clip, length in zip(rows, lengths.tolist(), strict=True)
-        ]
-    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-4)
-
-
-def check_padding_in_statistics(method: PeftMethod, family: str) -> bool:
-    """What mixtures record of a clip, and their losses on it, are the same with padding behind it.
-
-    Statistics are compared in evaluation and in training.
-
-    Returns:
-        whether there is anything that records.
-    """
-    found = []
-    for padding in (0, 1):
-        model = tiny_classifier(method, family=family, noise=0.05)
-        backbone = model.backbone
-        if not any(isinstance(module, Recorder) for module in insertion.inserted(backbone)):
-            return False
-        rows, _ = tiny_rows(backbone, clips=1)
-        length = torch.tensor([rows.shape[1]])
-        rows = torch.cat([rows, *[torch.randn_like(rows)] * padding], dim=1)
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            statistics = []
-            for training in (False, True):
-                method.record(backbone, True)
-                model.train(training).logits(rows, length)
-                statistics.append(method.statistics(backbone))
-            method.record(backbone, False)
-            found.append((statistics, method.auxiliary_losses(backbone)))
-    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-4)
-    return any(found[0][0])

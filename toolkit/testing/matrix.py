@@ -4,14 +4,17 @@ Apart from `testing`, whose checks it runs, because it is for a user to read.
 """
 
 import dataclasses
+import traceback
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Literal
 
 import torch
 
-from toolkit import testing
-from toolkit.errors import ConfigError
+from toolkit.errors import ConfigError, ToolkitError
 from toolkit.registry import BACKBONES, PEFT
+from toolkit.testing import checks
+from toolkit.testing.tiny import tiny_classifier
 
 Verdict = Literal["works", "merges", "impossible", "broken"]
 SIGNS: dict[Verdict, str] = {"works": "+", "merges": "m", "impossible": "-", "broken": "!"}
@@ -44,18 +47,31 @@ def cell(method: str, family: str) -> Cell:
     """Check a method, with its default settings, on a small random backbone."""
     made = PEFT.create(method)
     try:
-        testing.tiny_classifier(made, family=family)
+        tiny_classifier(made, family=family)
     except ConfigError as error:
-        return Cell(method, family, "impossible", str(error))
+        return Cell(method, family, "impossible", reason_of(error))
+    except Exception as error:  # a method may raise anything
+        return Cell(method, family, "broken", reason_of(error))
     try:
         with torch.random.fork_rng(devices=[]):
-            testing.check_identity(made, family)
-            testing.check_training(made, family=family)
-            testing.check_saving(made, family)
-            merges = testing.check_merging(made, family)
-    except (AssertionError, RuntimeError) as error:
-        return Cell(method, family, "broken", str(error).strip().split("\n")[0])
+            checks.check_identity(made, family)
+            checks.check_training(made, family=family)
+            checks.check_saving(made, family)
+            merges = checks.check_merging(made, family)
+    except Exception as error:  # a method may raise anything
+        return Cell(method, family, "broken", reason_of(error))
     return Cell(method, family, "merges" if merges else "works")
+
+
+def reason_of(error: Exception) -> str:
+    """Why a check failed, in one line: the message, or else what was raised and where."""
+    lines = str(error).strip().splitlines()
+    notes = "; ".join(getattr(error, "__notes__", ()))
+    if lines and isinstance(error, AssertionError | ToolkitError):
+        return lines[0]
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    text = f"{type(error).__name__}{f': {lines[0]}' if lines else ''}"
+    return f"{text} ({Path(place.filename).name}, line {place.lineno}){notes and f'; {notes}'}"
 
 
 def cells(methods: Iterable[str], backbones: Iterable[str]) -> Iterator[Cell]:

@@ -1,6 +1,7 @@
 """Batch norm over the batches of all processes, also without a GPU."""
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from toolkit import processes
 
@@ -21,6 +22,10 @@ class JointBatchNorm(nn.BatchNorm1d):
         values = input.double()
         here = values.new_tensor(values.numel() // values.shape[1])
         count = processes.total(here)
+        if count < 2:  # no statistics can be made: see `toolkit.experts.batch_norm`
+            return functional.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
         mean = processes.total(values.sum(dim=axes)) / count
         centred = values - mean.view(shape)
         variance = processes.total(centred.square().sum(dim=axes)) / count

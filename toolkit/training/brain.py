@@ -25,7 +25,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from toolkit import processes, system
-from toolkit.data.augment import Augmentation
+from toolkit.data.augment import Augmentation, augmented
 from toolkit.data.sampling import TrainingBatches, derive_seed
 from toolkit.errors import RunError
 from toolkit.features.batch import Batch
@@ -171,8 +171,7 @@ class ClassificationBrain(sb.Brain):
         targets = processes.gather(targets, clips)
         seed = derive_seed(self.plan.seed, self.epoch, self.step, 0)
         generator = torch.Generator().manual_seed(seed)
-        for augmentation in self.plan.augment:
-            features, targets = augmentation(features, targets, generator)
+        features, targets = augmented(self.plan.augment, features, targets, generator)
         return processes.own(features), processes.own(targets)
 
     def compute_forward(self, batch: Batch, stage: sb.Stage) -> tuple[Tensor, Tensor]:
@@ -292,12 +291,15 @@ class ClassificationBrain(sb.Brain):
         if self.max_grad_norm > 0:
             parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
             torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        taken = self.scaler.get_scale() >= scale  # it falls where gradients have overflowed
         self.optimizer_step += 1
         total = self.plan.epochs * self.steps_per_epoch
         method, backbone = self.model.method, self.model.backbone
-        method.on_step(backbone, self.optimizer, self.optimizer_step, total)
+        if taken:
+            method.on_step(backbone, self.optimizer, self.optimizer_step, total)
         self.optimizer.zero_grad(set_to_none=True)
 
     def _should_save_intra_epoch_ckpt(self, last_ckpt_time: float, steps_since_ckpt: int) -> bool:

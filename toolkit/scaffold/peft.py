@@ -1,14 +1,6 @@
-"""`toolkit new-plugin`: the files of a new PEFT method, which work as they stand."""
+"""The files of a new PEFT method."""
 
-import keyword
-import re
-from importlib.util import find_spec
-from pathlib import Path
-
-from toolkit.errors import ConfigError, PluginError
-from toolkit.registry import PEFT
-
-METHOD = '''"""{title}: one sentence that says what it does (authors, arXiv id, equation)."""
+MODULE = '''"""{title}: one sentence that says what it does (authors, arXiv id, equation)."""
 
 import torch
 from torch import Tensor, nn
@@ -83,38 +75,4 @@ def test_scale_by_hand() -> None:
     assert module(torch.tensor([[1.0, 1.0, 2.0]])).tolist() == [[1.0, 2.0, 6.0]]
 '''
 
-
-def new_plugin(name: str, place: Path) -> list[Path]:
-    """Write a plugin's method, configuration and test.
-
-    Args:
-        name: the method's name, a Python identifier in lower case.
-        place: the directory of plugins; a folder `name` is made in it.
-
-    Returns:
-        the files written.
-
-    Raises:
-        ConfigError: not a name, or one that is taken.
-        PluginError: the folder is already there.
-    """
-    taken = keyword.iskeyword(name) or name in ("true", "false", "null")  # in Python and in YAML
-    if taken or not re.fullmatch("(?!test_|conftest)[a-z][a-z0-9_]*", name):
-        raise ConfigError(f"{name!r} cannot name a plugin; use lower-case letters, digits and _")
-    if find_spec(name) is not None:
-        raise ConfigError(f"there is already a Python package '{name}'; choose another name")
-    if name in PEFT.names():
-        raise ConfigError(f"there is already a PEFT method '{name}' at {PEFT.peek(name).origin}")
-    folder = place / name
-    if folder.exists():
-        raise PluginError(f"{folder} is already there; choose another name or delete it")
-    values = {
-        "name": name,
-        "title": "".join(part.capitalize() for part in name.split("_")),
-        "folder": place / name,
-    }
-    folder.mkdir(parents=True)
-    files = {f"{name}.py": METHOD, f"{name}.yaml": CONFIG, f"test_{name}.py": TEST}
-    for file, template in files.items():
-        (folder / file).write_text(template.format(**values), encoding="utf-8")
-    return [folder / file for file in files]
+FILES = {"{name}.py": MODULE, "{name}.yaml": CONFIG, "test_{name}.py": TEST}
