@@ -123,7 +123,7 @@ def test_divergence_is_symmetric_not_negative_and_zero_for_equals(task: Task) ->
 
 def test_balanced_weights() -> None:
     labels = pd.Series([0, 0, 0, 1])
-    assert balanced_class_weights(labels, 3).tolist() == pytest.approx([4 / 9, 4 / 3, 0])
+    assert balanced_class_weights(labels, 3).tolist() == pytest.approx([4 / 6, 4 / 2, 1])
     assert balanced_clip_weights(labels, 3).tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1])
     many = pd.Series([np.array([1, 0]), np.array([1, 1]), np.array([0, 0])], dtype=object)
     assert balanced_clip_weights(many, 2).tolist() == pytest.approx([0.5, 1.5, 0.5])

@@ -318,7 +318,7 @@ def test_validation_is_made_of_the_training_part(tmp_path: Path) -> None:
         ({"fold": 1.5}, "the fold 1.5 is not a whole number"),
         ({"start": 0.3, "stop": 0.2}, "is not a part of"),
         ({"start": 0.3, "stop": 9}, "is not a part of"),
-        ({"label": ""}, "0 labels instead of one"),
+        ({"label": ""}, "line 1: the label is missing"),
         ({"path": "bell/99.wav"}, "99.wav is missing"),
         ({"split": "train"}, "no clip has the split 'test'"),
     ],

@@ -13,6 +13,7 @@ from toolkit.data.manifest import (
     copied,
     headers,
     refuse,
+    untrained,
 )
 from toolkit.features.cache import content_hashes, default_cache_folder
 
@@ -27,7 +28,7 @@ def check_corpus(corpus: Corpus, folder: Path) -> list[str]:
         DataError: everything that is wrong, in one message.
     """
     manifest = corpus.manifest(folder)
-    problems = copied(manifest.clips, _contents(manifest))
+    problems = copied(manifest.clips, _contents(manifest)) + untrained(manifest)
     published, count = corpus.published_clips(manifest), len(manifest.clips)
     if published not in (None, count):
         problems.append(f"{count:,} clips instead of the {published:,} of the published corpus")

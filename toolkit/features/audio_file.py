@@ -27,9 +27,6 @@ SUFFIXES = (
 )  # fmt: skip
 """Names of audio files end like this where a whole folder is read."""
 
-FOREIGN_SUFFIXES = (".m4a", ".mp4", ".aac", ".wma", ".webm", ".mkv", ".mka", ".amr", ".ape", ".wv")
-"""Audio and video that libsndfile does not read."""
-
 RATES = (1_000, 1_000_000)  # Hz; outside, a small file would be resampled to gigabytes or nothing
 BLOCK_SAMPLES = 1 << 18  # decoded at a time, over all channels
 UNKNOWN_FRAMES = 1 << 62  # from here on, libsndfile's number of frames means "not known"
@@ -217,6 +214,28 @@ class _Sequential(soundfile.SoundFile):  # type: ignore[misc]
         return super().seekable() and not self.subtype.startswith("DWVW")
 
 
+def sounds_below(folder: Path) -> list[Path]:
+    """The audio files in a folder and the folders below it, sorted; links are followed.
+
+    Links whose target is missing are among them. Names that begin with a dot or an underscore are
+    left out.
+    """
+    found, seen = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith((".", "_"))]
+        here = os.path.realpath(place)
+        if here in seen:  # a link to a folder above
+            folders.clear()
+            continue
+        seen.add(here)
+        found += [
+            Path(place, name)
+            for name in names
+            if name.lower().endswith(SUFFIXES) and not name.startswith((".", "_"))
+        ]
+    return sorted(found)
+
+
 def _copied_pipe(path: str) -> BinaryIO | None:
     """A copy, on disk, of what comes through a pipe; None for a file.
 
@@ -238,10 +257,8 @@ def _copied_pipe(path: str) -> BinaryIO | None:
         raise DataError(f"{path}: is a folder: name the files in it")
     descriptor = DESCRIPTOR.fullmatch(path)
     if descriptor is None or not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
-        raise DataError(
-            f"{path}: is not a file: save the sound to one, or send it to `/dev/stdin`"
-        )
-    copy = tempfile.TemporaryFile()
+        raise DataError(f"{path}: is not a file: save the sound to one, or send it to `/dev/stdin`")
+    copy = tempfile.TemporaryFile()  # noqa: SIM115
     try:
         with os.fdopen(os.dup(int(descriptor["number"] or 0)), "rb") as pipe:
             while block := pipe.read(1 << 20):
