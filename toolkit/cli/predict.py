@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,7 +72,7 @@ def _files(names: list[str]) -> list[str]:
 
     files = []
     for name in names:
-        if Path(name).is_dir():
+        if os.path.isdir(name):
             below = sounds_below(Path(name))
             if not below:
                 raise DataError(f"{name}: holds no audio files ({', '.join(SUFFIXES)})")

@@ -32,6 +32,9 @@ BLOCK_SAMPLES = 1 << 18  # decoded at a time, over all channels
 UNKNOWN_FRAMES = 1 << 62  # from here on, libsndfile's number of frames means "not known"
 STREAMED_BYTES = 0x7FFFF000  # from here on, a size in a header means "written to a pipe"
 MPEG_TOLERANCE = 3 * 1152  # frames that an encoder's padding may take
+MPEG_WARM_UP = 32 * 1152
+"""Frames decoded before the first one wanted: a decoder that begins in the middle gives silence until
+it has seen what its frames refer to."""
 OGG_PAGE_BYTES = 27 + 255 + 255 * 255  # of the largest page
 UNREADABLE = (soundfile.SoundFileError, OSError, TypeError)
 """What soundfile raises for a file that it cannot read (TypeError: headerless `.raw`)."""
@@ -147,7 +150,7 @@ class AudioFile:
         """Refuse a file that gave fewer frames than its header promises."""
         if self.frames is None:
             return
-        tolerance = MPEG_TOLERANCE if self._file.subtype.startswith("MPEG") else 0
+        tolerance = MPEG_TOLERANCE if self._is_mpeg else 0
         expected = self.frames if end is None else min(end, self.frames)
         if position < expected - tolerance:
             raise self._ends_early(f"of {self.frames:,} frames, {position:,} can be decoded")
@@ -164,15 +167,20 @@ class AudioFile:
 
     def _skip(self, begin: int) -> int:
         """Go to a frame, at most to the end; returns where it is."""
-        if begin and self._file.finds_places and self.frames is not None:
-            return int(self._file.seek(min(begin, self.frames)))
         position = 0
+        if begin and self._file.finds_places and self.frames is not None:
+            warm_up = MPEG_WARM_UP if self._is_mpeg else 0
+            position = int(self._file.seek(max(min(begin, self.frames) - warm_up, 0)))
         while position < begin:
             block = self._decode(min(BLOCK_SAMPLES // self.channels + 1, begin - position))
             if not len(block):
                 break
             position += len(block)
         return position
+
+    @property
+    def _is_mpeg(self) -> bool:
+        return bool(self._file.subtype.startswith("MPEG"))
 
     def _tail(self) -> bytes:
         with self._bytes() as file:
