@@ -33,8 +33,8 @@ UNKNOWN_FRAMES = 1 << 62  # from here on, libsndfile's number of frames means "n
 STREAMED_BYTES = 0x7FFFF000  # from here on, a size in a header means "written to a pipe"
 MPEG_TOLERANCE = 3 * 1152  # frames that an encoder's padding may take
 MPEG_WARM_UP = 32 * 1152
-"""Frames decoded before the first one wanted: a decoder that begins in the middle gives silence until
-it has seen what its frames refer to."""
+"""Frames decoded before the first one wanted: a decoder that begins in the middle gives silence
+until it has seen what its frames refer to."""
 OGG_PAGE_BYTES = 27 + 255 + 255 * 255  # of the largest page
 UNREADABLE = (soundfile.SoundFileError, OSError, TypeError)
 """What soundfile raises for a file that it cannot read (TypeError: headerless `.raw`)."""
