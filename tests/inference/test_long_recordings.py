@@ -97,7 +97,7 @@ def test_files_and_arrays_have_the_same_windows(tmp_path: Path) -> None:
 
 
 def test_a_pipeline_without_a_kind_is_refused() -> None:
-    with pytest.raises(ConfigError, match='does not say which kind.*kind = "waveform"'):
+    with pytest.raises(ConfigError, match=r'does not say which kind.*kind = "waveform"'):
         Kindless().require(SAMPLES)
 
 

@@ -143,7 +143,7 @@ def leaks(clips: pd.DataFrame) -> list[str]:
 
 
 def same_files(paths: pd.Series) -> pd.Series:
-    """The file that each path leads to, however it is written and through whatever links."""
+    """For each path, the first one that leads to the same file, however written or linked."""
     real_folder = functools.cache(os.path.realpath)
 
     def real(path: str) -> str:
@@ -152,7 +152,8 @@ def same_files(paths: pd.Series) -> pd.Series:
         folder, name = os.path.split(path)
         return os.path.join(real_folder(folder), name)
 
-    return paths.map({path: real(str(path)) for path in paths.unique()})
+    first: dict[str, str] = {}
+    return paths.map({path: first.setdefault(real(str(path)), path) for path in paths.unique()})
 
 
 def twice(clips: pd.DataFrame) -> list[str]:

@@ -45,7 +45,7 @@ class ESC50(Corpus):
         audio = folder / "audio"
         folds = pd.to_numeric(table["fold"], errors="coerce")
         problems = [
-            f"{table_path}: {row.filename} has the fold {row.fold!r} (known: 1 to 5)"
+            f"{table_path}: {row.filename} has the fold {row.fold} (known: 1 to 5)"
             for row in table[~folds.isin(FOLDS)].itertuples()
         ]
         rows = [Row(line, cells) for line, cells in enumerate(table.to_dict("records"), start=2)]
