@@ -23,6 +23,7 @@ from toolkit.data.corpora.speech_commands import SpeechCommands
 from toolkit.data.corpora.urbansound8k import UrbanSound8K
 from toolkit.data.manifest import Corpus, Header, Manifest, copied, untrained
 from toolkit.data.splits import FIXED, TEST, TRAIN, VALID, Split, stratified_parts
+from toolkit.data.survey import picture, survey
 from toolkit.errors import ConfigError, DataError
 from toolkit.registry import CORPORA
 
@@ -373,6 +374,14 @@ def test_check_and_stats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert any(line.split() == ["bell", "12", "4", "4", "4"] for line in lines)
     assert any(line.split() == ["16000", "1", "48"] for line in lines)
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_of_classes_of_any_name(tmp_path: Path) -> None:
+    names = ["$x_$", "a $ b", r"\frac{1}{", "100 %", "<b>"]
+    write_tones({tmp_path / "in" / c / f"{n}.wav": n for c in names for n in range(6)})
+    manifest = Folder(folds=3).manifest(tmp_path / "in")
+    picture(survey(manifest), "$$").savefig(tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_check_counts_and_finds_copies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -92,7 +92,9 @@ def picture(tables: dict[str, pd.DataFrame], title: str) -> Figure:
     right.hist(tables["lengths"]["seconds"], bins=40)
     right.set_xlabel("seconds")
     right.set_ylabel("clips")
-    figure.suptitle(title)
+    names = [figure.suptitle(title), *left.get_yticklabels()]
+    for name in names:  # a class may be called $x_$
+        name.set_parse_math(False)
     return figure
 
 
