@@ -107,7 +107,10 @@ def test_one_bad_file_does_not_end_the_job(
     (tmp_path / "b.wav").write_text("no sound")
     status, lines, errors = run(tmp_path, programs, "a.wav", "b.wav", "no.wav", "c.wav", *options)
     assert status == 2
-    assert [("a.wav" in line, "c.wav" in line) for line in lines] == [(True, False), (False, True)]
+    named = [next(name for name in ("a.wav", "c.wav") if name in line) for line in lines]
+    assert named == (
+        ["a.wav"] * 2 + ["c.wav"] * 2 if options == ["--windows"] else ["a.wav", "c.wav"]
+    )
     assert "2 of 4 files cannot be classified" in errors and "Traceback" not in errors
     assert "b.wav: cannot be read" in errors and "no.wav: there is no such file" in errors
 
