@@ -261,13 +261,15 @@ def test_sounds_below_a_folder(tmp_path: Path) -> None:
     for name in ("b.wav", "c/a.FLAC", ".hidden/a.wav", "_odd/a.wav", "c/_a.wav", "note.txt"):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).touch()
-    (tmp_path / "in" / "lost.ogg").symlink_to("nowhere")
+    (tmp_path / "in" / "lost").symlink_to("nowhere")
+    (tmp_path / "in" / "twin").symlink_to("c", target_is_directory=True)
     (tmp_path / "in" / "c" / "again").symlink_to("..", target_is_directory=True)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "d.mp3").touch()
+    (tmp_path / "other" / "back").symlink_to("../in", target_is_directory=True)
     (tmp_path / "in" / "other").symlink_to("../other", target_is_directory=True)
     found = [str(path.relative_to(tmp_path / "in")) for path in sounds_below(tmp_path / "in")]
-    assert found == ["b.wav", "c/a.FLAC", "lost.ogg", "other/d.mp3"]
+    assert found == ["b.wav", "c/a.FLAC", "lost", "other/d.mp3", "twin/a.FLAC"]
 
 
 @settings(

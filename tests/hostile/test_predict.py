@@ -50,6 +50,7 @@ def loop(here: Path) -> None:
     """Makes a folder that holds itself, and no sound."""
     (here / "round").mkdir()
     (here / "round" / "again").symlink_to("..", target_is_directory=True)
+    (here / "round" / "self").symlink_to(".", target_is_directory=True)
     (here / "a.wav").unlink()
     (here / "sub" / "b.wav").unlink()
 

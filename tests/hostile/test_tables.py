@@ -100,6 +100,12 @@ def dangling(here: Path) -> None:
     (here / "mine" / "a" / "lost.wav").symlink_to("/nowhere/lost.wav")
 
 
+def dangling_class(here: Path) -> None:
+    """Two classes, and a third one that is a link to nothing."""
+    write_sounds(here / "mine", [f"{c}/{n}.wav" for c in "ab" for n in range(6)])
+    (here / "mine" / "c").symlink_to("/nowhere/c")
+
+
 def of_bytes(here: Path) -> None:
     """Two classes, one of them with a name that is not UTF-8."""
     write_sounds(here / "mine", [f"{c}/{n}.wav" for c in ("a", "caf\udce9") for n in range(6)])
@@ -225,6 +231,7 @@ TABLE = (
     table("a folder without sounds", folder_of("a.wav"), "neither one folder per class"),
     table("a folder that is missing", lambda here: None, "check `--data_folder`"),
     table("a link to nothing", dangling, "lost.wav is a link to /nowhere/lost.wav"),
+    table("a class that is a link to nothing", dangling_class, "c is a link to /nowhere/c"),
     table("a class whose name is not UTF-8", of_bytes, "is not UTF-8"),
     table(
         "a class with a bell",

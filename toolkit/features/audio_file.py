@@ -225,23 +225,27 @@ class _Sequential(soundfile.SoundFile):  # type: ignore[misc]
 def sounds_below(folder: Path) -> list[Path]:
     """The audio files in a folder and the folders below it, sorted; links are followed.
 
-    Links whose target is missing are among them. Names that begin with a dot or an underscore are
-    left out.
+    Links whose target is missing are among them, whatever their name. Names that begin with a dot
+    or an underscore are left out.
     """
-    found, seen = [], set()
+    found = []
     for place, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith((".", "_"))]
-        here = os.path.realpath(place)
-        if here in seen:  # a link to a folder above
+        if _is_loop(Path(place)):
             folders.clear()
             continue
-        seen.add(here)
-        found += [
-            Path(place, name)
-            for name in names
-            if name.lower().endswith(SUFFIXES) and not name.startswith((".", "_"))
-        ]
+        folders[:] = [name for name in folders if not name.startswith((".", "_"))]
+        files = [Path(place, name) for name in names if not name.startswith((".", "_"))]
+        found += [f for f in files if f.suffix.lower() in SUFFIXES or not os.path.exists(f)]
     return sorted(found)
+
+
+def _is_loop(folder: Path) -> bool:
+    """Whether a folder is a link to one of those that it lies in."""
+    if not folder.is_symlink():
+        return False
+    target = os.path.realpath(folder)
+    above = folder.absolute().parents
+    return any(Path(os.path.realpath(parent)).is_relative_to(target) for parent in above)
 
 
 def _copied_pipe(path: str) -> BinaryIO | None:
@@ -280,7 +284,10 @@ def _copied_pipe(path: str) -> BinaryIO | None:
 
 def _reason(error: BaseException) -> str:
     reason = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
-    return f"cannot be read: {reason}"
+    return (
+        f"cannot be read: {str(reason).rstrip('.')} (if other programs play it, convert it: "
+        "`ffmpeg -i OLD NEW.flac`)"
+    )
 
 
 def _ogg_ends(tail: bytes) -> bool:

@@ -215,7 +215,7 @@ def _of_folders(folder: Path) -> pd.DataFrame:
     """The clips of a folder with one subfolder per class."""
     if not folder.is_dir():
         raise DataError(f"{folder} is neither a folder nor a table: check `--data_folder`")
-    sounds = [file for file in sounds_below(folder) if file.parent != folder]
+    sounds = [f for f in sounds_below(folder) if f.parent != folder or not f.exists()]
     if not sounds:
         raise DataError(
             f"{folder} holds neither one folder per class with audio files ({', '.join(SUFFIXES)}) "
