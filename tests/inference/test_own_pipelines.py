@@ -10,6 +10,7 @@ from torch import Tensor
 
 from toolkit import backbones, plugins
 from toolkit.bundle import load_bundle, save_bundle
+from toolkit.features.audio import LOUDEST
 from toolkit.features.batch import padded
 from toolkit.features.fbank import Fbank
 from toolkit.features.pipeline import Pipeline, pipeline_for
@@ -83,3 +84,14 @@ def test_it_is_kept_and_used(family: str, tmp_path: Path) -> None:
         own, default = (model.logits(*padded([r.numpy()], spec)).softmax(-1)[0] for r in rows)
     torch.testing.assert_close(found.probabilities, own, rtol=0, atol=1e-5)
     assert not torch.allclose(own, default, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", matrix.families())
+def test_what_a_backbone_reads_of_accepted_sounds_is_finite(family: str) -> None:
+    """From silence to the loudest samples that are not refused."""
+    spec = BACKBONES.get(family).tiny().features
+    sound = np.sign(np.random.default_rng(0).normal(size=spec.sample_rate)).astype(np.float32)
+    for scale in (0.0, 1e-38, 1e-20, 1.0, 2.0**15, LOUDEST):
+        waveform = torch.from_numpy(sound * np.float32(scale))
+        rows, lengths = padded([pipeline_for(spec).rows(waveform, spec).numpy()], spec)
+        assert spec.normalise(rows, lengths).isfinite().all(), scale
