@@ -77,8 +77,9 @@ class Manifest:
 
     def _unwritable(self) -> list[str]:
         """Names that results could not be written with: of ids, groups and classes."""
-        columns = [self.clips[c].dropna() for c in ("id", "group") if c in self.clips]
-        names = dict.fromkeys(str(n) for column in [*columns, self.classes] for n in column)
+        columns = [c for c in ("id", "group") if c in self.clips]
+        names = dict.fromkeys(str(n) for c in columns for n in self.clips[c].dropna())
+        names |= dict.fromkeys(self.classes)
         return [
             f"the name {name!r} is not UTF-8 or has control characters: rename it"
             for name in names

@@ -84,7 +84,7 @@ class Converter:
     def __init__(self, rate: int, sample_rate: int, name: str) -> None:
         self._name, self._sample_rate = name, sample_rate
         self._given = self._made = 0
-        self._stream = None
+        self._stream: soxr.ResampleStream | None = None
         if rate != sample_rate:
             self._stream = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32", quality="HQ")
 

@@ -219,7 +219,7 @@ class _Sequential(soundfile.SoundFile):  # type: ignore[misc]
     @property
     def finds_places(self) -> bool:
         """Whether another place than the next can be read."""
-        return super().seekable() and not self.subtype.startswith("DWVW")
+        return bool(super().seekable() and not self.subtype.startswith("DWVW"))
 
 
 def sounds_below(folder: Path) -> list[Path]:

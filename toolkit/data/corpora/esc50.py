@@ -48,7 +48,7 @@ class ESC50(Corpus):
             f"{table_path}: {row.filename} has the fold {row.fold} (known: 1 to 5)"
             for row in table[~folds.isin(FOLDS)].itertuples()
         ]
-        rows = [Row(line, cells) for line, cells in enumerate(table.to_dict("records"), start=2)]
+        rows = [Row(line, {"target": t}) for line, t in enumerate(table["target"], start=2)]
         targets = parsed(rows, "target", whole_number(0, LARGEST_TARGET), problems)
         table = table.assign(target=targets)
         for one, other in (("target", "category"), ("category", "target")):
