@@ -1,6 +1,8 @@
 """Decoding: all formats, rates and channel counts; errors name the unreadable file."""
 
 import os
+import struct
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from toolkit.errors import DataError
+from toolkit.features import opus
 from toolkit.features.audio import read_audio, waveform_blocks
 from toolkit.features.audio_file import AudioFile, sounds_below
 from toolkit.features.mpeg import mpeg_frames
@@ -232,8 +235,39 @@ def test_mp3_without_a_count_is_whole_or_refused(tmp_path: Path) -> None:
         assert len(found) >= 240_000 - 3 * 1152
 
 
-def test_a_descriptor_of_a_pipe_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "clip.flac"
+def _with_times(content: bytes, by: int) -> bytes:
+    """An Ogg stream whose pages of sound are later by some samples."""
+    changed = bytearray(content)
+    for page in opus._pages(content):
+        if page.time > 0:
+            changed[page.begin + 6 : page.begin + 14] = struct.pack("<q", page.time + by)
+            changed[page.begin + 22 : page.begin + 26] = bytes(4)
+            checksum = opus._checksum(bytes(changed[page.begin : page.end]))
+            changed[page.begin + 22 : page.begin + 26] = struct.pack("<I", checksum)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("through_a_pipe", [False, True])
+def test_opus_whose_clock_begins_late_is_read(through_a_pipe: bool, tmp_path: Path) -> None:
+    """As ffmpeg cuts it without encoding it anew; libsndfile calls it malformed."""
+    path = tmp_path / "clip.opus"
+    soundfile.write(path, _noise(48000 * 3), 48000, format="OGG", subtype="OPUS")
+    whole, content = read_audio(path, 48000), path.read_bytes()
+    assert _with_times(content, 0) == content  # the checksums are those of the encoder
+    path.write_bytes(_with_times(content, -20_000))
+    with pytest.raises(soundfile.LibsndfileError, match="malformed"):
+        soundfile.SoundFile(path)
+    if not through_a_pipe:
+        np.testing.assert_array_equal(read_audio(path, 48000), whole)
+        return
+    with subprocess.Popen(["cat", path], stdout=subprocess.PIPE) as cat:
+        found = read_audio(f"/dev/fd/{cat.stdout.fileno()}", 48000)
+    np.testing.assert_array_equal(found, whole)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_descriptor_of_a_pipe_is_read(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"clip.{suffix}"
     soundfile.write(path, _noise(3000), 16000)
     reading, writing = os.pipe()
     try:

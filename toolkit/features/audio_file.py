@@ -5,6 +5,7 @@ and cannot find its place in some codings. `AudioFile` decodes from the beginnin
 seeking back, and compares what it finds with what the header promises.
 """
 
+import io
 import os
 import re
 import stat
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from toolkit.errors import DataError
 from toolkit.features.mpeg import mpeg_frames
+from toolkit.features.opus import with_clock_at_zero
 
 SUFFIXES = (
     ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".caf",
@@ -122,7 +124,12 @@ class AudioFile:
     def _open(self) -> None:
         source = self._copy if self._copy is not None else os.fsencode(self.path)
         try:
-            self._file = _Sequential(source)
+            try:
+                self._file = _Sequential(source)
+            except soundfile.SoundFileError:
+                if not self._mend():
+                    raise
+                self._file = _Sequential(self._copy)
         except UNREADABLE as error:
             raise self._refused(_reason(error)) from None
         self.sample_rate, self.channels = self._file.samplerate, self._file.channels
@@ -132,6 +139,18 @@ class AudioFile:
         elif self._file.format == "MP3":  # libsndfile estimates it unless the file says so
             with self._bytes() as file:
                 self.frames = mpeg_frames(file) or self._file.frames
+
+    def _mend(self) -> bool:
+        """Turn to a copy that libsndfile reads, if there is a way to make one."""
+        with self._bytes() as file:
+            if file.read(4) != b"OggS":
+                return False
+            file.seek(0)
+            mended = with_clock_at_zero(file.read())
+        if mended is None:
+            return False
+        self._copy = io.BytesIO(mended)
+        return True
 
     def _require_complete(self) -> None:
         """Refuse impossible rates, and a file that is shorter than its header says."""
@@ -191,9 +210,11 @@ class AudioFile:
         """The undecoded file, at its beginning."""
         if self._copy is None:
             return open(self.path, "rb")
-        copy = os.fdopen(os.dup(self._copy.fileno()), "rb")
-        copy.seek(0)
-        return copy
+        place = self._copy.seek(0, os.SEEK_CUR)  # which libsndfile reads on from
+        self._copy.seek(0)
+        content = self._copy.read()
+        self._copy.seek(place)
+        return io.BytesIO(content)
 
     def _ends_early(self, how: str) -> DataError:
         return self._refused(
