@@ -266,7 +266,10 @@ def archive(root: str = "ESC-50-master", without: str = "nothing") -> bytes:
             if without != "audio":
                 file.writestr(f"{root}/audio/1-{number}-A-0.wav", sound.getvalue())
         lines = ["filename,fold,target,category,esc10"]
-        lines += [f"1-{number}-A-0.wav,{1 + number % 5},0,dog,True" for number in range(6)]
+        lines += [
+            f"1-{number}-A-0.wav,{1 + number % 5},{number % 2},{('dog', 'cat')[number % 2]},True"
+            for number in range(6)
+        ]
         if without != "meta":
             file.writestr(f"{root}/meta/esc50.csv", "\n".join(lines))
     return buffer.getvalue()
