@@ -10,6 +10,7 @@ LEVELS = [
         "files",
         "parameters",
         "places",
+        "processes",
         "system",
         "typed_json",
         "settings",

@@ -74,7 +74,7 @@ def test_it_is_kept_and_used(family: str, tmp_path: Path) -> None:
             parameter.add_(torch.randn_like(parameter))
     save_bundle(tmp_path / "bundle", model, list("abc"), "one_class", pipeline=pipeline)
     bundle = load_bundle(tmp_path / "bundle")
-    assert bundle.info["pipeline"]["name"] == name and type(bundle.pipeline) is type(pipeline)
+    assert bundle.info.pipeline.name == name and type(bundle.pipeline) is type(pipeline)
 
     sound = np.random.default_rng(0).normal(0, 0.1, 2 * spec.sample_rate).astype(np.float32)
     sound = sound[: max(spec.max_length * spec.sample_rate // 100, 1)]
