@@ -123,11 +123,30 @@ def test_divergence_is_symmetric_not_negative_and_zero_for_equals(task: Task) ->
 
 def test_balanced_weights() -> None:
     labels = pd.Series([0, 0, 0, 1])
-    assert balanced_class_weights(labels, 3).tolist() == pytest.approx([4 / 9, 4 / 3, 0])
+    assert balanced_class_weights(labels, 3).tolist() == pytest.approx([4 / 6, 4 / 2, 1])
     assert balanced_clip_weights(labels, 3).tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1])
     many = pd.Series([np.array([1, 0]), np.array([1, 1]), np.array([0, 0])], dtype=object)
     assert balanced_clip_weights(many, 2).tolist() == pytest.approx([0.5, 1.5, 0.5])
     assert balanced_class_weights(many, 2).tolist() == pytest.approx([0.75, 1.5])
+
+
+def test_balanced_weights_of_equal_classes_are_one() -> None:
+    """Whatever other classes the corpus has."""
+    assert balanced_class_weights(pd.Series([0, 2, 2, 0]), 4).tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))
+def test_a_class_without_a_training_clip_keeps_its_loss(task: Task) -> None:
+    """What the model wrongly says of it is still pushed down, in both tasks and with smoothing."""
+    labels = [0, 0, 0, 1]
+    series = pd.Series(labels)
+    if task is SEVERAL_CLASSES:
+        series = pd.Series([np.eye(3, dtype=np.uint8)[label] for label in labels], dtype=object)
+    weights = balanced_class_weights(series, 3)
+    logits = torch.zeros(4, 3, requires_grad=True)
+    targets = torch.eye(3)[labels]
+    task.training_loss(logits, targets, 0.1, weights).backward()
+    assert (logits.grad[:, 2] > 0.01).all()
 
 
 def test_balanced_sampling_draws_all_classes_alike() -> None:

@@ -319,13 +319,15 @@ class BatchObjective:
 
 
 def balanced_class_weights(labels: pd.Series, count: int) -> Tensor:
-    """Weights [C] for the loss: N / (C n_c), N the labels and n_c those of class c.
+    """Weights [C] for the loss: N / (K n_c), N the labels, n_c those of class c.
 
-    A class without labels has the weight 0. scikit-learn calls this `class_weight="balanced"`
-    (King and Zeng, 2001).
+    K is the number of classes with any; scikit-learn calls these weights `class_weight="balanced"`
+    (King and Zeng, 2001). A class without labels has the weight 1: it can still be predicted,
+    wrongly, and keeps its part of the loss.
     """
     counts = class_matrix(labels, count).sum(axis=0)
-    weights = np.divide(counts.sum(), count * counts, out=np.zeros(count), where=counts > 0)
+    present = (counts > 0).sum()
+    weights = np.divide(counts.sum(), present * counts, out=np.ones(count), where=counts > 0)
     return torch.tensor(weights, dtype=torch.float32)
 
 

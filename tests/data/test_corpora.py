@@ -21,9 +21,11 @@ from toolkit.data.corpora.iemocap import IEMOCAP
 from toolkit.data.corpora.miniature import write_tones
 from toolkit.data.corpora.speech_commands import SpeechCommands
 from toolkit.data.corpora.urbansound8k import UrbanSound8K
-from toolkit.data.manifest import Corpus, Header, Manifest, copied
+from toolkit.data.manifest import Corpus, Header, Manifest, copied, untrained
 from toolkit.data.splits import FIXED, TEST, TRAIN, VALID, Split, stratified_parts
+from toolkit.data.survey import picture, survey
 from toolkit.errors import ConfigError, DataError
+from toolkit.registry import CORPORA
 
 
 def embedded(corpus: Corpus, folder: Path) -> Manifest:
@@ -83,7 +85,7 @@ def test_another_seed_makes_other_parts() -> None:
 
 
 def table(**columns: list) -> pd.DataFrame:
-    """A table of clips of one class."""
+    """A table of clips, all of the first class unless labels are given."""
     count = len(columns["path"])
     ids = [str(i) for i in range(count)]
     return pd.DataFrame({"id": ids, "label": [0] * count, **columns})
@@ -91,11 +93,12 @@ def table(**columns: list) -> pd.DataFrame:
 
 def test_a_file_and_a_group_in_two_folds_are_refused() -> None:
     with pytest.raises(DataError, match="the file a is in folds 1, 2"):
-        Manifest("test", table(path=["a", "a", "b"], fold=[1, 2, 2]), ["x"])
+        Manifest("test", table(path=["a", "a", "b"], fold=[1, 2, 2]), ["x", "y"])
     with pytest.raises(DataError, match="the group s is in folds 1, 3"):
-        Manifest("test", table(path=["a", "b"], fold=[1, 3], group=["s", "s"]), ["x"])
+        Manifest("test", table(path=["a", "b"], fold=[1, 3], group=["s", "s"]), ["x", "y"])
     whole = table(path=["a", "a", "b", "c"], fold=[1, 1, 2, 3], group=["s", "s", None, None])
-    assert Manifest("test", whole, ["x"]).splits[0] == Split((3,), 2, 1)
+    whole = whole.assign(start=[0.0, 1.0, np.nan, np.nan], stop=[1.0, 2.0, np.nan, np.nan])
+    assert Manifest("test", whole, ["x", "y"]).splits[0] == Split((3,), 2, 1)
 
 
 def test_copies_are_found_across_folds_only() -> None:
@@ -318,7 +321,7 @@ def test_validation_is_made_of_the_training_part(tmp_path: Path) -> None:
         ({"fold": 1.5}, "the fold 1.5 is not a whole number"),
         ({"start": 0.3, "stop": 0.2}, "is not a part of"),
         ({"start": 0.3, "stop": 9}, "is not a part of"),
-        ({"label": ""}, "0 labels instead of one"),
+        ({"label": ""}, "line 1: the label is missing"),
         ({"path": "bell/99.wav"}, "99.wav is missing"),
         ({"split": "train"}, "no clip has the split 'test'"),
     ],
@@ -373,6 +376,14 @@ def test_check_and_stats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_picture_of_classes_of_any_name(tmp_path: Path) -> None:
+    names = ["$x_$", "a $ b", r"\frac{1}{", "100 %", "<b>"]
+    write_tones({tmp_path / "in" / c / f"{n}.wav": n for c in names for n in range(6)})
+    manifest = Folder(folds=3).manifest(tmp_path / "in")
+    picture(survey(manifest), "$$").savefig(tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_check_counts_and_finds_copies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "us8k"
     UrbanSound8K().embed(folder)
@@ -382,3 +393,101 @@ def test_check_counts_and_finds_copies(tmp_path: Path, capsys: pytest.CaptureFix
         main(["corpus", "check", str(folder), "--as", "urbansound8k"])
     message = capsys.readouterr().err
     assert "100 clips instead of the 8,732" in message and "same sound in folds 1, 2" in message
+
+
+# ---------------------------------------------------------------- cells, and one rule for all
+
+
+def cells_of(folder: Path, name: str, text: str) -> Manifest:
+    """The manifest of a table beside the miniature of one's own sounds."""
+    Folder().embed(folder)
+    (folder / name).write_bytes(text.encode())
+    return Folder(folds=3).manifest(folder)
+
+
+def test_whole_numbers_stay_whole(tmp_path: Path) -> None:
+    """Also beside a row without the cell, where pandas would make floats of all of them."""
+    rows = [{"path": path, "label": 7 + i % 2, **({"group": i} if i % 5 else {})}
+            for i, path in enumerate(names())]  # fmt: skip
+    manifest = cells_of(tmp_path / "mine", "clips.jsonl", "\n".join(map(json.dumps, rows)))
+    assert manifest.classes == ["7", "8"]
+    groups = manifest.clips["group"]
+    assert groups[1] == "1" and groups.isna().sum() == 10
+    text = "path,label,group\n" + "".join(
+        f"{path},{i % 2},{'' if i % 5 == 0 else i}\n" for i, path in enumerate(names())
+    )
+    manifest = cells_of(tmp_path / "other", "clips.csv", text)
+    assert manifest.classes == ["0", "1"] and manifest.clips["group"][1] == "1"
+
+
+@pytest.mark.parametrize("name", ["clips.csv", "clips.jsonl"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_marks_and_line_separators_are_text(name: str, mark: str, end: str, tmp_path: Path) -> None:
+    """A byte-order mark is no part of the first column, and U+2028 does not end a line."""
+    labels = ["a\u2028b", "nan", "None", "1e3", "#5", " x: y "]
+    rows = [(path, labels[i % 6]) for i, path in enumerate(names())]
+    if name == "clips.csv":
+        lines = ["path,label", *(f"{path},{label}" for path, label in rows)]
+    else:
+        lines = [json.dumps({"path": p, "label": q}, ensure_ascii=False) for p, q in rows]
+    manifest = cells_of(tmp_path / "mine", name, mark + end.join(lines) + end)
+    assert manifest.classes == sorted(label.strip() for label in labels)
+
+
+def test_no_label_at_all_is_a_label_of_a_clip_that_may_have_several(tmp_path: Path) -> None:
+    rows = [{"path": path, "labels": [[], ["a"], "a;b", ["b", 3]][i % 4]}
+            for i, path in enumerate(names())]  # fmt: skip
+    manifest = cells_of(tmp_path / "mine", "clips.jsonl", "\n".join(map(json.dumps, rows)))
+    assert manifest.multi_label and manifest.classes == ["3", "a", "b"]
+    found = [label.tolist() for label in manifest.clips["label"][:4]]
+    assert found == [[0, 0, 0], [0, 1, 0], [0, 1, 1], [1, 0, 1]]
+
+
+def test_names_that_stand_twice_or_alone_are_refused() -> None:
+    clips = table(id=["a", "b", "c"], path=["a", "b", "c"], label=[0, 1, 1], fold=[1, 2, 3])
+    with pytest.raises(DataError, match="two classes are called 'x'"):
+        Manifest("m", clips, ["x", "x"])
+    with pytest.raises(DataError, match="one class alone, 'x'"):
+        Manifest("m", clips.assign(label=0), ["x"])
+    for bad in ("caf\udce9", "a\nb", "\x00"):
+        with pytest.raises(DataError, match="not UTF-8 or has control characters"):
+            Manifest("m", clips, ["x", bad])
+    assert Manifest("m", clips, ["\u00a0 \u3000\u200d", "\u0065\u0301"])
+
+
+def test_one_file_under_two_names(tmp_path: Path) -> None:
+    """Different parts of it may be clips, of one fold; the same part may not be two."""
+    (tmp_path / "a.wav").touch()
+    (tmp_path / "l.wav").symlink_to("a.wav")
+    paths = [str(tmp_path / name) for name in ("a.wav", "l.wav")]
+    clips = table(id=["a", "b"], path=paths, label=[0, 1], fold=[1, 1])
+    with pytest.raises(DataError, match="one file, which is listed twice"):
+        Manifest("m", clips, ["x", "y"])
+    parts = clips.assign(start=[0.0, 1.0], stop=[1.0, 2.0])
+    assert Manifest("m", parts, ["x", "y"])
+    with pytest.raises(DataError, match="in folds 1, 2"):
+        Manifest("m", parts.assign(fold=[1, 2]), ["x", "y"])
+
+
+def test_classes_that_no_round_trains_are_named_in_every_corpus() -> None:
+    """Refused in one's own sounds and by `corpus check`, and said of a published corpus."""
+    clips = table(
+        id=list("abcdefgh"), path=list("abcdefgh"), label=[0, 1, 2, 0, 1, 2, 0, 1],
+        fold=[1, 2, 1, 3, 3, 2, 4, 4],
+    )  # fmt: skip
+    [problem] = untrained(Manifest("m", clips, ["x", "y", "z"]))
+    assert "'z' has no training clip when fold 1 is tested" in problem
+    fixed = clips.assign(fold=[TRAIN, TRAIN, TEST, VALID, TEST, VALID, TRAIN, TRAIN])
+    [problem] = untrained(Manifest("m", fixed, ["x", "y", "z"], FIXED))
+    assert problem.startswith("the class 'z' has no training clip: ")
+
+
+@pytest.mark.parametrize("name", [n for n in CORPORA.names() if n != "synthetic"])
+def test_miniatures_train_every_class(name: str, tmp_path: Path) -> None:
+    corpus = CORPORA.create(name)
+    try:
+        corpus.embed(tmp_path / name)
+    except DataError:
+        pytest.skip("it has no miniature")
+    assert untrained(corpus.manifest(tmp_path / name)) == []

@@ -1,5 +1,8 @@
 """Decoding: all formats, rates and channel counts; errors name the unreadable file."""
 
+import os
+import struct
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from toolkit.errors import DataError
-from toolkit.features.audio import read_audio
+from toolkit.features import opus
+from toolkit.features.audio import read_audio, waveform_blocks
+from toolkit.features.audio_file import AudioFile, sounds_below
+from toolkit.features.mpeg import mpeg_frames
 
 RATES = [8000, 11025, 16000, 22050, 32000, 44100, 48000, 96000]
 FORMATS = {"wav": "PCM_16", "flac": "PCM_16", "ogg": "VORBIS"}
@@ -143,7 +149,7 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
     [
         ("missing", "there is no such file"),
         ("no samples", "contains no samples"),
-        ("header only", "contains no samples"),
+        ("header only", "ends early"),
         ("nan", "not finite"),
         ("text", "not recognised"),
     ],
@@ -153,12 +159,151 @@ def test_the_reason_is_given(name: str, reason: str, tmp_path: Path) -> None:
         read_audio(_unreadable(tmp_path)[name], 16000)
 
 
-def test_a_wav_that_ends_early_gives_what_it_has(tmp_path: Path) -> None:
-    """libsndfile, like any player, reads the samples that exist."""
+def test_a_wav_that_ends_early_is_refused(tmp_path: Path) -> None:
+    """libsndfile, like any player, would read the samples that exist, without a word."""
     whole = tmp_path / "whole.wav"
     soundfile.write(whole, _noise(16000), 16000)
-    found = read_audio(_cut(whole, "half.wav", 44 + 2 * 7000), 16000)
-    np.testing.assert_array_equal(found, read_audio(whole, 16000)[:7000])
+    with pytest.raises(DataError, match=r"half.wav: ends early.*32,000 bytes, 14,000 are there"):
+        read_audio(_cut(whole, "half.wav", 44 + 2 * 7000), 16000)
+
+
+CODINGS = [
+    (container, subtype)
+    for container in soundfile.available_formats()
+    for subtype in soundfile.available_subtypes(container)
+    if container not in ("RAW", "SD2")
+]
+
+
+@pytest.mark.parametrize(("container", "subtype"), CODINGS, ids="-".join)
+def test_every_coding_is_read_whole(container: str, subtype: str, tmp_path: Path) -> None:
+    """Also those in which libsndfile cannot seek; the last block of some is filled with silence."""
+    path, rate = tmp_path / "clip", {"WVE": 8000, "XI": 44100}.get(container, 16000)
+    samples = 0.1 * np.sin(np.arange(60000) / 10)
+    try:
+        soundfile.write(path, samples, rate, format=container, subtype=subtype)
+    except soundfile.LibsndfileError:
+        pytest.skip("libsndfile does not write it")
+    rate = soundfile.info(path).samplerate  # VOC rounds it
+    found = read_audio(path, rate)
+    assert 60000 <= len(found) < 61200
+    part = read_audio(path, rate, 0.5, 0.75)
+    np.testing.assert_allclose(part, found[round(rate / 2) : round(0.75 * rate)], atol=1e-6)
+    assert np.abs(found[: len(samples)] - samples).mean() < 0.02
+
+
+def test_flac_of_unknown_length_is_read_whole(tmp_path: Path) -> None:
+    """As programs write it into a pipe."""
+    path = tmp_path / "clip.flac"
+    soundfile.write(path, _noise(200_000), 16000)
+    whole, content = read_audio(path, 16000), bytearray(path.read_bytes())
+    content[21] &= 0xF0
+    content[22:26] = bytes(4)  # the number of frames in STREAMINFO
+    path.write_bytes(content)
+    np.testing.assert_array_equal(read_audio(path, 16000), whole)
+    with AudioFile(path) as file:
+        assert file.frames is None and file.count_frames() == 200_000
+
+
+def test_wav_of_unknown_length_is_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "clip.wav"
+    soundfile.write(path, _noise(5000), 16000)
+    whole, content = read_audio(path, 16000), bytearray(path.read_bytes())
+    content[4:8] = content[40:44] = b"\xff" * 4
+    path.write_bytes(content)
+    np.testing.assert_array_equal(read_audio(path, 16000), whole)
+
+
+def test_mp3_without_a_count_is_whole_or_refused(tmp_path: Path) -> None:
+    """libsndfile then guesses the frames from the first of them, and would stop at its guess."""
+    path = tmp_path / "clip.mp3"
+    quiet_then_loud = np.concatenate([np.zeros(40000), _noise(200_000)[:, 0]])
+    soundfile.write(path, quiet_then_loud, 16000, bitrate_mode="VARIABLE")
+    content = path.read_bytes()
+    place = content.index(b"Xing")
+    path.write_bytes(
+        content[: place + 7] + bytes([content[place + 7] & 0xF0]) + content[place + 8 :]
+    )
+    with open(path, "rb") as file:
+        count = mpeg_frames(file)
+    assert abs(count - 240_000) < 3 * 1152
+    try:
+        found = read_audio(path, 16000)
+    except DataError as error:
+        assert "ends early" in str(error)
+    else:
+        assert len(found) >= 240_000 - 3 * 1152
+
+
+def _with_times(content: bytes, by: int) -> bytes:
+    """An Ogg stream whose pages of sound are later by some samples."""
+    changed = bytearray(content)
+    for page in opus._pages(content):
+        if page.time > 0:
+            changed[page.begin + 6 : page.begin + 14] = struct.pack("<q", page.time + by)
+            changed[page.begin + 22 : page.begin + 26] = bytes(4)
+            checksum = opus._checksum(bytes(changed[page.begin : page.end]))
+            changed[page.begin + 22 : page.begin + 26] = struct.pack("<I", checksum)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("through_a_pipe", [False, True])
+def test_opus_whose_clock_begins_late_is_read(through_a_pipe: bool, tmp_path: Path) -> None:
+    """As ffmpeg cuts it without encoding it anew; libsndfile calls it malformed."""
+    path = tmp_path / "clip.opus"
+    soundfile.write(path, _noise(48000 * 3), 48000, format="OGG", subtype="OPUS")
+    whole, content = read_audio(path, 48000), path.read_bytes()
+    assert _with_times(content, 0) == content  # the checksums are those of the encoder
+    path.write_bytes(_with_times(content, -20_000))
+    with pytest.raises(soundfile.LibsndfileError, match="malformed"):
+        soundfile.SoundFile(path)
+    if not through_a_pipe:
+        np.testing.assert_array_equal(read_audio(path, 48000), whole)
+        return
+    with subprocess.Popen(["cat", path], stdout=subprocess.PIPE) as cat:
+        found = read_audio(f"/dev/fd/{cat.stdout.fileno()}", 48000)
+    np.testing.assert_array_equal(found, whole)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_descriptor_of_a_pipe_is_read(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"clip.{suffix}"
+    soundfile.write(path, _noise(3000), 16000)
+    reading, writing = os.pipe()
+    try:
+        os.write(writing, path.read_bytes())
+        os.close(writing)
+        found = read_audio(f"/dev/fd/{reading}", 16000)
+    finally:
+        os.close(reading)
+    np.testing.assert_array_equal(found, read_audio(path, 16000))
+
+
+@pytest.mark.parametrize("rate", [16000, 44100])
+def test_blocks_are_the_whole(rate: int, tmp_path: Path) -> None:
+    path = tmp_path / "clip.wav"
+    soundfile.write(path, _noise(300_000, 2), rate)
+    blocks = list(waveform_blocks(path, 16000))
+    whole = soundfile.read(path, dtype="float32")[0].mean(axis=1)
+    if rate != 16000:
+        whole = soxr.resample(whole, rate, 16000, quality="HQ")
+    assert len(blocks) > 2 and max(map(len, blocks)) < 300_000
+    np.testing.assert_array_equal(np.concatenate(blocks), whole)
+
+
+def test_sounds_below_a_folder(tmp_path: Path) -> None:
+    for name in ("b.wav", "c/a.FLAC", ".hidden/a.wav", "_odd/a.wav", "c/_a.wav", "note.txt"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).touch()
+    (tmp_path / "in" / "lost").symlink_to("nowhere")
+    (tmp_path / "in" / "twin").symlink_to("c", target_is_directory=True)
+    (tmp_path / "in" / "c" / "again").symlink_to("..", target_is_directory=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "d.mp3").touch()
+    (tmp_path / "other" / "back").symlink_to("../in", target_is_directory=True)
+    (tmp_path / "in" / "other").symlink_to("../other", target_is_directory=True)
+    found = [str(path.relative_to(tmp_path / "in")) for path in sounds_below(tmp_path / "in")]
+    assert found == ["b.wav", "c/a.FLAC", "lost", "other/d.mp3", "twin/a.FLAC"]
 
 
 @settings(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from toolkit.inference.windows import split_windows
+from toolkit.features.pipeline import split_windows
 
 
 @pytest.mark.parametrize(

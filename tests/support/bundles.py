@@ -1,10 +1,12 @@
 """Bundles of random mixtures, and the commands that change and use them."""
 
+import atexit
 import contextlib
 import dataclasses
 import functools
 import io
 import json
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,6 +48,20 @@ def tiny_bundle(folder: Path, name: str, **settings: Any) -> Path:
                 parameter.add_(0.05 * torch.randn_like(parameter))
     origin = Origin(test_fold=2)
     return save_bundle(folder / "bundle", model, manifest.classes, ONE_CLASS, origin=origin)
+
+
+def put_bundle(folder: Path) -> Path:
+    """A copy of a `tiny_bundle`, made once per process, in a folder."""
+    copy = folder / "bundle"
+    shutil.copytree(_bundle(), copy)
+    return copy
+
+
+@functools.cache
+def _bundle() -> Path:
+    made = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, made)
+    return tiny_bundle(made, "linear_probe")
 
 
 def unsaved_bundle(

@@ -1,6 +1,9 @@
 """The table of clips that every corpus is turned into, and the base class of corpora."""
 
 import dataclasses
+import functools
+import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,15 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import soundfile
 from numpy.typing import NDArray
 
 from toolkit.data.splits import Split, cross_validation
 from toolkit.errors import DataError, listing
-from toolkit.features.audio import UNREADABLE
+from toolkit.features.audio_file import AudioFile
 from toolkit.settings import Settings
 
 COLUMNS = ["id", "path", "label", "fold"]
+UNWRITABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 RATE_TOLERANCE = 0.01  # seconds by which a segment may exceed the duration in the header
 
 
@@ -37,8 +40,8 @@ class Manifest:
             a user's split is refused, and an official one is used with a warning.
 
     Raises:
-        DataError: no clips, missing columns, repeated ids, labels out of range, a file or a group
-            in two folds.
+        DataError: no clips, missing columns, repeated ids or clips, labels out of range, one class
+            alone, two of one name, a file or a group in two folds, names that are not text.
     """
 
     corpus: str
@@ -55,9 +58,15 @@ class Manifest:
             problems += [f"the id {name} occurs twice" for name in repeated]
             wrong = self._without_class()
             problems += [f"{name} has a label without a class" for name in self.clips["id"][wrong]]
-            problems += leaks(self.clips)
+            problems += twice(self.clips) + leaks(self.clips) + self._unwritable()
         if not len(self.clips):
             problems.append("there are no clips")
+        elif len(self.classes) < 2 and not self.multi_label:
+            problems.append(
+                f"there is one class alone, {self.classes[0]!r}: a classifier needs at least two"
+            )
+        named = pd.Series(self.classes, dtype=object)
+        problems += [f"two classes are called {c!r}" for c in named[named.duplicated()].unique()]
         refuse(self.corpus, problems)
 
     def _without_class(self) -> pd.Series:
@@ -65,6 +74,17 @@ class Manifest:
         if self.multi_label:
             return self.clips["label"].map(lambda label: np.shape(label) != (count,))
         return ~self.clips["label"].between(0, count - 1)
+
+    def _unwritable(self) -> list[str]:
+        """Names that results could not be written with: of ids, groups and classes."""
+        columns = [c for c in ("id", "group") if c in self.clips]
+        names = dict.fromkeys(str(n) for c in columns for n in self.clips[c].dropna())
+        names |= dict.fromkeys(self.classes)
+        return [
+            f"the name {name!r} is not UTF-8 or has control characters: rename it"
+            for name in names
+            if UNWRITABLE.search(name)
+        ]
 
     @property
     def folds(self) -> list[int]:
@@ -109,7 +129,8 @@ def class_labels(names: Iterable[Sequence[str]], classes: Sequence[str]) -> list
 def leaks(clips: pd.DataFrame) -> list[str]:
     """Files and groups that are in more than one fold, one message each."""
     found = []
-    for column, what in (("path", "the file"), ("group", "the group")):
+    clips = clips.assign(file=same_files(clips["path"]))
+    for column, what in (("file", "the file"), ("group", "the group")):
         if column not in clips:
             continue
         known = clips[[column, "fold"]].dropna().drop_duplicates()
@@ -120,6 +141,52 @@ def leaks(clips: pd.DataFrame) -> list[str]:
             for name, folds in torn
         ]
     return found
+
+
+def same_files(paths: pd.Series) -> pd.Series:
+    """For each path, the first one that leads to the same file, however written or linked."""
+    real_folder = functools.cache(os.path.realpath)
+
+    def real(path: str) -> str:
+        if os.path.islink(path):
+            return os.path.realpath(path)
+        folder, name = os.path.split(path)
+        return os.path.join(real_folder(folder), name)
+
+    first: dict[str, str] = {}
+    return paths.map({path: first.setdefault(real(str(path)), path) for path in paths.unique()})
+
+
+def twice(clips: pd.DataFrame) -> list[str]:
+    """Clips that are listed more than once, one message each: the same part of the same file."""
+    parts = clips.reindex(columns=["start", "stop"]).assign(file=same_files(clips["path"]))
+    again = parts.duplicated(keep=False)
+    listed = clips["path"][again].groupby(parts["file"][again], sort=False).unique()
+    return [
+        f"{' and '.join(map(str, paths))} {'is' if len(paths) == 1 else 'are one file, which is'} "
+        "listed twice: keep one line, with one label"
+        for paths in listed
+    ]
+
+
+def untrained(manifest: Manifest) -> list[str]:
+    """Classes without a training clip in some round, one message each.
+
+    A model of such a round can never be right about them. One's own sounds are then refused; of a
+    published corpus it is said, since its parts are not the user's.
+    """
+    held = class_matrix(manifest.clips["label"], len(manifest.classes)) == 1
+    folds = manifest.clips["fold"].to_numpy()
+    found: dict[int, list[str]] = {}
+    for split in manifest.splits:
+        for label in np.flatnonzero(~held[np.isin(folds, split.train)].any(axis=0)):
+            found.setdefault(int(label), []).append(str(split.test))
+    return [
+        f"the class '{manifest.classes[label]}' has no training clip"
+        + (f" when fold {', '.join(tests)} is tested" if len(manifest.splits) > 1 else "")
+        + ": add clips of other groups, or leave it out"
+        for label, tests in sorted(found.items())
+    ]
 
 
 def copied(clips: pd.DataFrame, contents: Mapping[str, str]) -> list[str]:
@@ -225,12 +292,16 @@ class Header:
 
 
 def _header(path: str) -> Header | str:
-    if not Path(path).is_file():
+    if os.path.islink(path) and not os.path.exists(path):
+        return f"{path} is a link to {os.readlink(path)}, which is missing"
+    if not os.path.exists(path):
         return f"{path} is missing"
+    if not os.path.isfile(path):
+        return f"{path} is not a file"
     try:
-        info = soundfile.info(path)
-    except UNREADABLE as error:
-        return f"{path} cannot be read: {getattr(error, 'error_string', error)}"
-    if not info.frames:
-        return f"{path} contains no samples"
-    return Header(info.frames / info.samplerate, info.samplerate, info.channels)
+        with AudioFile(path) as file:
+            frames = file.count_frames()
+            header = Header(frames / file.sample_rate, file.sample_rate, file.channels)
+    except DataError as error:
+        return str(error)
+    return header if frames else f"{path} contains no samples"

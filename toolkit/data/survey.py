@@ -13,6 +13,7 @@ from toolkit.data.manifest import (
     copied,
     headers,
     refuse,
+    untrained,
 )
 from toolkit.features.cache import content_hashes, default_cache_folder
 
@@ -27,7 +28,7 @@ def check_corpus(corpus: Corpus, folder: Path) -> list[str]:
         DataError: everything that is wrong, in one message.
     """
     manifest = corpus.manifest(folder)
-    problems = copied(manifest.clips, _contents(manifest))
+    problems = copied(manifest.clips, _contents(manifest)) + untrained(manifest)
     published, count = corpus.published_clips(manifest), len(manifest.clips)
     if published not in (None, count):
         problems.append(f"{count:,} clips instead of the {published:,} of the published corpus")
@@ -91,7 +92,9 @@ def picture(tables: dict[str, pd.DataFrame], title: str) -> Figure:
     right.hist(tables["lengths"]["seconds"], bins=40)
     right.set_xlabel("seconds")
     right.set_ylabel("clips")
-    figure.suptitle(title)
+    names = [figure.suptitle(title), *left.get_yticklabels()]
+    for name in names:  # a class may be called $x_$
+        name.set_parse_math(False)
     return figure
 
 

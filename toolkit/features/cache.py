@@ -196,7 +196,7 @@ def _hash_file(path: str) -> str:
 
 
 def _hash_text(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b(os.fsencode(text), digest_size=8).hexdigest()
 
 
 def _release(mapped: mmap.mmap) -> None:

@@ -22,7 +22,7 @@ BANDS = 4
 
 def num_frames(samples: int, sample_rate: int) -> int:
     """The number of frames of a waveform; one shorter than a window is padded to one frame."""
-    window, shift = _sizes(sample_rate)
+    window, shift = frame_sizes(sample_rate)
     return 1 + max(0, samples - window) // shift
 
 
@@ -37,7 +37,7 @@ def log_mel(waveforms: Tensor, sample_rate: int, mel_bins: int) -> Tensor:
     Returns:
         [B, T, F], T = `num_frames`; silence gives log(float32 epsilon), -15.94.
     """
-    window, shift = _sizes(sample_rate)
+    window, shift = frame_sizes(sample_rate)
     if waveforms.shape[-1] < window:
         waveforms = functional.pad(waveforms, (0, window - waveforms.shape[-1]))
     frames = waveforms.unfold(-1, window, shift)  # [B, T, window]
@@ -68,7 +68,8 @@ def _emphasise(frames: Tensor) -> Tensor:
     return out.add_(frames)
 
 
-def _sizes(sample_rate: int) -> tuple[int, int]:
+def frame_sizes(sample_rate: int) -> tuple[int, int]:
+    """The samples of a window, and from one window to the next."""
     return int(sample_rate * WINDOW_SECONDS), int(sample_rate * SHIFT_SECONDS)
 
 
@@ -85,7 +86,7 @@ def _tables(
     A filter covers few of the FFT's bins, so neighbouring filters are kept as a band (first bin,
     last bin + 1, weights [bins, filters]), and the zeros outside are not multiplied.
     """
-    window, _ = _sizes(sample_rate)
+    window, _ = frame_sizes(sample_rate)
     size = _fft_size(window)
     with warnings.catch_warnings():  # an empty lowest filter is part of AST's features
         warnings.simplefilter("ignore")

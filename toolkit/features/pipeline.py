@@ -5,8 +5,9 @@ and the pipeline registered under that name is the default; any other registered
 same kind can replace it (`pipeline: {name: ...}`), and the bundle records which one was used.
 """
 
+import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,12 +17,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from toolkit.errors import ConfigError
+from toolkit.errors import ConfigError, DataError
 from toolkit.features.audio import read_audio
 from toolkit.features.cache import FeatureCache, Segment, feature_cache, segments_of
 from toolkit.features.spec import FeatureSpec
 from toolkit.registry import PIPELINES
 from toolkit.settings import Settings
+
+SLIVER = 10  # a last window shorter than one in so many is left out
+
+
+@dataclasses.dataclass(frozen=True)
+class Reach:
+    """Which samples a row is made of: row t of [t * hop, t * hop + window), and of no others."""
+
+    hop: int
+    window: int
 
 
 class Pipeline(Settings, ABC):
@@ -34,7 +45,27 @@ class Pipeline(Settings, ABC):
         kind: the kind of rows that it makes, as `FeatureSpec.kind` names it.
     """
 
-    kind: ClassVar[str]
+    kind: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "rows" in vars(cls) and "reach" not in vars(cls):  # what is inherited is of other rows
+            cls.reach = Pipeline.reach  # type: ignore[method-assign]
+
+    def reach(self, spec: FeatureSpec) -> Reach | None:
+        """Which samples each of the `rows` is made of.
+
+        With it, a recording of hours is read and predicted piece by piece. A class that overrides
+        `rows` says it anew.
+
+        Args:
+            spec: what the backbone reads.
+
+        Returns:
+            None (the default): a row may depend on the whole clip, which then has to fit into
+            memory.
+        """
+        return None
 
     @abstractmethod
     def rows(self, waveform: Tensor, spec: FeatureSpec) -> Tensor:
@@ -53,13 +84,19 @@ class Pipeline(Settings, ABC):
             ConfigError: the pipeline makes rows of another shape than the backbone reads.
         """
         samples = read_audio(segment.path, spec.sample_rate, segment.start, segment.stop)
-        return self.checked_rows(torch.from_numpy(samples), spec)
+        return self.checked_rows(torch.from_numpy(samples), spec, segment.path)
 
-    def checked_rows(self, waveform: Tensor, spec: FeatureSpec) -> Tensor:
+    def checked_rows(self, waveform: Tensor, spec: FeatureSpec, name: str) -> Tensor:
         """What `rows` makes, refused if the backbone cannot read it.
+
+        Args:
+            waveform: [samples].
+            spec: what the backbone reads.
+            name: what messages call the clip.
 
         Raises:
             ConfigError: the rows have another shape than the backbone reads.
+            DataError: they are not finite.
         """
         rows = self.rows(waveform, spec)
         if rows.ndim != 2 or rows.shape[1] != spec.width:
@@ -67,7 +104,45 @@ class Pipeline(Settings, ABC):
                 f"the pipeline '{self.registered_name}' makes rows of shape "
                 f"{list(rows.shape)}, and the backbone reads [T, {spec.width}]: correct its `rows`"
             )
+        if not bool(rows.isfinite().all()):
+            raise DataError(
+                f"{name}: the pipeline '{self.registered_name}' makes features of it that are not "
+                "finite numbers"
+            )
         return rows
+
+    def windows(
+        self, blocks: Iterable[NDArray[np.float32]], spec: FeatureSpec, name: str
+    ) -> Iterator[Tensor]:
+        """The rows of a recording in windows of what the backbone reads, as they are needed.
+
+        A last window shorter than a tenth of a whole one is left out, unless it is all there is: it
+        would weigh as much as a whole one and is mostly padding.
+
+        Args:
+            blocks: [samples] each; one after the other they are the recording.
+            spec: what the backbone reads.
+            name: what messages call the recording.
+
+        Yields:
+            [T, F], T being `spec.rows`, less in the last one.
+        """
+        reach = self.reach(spec)
+        if reach is None:
+            whole = torch.from_numpy(np.concatenate(list(blocks)))
+            yield from split_windows(self.checked_rows(whole, spec, name), spec.rows)
+            return
+        size, step = (spec.rows - 1) * reach.hop + reach.window, spec.rows * reach.hop
+        kept, first = np.zeros(0, np.float32), True
+        for block in blocks:
+            kept = np.concatenate([kept, block])
+            while len(kept) >= size:
+                yield self.checked_rows(torch.from_numpy(kept[:size]), spec, name)
+                kept, first = kept[step:], False
+        if first or len(kept) >= reach.window:
+            rest = self.checked_rows(torch.from_numpy(kept), spec, name)
+            if first or len(rest) >= spec.rows / SLIVER:
+                yield rest
 
     def require(self, spec: FeatureSpec) -> None:
         """Refuse a backbone that reads another kind of rows.
@@ -75,6 +150,11 @@ class Pipeline(Settings, ABC):
         Raises:
             ConfigError: the kinds differ; the message names the pipelines that fit.
         """
+        if not self.kind:
+            raise ConfigError(
+                f"the pipeline '{self.registered_name}' does not say which kind of rows it makes: "
+                f'give its class `kind = "{spec.kind}"` if it makes what this backbone reads'
+            )
         if self.kind != spec.kind:
             fitting = [name for name in PIPELINES.names() if PIPELINES.get(name).kind == spec.kind]
             raise ConfigError(
@@ -108,6 +188,14 @@ class Pipeline(Settings, ABC):
 
         settings = {"pipeline": self.named().as_dict(), **spec.row_key}
         return feature_cache(root, segments_of(clips), settings, spec.width, compute, build=build)
+
+
+def split_windows(rows: Tensor, length: int) -> list[Tensor]:
+    """Rows [T, F] -> windows [length, F], and a last shorter one if it is not a sliver."""
+    windows = list(rows.split(length))
+    if len(windows) > 1 and len(windows[-1]) < length / SLIVER:
+        windows.pop()
+    return windows
 
 
 def pipeline_for(spec: FeatureSpec, config: Mapping[str, Any] | None = None) -> Pipeline:

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from toolkit.features.pipeline import Pipeline
+from toolkit.features.pipeline import Pipeline, Reach
 from toolkit.features.spec import FeatureSpec
 from toolkit.registry import PIPELINES
 
@@ -16,3 +16,7 @@ class Waveform(Pipeline):
     def rows(self, waveform: Tensor, spec: FeatureSpec) -> Tensor:
         """The samples [S, 1] of a waveform [S]."""
         return waveform[:, None]
+
+    def reach(self, spec: FeatureSpec) -> Reach:
+        """A row is one sample."""
+        return Reach(hop=1, window=1)

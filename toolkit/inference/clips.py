@@ -1,16 +1,17 @@
 """Clips as people have them (files, arrays with a rate) -> rows that a backbone reads."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from toolkit.backbones.base import Backbone
 from toolkit.backbones.own import NO_FILES, OwnBackbone
 from toolkit.errors import BackboneError, DataError
-from toolkit.features.audio import resampled
+from toolkit.features.audio import resampled, waveform_blocks
 from toolkit.features.batch import padded
 from toolkit.features.cache import Segment
 from toolkit.features.pipeline import Pipeline, pipeline_for
@@ -20,21 +21,31 @@ Clip = str | Path | tuple[np.ndarray | Tensor, int]
 """A file, or samples [S] or [channels, S] in [-1, 1] and their rate in Hz."""
 
 
-def rows_of(clip: Clip, pipeline: Pipeline, spec: FeatureSpec) -> Tensor:
-    """Rows [T, F] of a whole clip, neither normalised nor cut.
+def windows_of(clip: Clip, number: int, pipeline: Pipeline, spec: FeatureSpec) -> Iterator[Tensor]:
+    """The rows of a clip, not normalised, in windows of what the backbone reads.
+
+    Args:
+        clip: a file is read as its windows are asked for, so that it may last hours.
+        number: of the clip, for messages about an array.
+        pipeline: makes the rows.
+        spec: what the backbone reads.
 
     Raises:
         DataError: a file that cannot be read, or an array that is not sound.
     """
+    name = name_of(clip, number)
+    if isinstance(clip, str | Path):
+        return pipeline.windows(waveform_blocks(clip, spec.sample_rate), spec, name)
+    return pipeline.windows([_waveform(clip, name, spec.sample_rate)], spec, name)
+
+
+def rows_of(clip: Clip, number: int, pipeline: Pipeline, spec: FeatureSpec) -> Tensor:
+    """Rows [T, F] of a whole clip, neither normalised nor cut; otherwise as `windows_of`."""
     if isinstance(clip, str | Path):
         return pipeline.read(Segment(str(clip)), spec)
-    if not isinstance(clip, tuple) or len(clip) != 2:
-        raise DataError(
-            f"{type(clip).__name__} is not a clip: give a file, or a pair of samples and their "
-            "rate in Hz"
-        )
-    samples, rate = clip
-    return pipeline.checked_rows(_mono(samples, rate, spec.sample_rate), spec)
+    name = name_of(clip, number)
+    waveform = torch.from_numpy(_waveform(clip, name, spec.sample_rate))
+    return pipeline.checked_rows(waveform, spec, name)
 
 
 def read_clips(
@@ -60,7 +71,10 @@ def read_clips(
     if pipeline is None:
         pipeline = own_pipeline(backbone)
     pipeline.require(spec)
-    rows = [rows_of(clip, pipeline, spec).numpy() for clip in listed(clips)]
+    rows = [
+        rows_of(clip, number, pipeline, spec).numpy()
+        for number, clip in enumerate(listed(clips), start=1)
+    ]
     if not rows:
         raise DataError("no clips were given: name at least one file or array")
     return padded(rows, spec)
@@ -95,7 +109,14 @@ def name_of(clip: Clip, number: int) -> str:
     return str(clip) if isinstance(clip, str | Path) else f"clip {number}"
 
 
-def _mono(samples: np.ndarray | Tensor, rate: int, wanted: int) -> Tensor:
+def _waveform(clip: Clip, name: str, wanted: int) -> NDArray[np.float32]:
+    """Mono samples of an array, at the wanted rate."""
+    if not isinstance(clip, tuple) or len(clip) != 2:
+        raise DataError(
+            f"{type(clip).__name__} is not a clip: give a file, or a pair of samples and their "
+            "rate in Hz"
+        )
+    samples, rate = clip
     if isinstance(samples, Tensor):
         samples = samples.detach().cpu()
         samples = (samples.float() if samples.is_floating_point() else samples).numpy()
@@ -118,6 +139,6 @@ def _mono(samples: np.ndarray | Tensor, rate: int, wanted: int) -> Tensor:
             f"an array of shape {tuple(array.shape)} has more channels than samples: give it as "
             "[channels, S]"
         )
-    if not isinstance(rate, int | float) or rate < 1:
-        raise DataError(f"a rate of {rate} Hz is not one: give the samples' rate in Hz")
-    return torch.from_numpy(resampled(array.T, rate, wanted, "the array"))
+    if not isinstance(rate, int | float):
+        raise DataError(f"a rate of {rate!r} is not one: give the samples' rate in Hz")
+    return resampled(array.T, rate, wanted, name)

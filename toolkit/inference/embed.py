@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from toolkit.backbones.base import Backbone
 from toolkit.bundle import Bundle
-from toolkit.inference.clips import Clip, listed, own_pipeline, rows_of
+from toolkit.inference.clips import Clip, listed, own_pipeline, windows_of
 from toolkit.inference.windows import evaluating, in_windows
 from toolkit.model import masked_mean
 
@@ -53,7 +53,9 @@ def embed(
 
     with evaluating(whole, device):
         found = [
-            in_windows(rows_of(clip, pipeline, spec), spec, compute, device, batch_size).mean(0)
-            for clip in listed(clips)
+            in_windows(
+                windows_of(clip, number, pipeline, spec), spec, compute, device, batch_size
+            ).mean(0)
+            for number, clip in enumerate(listed(clips), start=1)
         ]
     return torch.stack(found).float() if found else torch.empty(0, backbone.dim)

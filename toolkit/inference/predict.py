@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from toolkit.bundle import Bundle
-from toolkit.errors import BundleError
+from toolkit.errors import BundleError, DataError
 from toolkit.features.pipeline import Pipeline
-from toolkit.inference.clips import Clip, listed, name_of, rows_of
-from toolkit.inference.windows import evaluating, in_windows
+from toolkit.inference.clips import Clip, listed, name_of, windows_of
+from toolkit.inference.windows import evaluating, in_windows, require_device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +51,17 @@ class Prediction:
         ]
 
 
+def predict_each(
+    bundle: Bundle, clips: Iterable[Clip], device: str = "cpu", batch_size: int = 16
+) -> Iterator[Prediction | DataError]:
+    """As `predict`, but goes on after a clip that cannot be read, in whose place the error is."""
+    for clip in listed(clips):
+        try:
+            yield from predict(bundle, [clip], device, batch_size)
+        except DataError as error:
+            yield error
+
+
 def predict(
     bundle: Bundle, clips: Iterable[Clip], device: str = "cpu", batch_size: int = 16
 ) -> Iterator[Prediction]:
@@ -68,6 +79,7 @@ def predict(
 
     Raises:
         BundleError: the bundle is of a module of your own, whose input is not made from audio.
+        ConfigError: the device is not there.
         DataError: a file that cannot be read, or an array that is not sound (when it is its turn).
     """
     if not isinstance(bundle, Bundle):
@@ -75,7 +87,7 @@ def predict(
             f"`predict` needs a bundle, not {type(bundle).__name__}: save the model with "
             "`save_bundle` and load it with `load_bundle`"
         )
-    bundle.model.to(device)
+    require_device(device)
     return _predictions(bundle, bundle.reader, listed(clips), device, batch_size)
 
 
@@ -85,10 +97,14 @@ def _predictions(
 ) -> Iterator[Prediction]:
     spec, classes = bundle.features, bundle.classes
     for number, clip in enumerate(clips, start=1):
-        rows = rows_of(clip, pipeline, spec)
+        cut = windows_of(clip, number, pipeline, spec)
         with evaluating(bundle.model, device):
-            logits = in_windows(rows, spec, bundle.model.logits, device, batch_size)
+            logits = in_windows(cut, spec, bundle.model.logits, device, batch_size)
         windows = bundle.probabilities(logits)
+        if not bool(windows.isfinite().all()):
+            raise DataError(
+                f"{name_of(clip, number)}: the model gives probabilities that are not numbers"
+            )
         mean = windows.mean(dim=0)
         [found] = bundle.task.predictions([mean.tolist()])
         labels = [classes[i] for i in (found if isinstance(found, tuple) else (found,))]

@@ -1,11 +1,13 @@
-"""Long clips in windows: cut to what a backbone reads, computed in batches."""
+"""Long clips in windows: computed in batches, as they come."""
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from toolkit.errors import ConfigError
 from toolkit.features.batch import padded
 from toolkit.features.spec import FeatureSpec
 
@@ -13,21 +15,26 @@ Compute = Callable[[Tensor, Tensor | None], Tensor]
 """Rows [W, T, F] and the real rows per window [W] (None: all) -> a result per window [W, ...]."""
 
 
-def split_windows(rows: Tensor, length: int) -> list[Tensor]:
-    """Rows [T, F] -> windows [length, F], and a last shorter one if it is not a sliver.
+def require_device(name: str) -> None:
+    """Refuse a device that is not there.
 
-    A rest shorter than a tenth of a window is left out, unless it is all there is: it would weigh
-    as much as a full window and is mostly padding.
+    Raises:
+        ConfigError: torch knows no such device, or this machine has none.
     """
-    windows = list(rows.split(length))
-    if len(windows) > 1 and len(windows[-1]) < length / 10:
-        windows.pop()
-    return windows
+    try:
+        torch.zeros(1, device=name).cpu()  # "meta" holds no numbers
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise ConfigError(
+            f"the device {name!r} cannot be used ({reason}): use cpu, or cuda on a machine with a "
+            "GPU that torch supports"
+        ) from None
 
 
 @contextmanager
 def evaluating(model: nn.Module, device: str) -> Iterator[None]:
     """Put a model on a device and in eval mode; afterwards it has the mode that it had."""
+    require_device(device)
     training = model.training
     model.to(device).eval()
     try:
@@ -37,12 +44,12 @@ def evaluating(model: nn.Module, device: str) -> Iterator[None]:
 
 
 def in_windows(
-    rows: Tensor, spec: FeatureSpec, compute: Compute, device: str, batch_size: int
+    windows: Iterable[Tensor], spec: FeatureSpec, compute: Compute, device: str, batch_size: int
 ) -> Tensor:
     """What `compute` finds of each window of a clip, on the CPU.
 
     Args:
-        rows: [T, F] of the whole clip, not normalised.
+        windows: rows [T, F] each, not normalised; taken as they are needed.
         spec: what the backbone reads.
         compute: is given batches of windows on `device`.
         device: where to compute.
@@ -51,10 +58,9 @@ def in_windows(
     Returns:
         [W, ...].
     """
-    windows = split_windows(rows, spec.rows)
-    found = []
-    for begin in range(0, len(windows), batch_size):
-        batch, lengths = padded([w.numpy() for w in windows[begin : begin + batch_size]], spec)
+    found, left = [], iter(windows)
+    while chosen := list(itertools.islice(left, batch_size)):
+        batch, lengths = padded([window.numpy() for window in chosen], spec)
         lengths = None if lengths is None else lengths.to(device)
         found.append(compute(batch.to(device), lengths).cpu())
     return torch.cat(found)

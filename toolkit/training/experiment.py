@@ -19,7 +19,7 @@ from toolkit import backbones, config, places, plugins
 from toolkit.backbones.base import BackboneSource
 from toolkit.config import CommandLine, Configuration
 from toolkit.data.augment import SpecAugment
-from toolkit.data.manifest import Corpus, Manifest, copied, refuse
+from toolkit.data.manifest import Corpus, Manifest, copied, refuse, untrained
 from toolkit.errors import ConfigError, ToolkitError, did_you_mean
 from toolkit.features.cache import FeatureCache, content_hashes, default_cache_folder
 from toolkit.features.pipeline import Pipeline, pipeline_for
@@ -165,6 +165,8 @@ class Experiment:
                 self.corpus.download(folder)
             manifest = self.corpus.manifest(folder)
             self._look_for_copies(manifest)
+            for problem in untrained(manifest):
+                logger.warning("%s: %s", manifest.corpus, problem)
         ddp_barrier()
         return manifest if if_main_process() else self.corpus.manifest(folder)
 

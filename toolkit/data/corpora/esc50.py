@@ -6,6 +6,7 @@ Layout: `audio/*` and `meta/esc50.csv`. ESC-10 is its Creative Commons subset of
 import tempfile
 import urllib.request
 import zipfile
+import zlib
 from http.client import HTTPException
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from toolkit.data.manifest import Corpus, Manifest, refuse, unreadable
-from toolkit.errors import DataError, did_you_mean
+from toolkit.data.tables import Row, parsed, read_csv, whole_number
+from toolkit.errors import DataError
 from toolkit.registry import CORPORA
 from toolkit.settings import setting
 
@@ -21,6 +23,7 @@ URL = "https://github.com/karolpiczak/ESC-50/archive/master.zip"
 CLIPS = 2000
 PARTS = ("audio", "meta")  # in the order of unpacking: with the table, the corpus is whole
 FOLDS = range(1, 6)
+LARGEST_TARGET = 9999
 COLUMNS = ["filename", "fold", "target", "category", "esc10"]
 
 
@@ -42,50 +45,41 @@ class ESC50(Corpus):
         audio = folder / "audio"
         folds = pd.to_numeric(table["fold"], errors="coerce")
         problems = [
-            f"{table_path}: {row.filename} has the fold {row.fold!r} (known: 1 to 5)"
+            f"{table_path}: {row.filename} has the fold {row.fold} (known: 1 to 5)"
             for row in table[~folds.isin(FOLDS)].itertuples()
         ]
-        names = table.groupby("target")["category"].nunique()
-        problems += [f"target {t} has more than one category" for t in names[names > 1].index]
+        rows = [Row(line, {"target": t}) for line, t in enumerate(table["target"], start=2)]
+        targets = parsed(rows, "target", whole_number(0, LARGEST_TARGET), problems)
+        table = table.assign(target=targets)
+        for one, other in (("target", "category"), ("category", "target")):
+            values = table.groupby(one)[other].nunique()
+            problems += [
+                f"the {one} {value} has more than one {other}" for value in values[values > 1].index
+            ]
         problems += unreadable([audio / name for name in table["filename"]])
         refuse(f"ESC-50 in {folder}", problems)
-        targets = sorted(table["target"].unique())
-        labels = {target: label for label, target in enumerate(targets)}
+        known = sorted(table["target"].unique())
+        labels = {target: label for label, target in enumerate(known)}
         categories = table.drop_duplicates("target").set_index("target")["category"]
         clips = pd.DataFrame(
             {
                 "id": table["filename"],
                 "path": [str(audio / name) for name in table["filename"]],
                 "label": table["target"].map(labels),
-                "fold": folds,
+                "fold": folds.astype(int),
             }
         )
-        return Manifest(
-            "ESC-10" if self.esc10 else "ESC-50", clips, [categories[t] for t in targets]
-        )
+        return Manifest("ESC-10" if self.esc10 else "ESC-50", clips, [categories[t] for t in known])
 
     def published_clips(self, manifest: Manifest) -> int:
         """The number of clips in the published corpus."""
         return 400 if self.esc10 else CLIPS
 
     def _read(self, path: Path) -> pd.DataFrame:
-        try:
-            table = pd.read_csv(path, dtype={"filename": str, "category": str})
-        except (ValueError, UnicodeDecodeError) as error:
-            raise DataError(f"{path} is not a CSV file: {error}") from None
-        refuse(
-            str(path),
-            [
-                f"column '{column}' is missing{did_you_mean(column, table.columns)}"
-                for column in COLUMNS
-                if column not in table.columns
-            ],
-        )
-        incomplete = table[COLUMNS].isna().any(axis=1)
-        refuse(str(path), [f"line {i + 2} has an empty cell" for i in table.index[incomplete]])
+        table = read_csv(path, COLUMNS, "ESC-50")
         if self.esc10:
-            table = table[table["esc10"].astype(str).str.lower() == "true"]
-        return table.reset_index(drop=True)
+            table = table[table["esc10"].str.lower() == "true"]
+        return table
 
     def download(self, folder: Path) -> None:
         """Fetch and unpack the official archive; a folder that holds the corpus is left alone."""
@@ -137,7 +131,7 @@ def fetch(url: str, path: Path) -> None:
         raise DataError(f"{url} cannot be fetched ({error}): {alternatives}") from None
     try:
         damaged = zipfile.ZipFile(path).testzip()
-    except Exception:  # BadZipFile, zlib.error, NotImplementedError, ...: zipfile raises many
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError):
         damaged = path.name
     if damaged:
         raise DataError(f"{url} was damaged in transfer ({damaged}): try again, or {alternatives}")

@@ -8,14 +8,16 @@ Parts that are not given are made: stratified, without splitting a group or a fi
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from toolkit.data import tables
 from toolkit.data.corpora.miniature import write_tones
 from toolkit.data.manifest import (
     Corpus,
@@ -23,17 +25,21 @@ from toolkit.data.manifest import (
     class_labels,
     class_matrix,
     refuse,
+    same_files,
     segment_problems,
+    twice,
+    untrained,
 )
 from toolkit.data.splits import FIXED, TEST, TRAIN, VALID, Split, stratified_parts
 from toolkit.errors import ConfigError, DataError, did_you_mean
+from toolkit.features.audio_file import SUFFIXES, sounds_below
 from toolkit.files import make_once
 from toolkit.registry import CORPORA
 from toolkit.settings import setting
 
-AUDIO = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif", ".au", ".w64")
 TABLES = ("clips.csv", "clips.jsonl")
 COLUMNS = ("path", "label", "labels", "split", "fold", "group", "start", "stop", "end")
+FOLDS = (0, 9999)
 Rounds = Sequence[Split] | None
 PARTS = {"train": TRAIN, "valid": VALID, "val": VALID, "validation": VALID, "dev": VALID,
          "test": TEST}  # fmt: skip
@@ -70,28 +76,53 @@ class Folder(Corpus):
         clips = _of_table(table) if table.is_file() else _of_folders(folder)
         if self.group_pattern is not None:
             clips["group"] = self._groups(clips["path"])
-        names = clips.pop("names")
-        classes = sorted({name for row in names for name in row})
+        listed = clips.pop("names")
+        classes = sorted({label for row in listed for label in row})
         many = bool(clips.pop("many").any())
+        if len(classes) < 2 and not many:
+            raise DataError(self._one_class(folder, classes))
         if many:
-            clips["label"] = pd.Series(class_labels(names, classes), dtype=object)
+            clips["label"] = pd.Series(class_labels(listed, classes), dtype=object)
         else:
-            places = {name: place for place, name in enumerate(classes)}
-            clips["label"] = [places[row[0]] for row in names]
-        problems = segment_problems(clips)
-        refuse(self.name, problems)
+            places = {label: place for place, label in enumerate(classes)}
+            clips["label"] = [places[row[0]] for row in listed]
+        refuse(self.name, segment_problems(clips) + twice(clips))
         clips, rounds = self._parts(clips, len(classes))
-        self._require_training_clips(clips, classes, rounds is not None)
-        return Manifest(self.name, clips, classes, rounds, many, official=False)
+        manifest = Manifest(self.name, clips, classes, rounds, many, official=False)
+        refuse(self.name, untrained(manifest))
+        return manifest
+
+    def _one_class(self, folder: Path, classes: list[str]) -> str:
+        """Why one class alone is refused, with the table that may have been meant."""
+        reason = (
+            f"{self.name}: {folder} has one class alone, {classes[0]!r}, and a classifier needs at "
+            "least two"
+        )
+        tables = [
+            path
+            for suffix in (".csv", ".jsonl", ".tsv")
+            for path in sorted(folder.glob(f"*{suffix}"))
+        ]
+        if tables:
+            return (
+                f"{reason}: if {tables[0].name} is its table, name it: `--data_folder {tables[0]}`"
+            )
+        return f"{reason}: give every class a folder of its own, or write a table ({TABLES[0]})"
 
     def _groups(self, paths: pd.Series) -> pd.Series:
-        pattern = re.compile(self.group_pattern or "")
-        found = {path: pattern.search(Path(path).name) for path in paths}
+        files = {path: Path(path).name for path in paths}
+        found = dict(
+            zip(files, first_groups(self.group_pattern or "", list(files.values())), strict=True)
+        )
         refuse(
             self.name,
-            [f"{p}: its name does not match 'group_pattern'" for p, m in found.items() if not m],
+            [
+                f"{p}: its name does not match 'group_pattern'"
+                for p, g in found.items()
+                if g is None
+            ],
         )
-        return paths.map({path: match[1] for path, match in found.items() if match})
+        return paths.map(found)
 
     def _parts(self, clips: pd.DataFrame, count: int) -> tuple[pd.DataFrame, Rounds]:
         """The clips with their `fold`, and the rounds of the evaluation."""
@@ -127,35 +158,51 @@ class Folder(Corpus):
             )
         return clips.assign(fold=made + 1), None if self.folds else FIXED
 
-    def _require_training_clips(self, clips: pd.DataFrame, classes: list[str], fixed: bool) -> None:
-        """Refuse classes without a training clip; with folds, those that occur in only one."""
-        held = class_matrix(clips["label"], len(classes)) == 1
-        folds = clips["fold"].to_numpy()
-        if fixed:
-            poor = ~held[folds == TRAIN].any(axis=0)
-            where = "has no training clip"
-        else:
-            poor = np.array([len(np.unique(folds[column])) < 2 for column in held.T])
-            where = "occurs in one fold only"
-        refuse(
-            self.name,
-            [
-                f"the class '{classes[i]}' {where}: add clips of other groups, or leave it out"
-                for i in np.flatnonzero(poor)
-            ],
-        )
-
     def embed(self, folder: Path) -> None:
         """Write a miniature: four classes with twelve clips each."""
         make_once(folder, write_miniature)
 
 
+SEARCH = """
+import json, re, resource, sys
+resource.setrlimit(resource.RLIMIT_CPU, (int(sys.argv[2]), int(sys.argv[2])))
+found = map(re.compile(sys.argv[1]).search, json.load(sys.stdin))
+print(json.dumps([match and match[1] for match in found]))
+"""
+
+
+def first_groups(pattern: str, names: Sequence[str]) -> list[str | None]:
+    """What the first group of a pattern finds in each name; None: the name does not match.
+
+    Done by a process of its own, whose processor time is limited: an expression such as `(a+)+$`
+    takes longer than anybody lives.
+
+    Raises:
+        ConfigError: the limit is reached.
+    """
+    limit = 1 + len(names) // 50_000
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", SEARCH, pattern, str(limit)],
+        input=json.dumps(names),
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise ConfigError(
+            f"'group_pattern' {pattern!r} takes more than {limit} s for {len(names)} names: avoid "
+            "repetitions of repetitions, such as (a+)+"
+        )
+    found: list[str | None] = json.loads(done.stdout)
+    return found
+
+
 def _together(clips: pd.DataFrame) -> NDArray[np.object_]:
     """[N] names of what must stay together: groups and files, joined where they overlap."""
+    files = same_files(clips["path"])
     if "group" not in clips:
-        return clips["path"].to_numpy()
-    groups = clips["group"].where(clips["group"].notna(), clips["path"])
-    first = groups.groupby(clips["path"]).transform("first")
+        return files.to_numpy()
+    groups = clips["group"].where(clips["group"].notna(), files)
+    first = groups.groupby(files).transform("first")
     torn = clips["path"][first != groups].unique()
     refuse(
         "your sounds",
@@ -168,24 +215,18 @@ def _of_folders(folder: Path) -> pd.DataFrame:
     """The clips of a folder with one subfolder per class."""
     if not folder.is_dir():
         raise DataError(f"{folder} is neither a folder nor a table: check `--data_folder`")
-    files = sorted(
-        file
-        for file in folder.glob("*/**/*")
-        if file.is_file()
-        and not any(part.startswith((".", "_")) for part in file.relative_to(folder).parts)
-    )
-    sounds = [file for file in files if file.suffix.lower() in AUDIO]
+    sounds = [f for f in sounds_below(folder) if f.parent != folder or not f.exists()]
     if not sounds:
         raise DataError(
-            f"{folder} holds neither one folder per class with audio files ({', '.join(AUDIO)}) "
+            f"{folder} holds neither one folder per class with audio files ({', '.join(SUFFIXES)}) "
             f"nor {' nor '.join(TABLES)}: check `--data_folder`"
         )
-    names = [file.relative_to(folder) for file in sounds]
+    inner = [file.relative_to(folder) for file in sounds]
     return pd.DataFrame(
         {
-            "id": [name.as_posix() for name in names],
+            "id": [name.as_posix() for name in inner],
             "path": list(map(str, sounds)),
-            "names": [(name.parts[0],) for name in names],
+            "names": [(name.parts[0],) for name in inner],
             "many": False,
             "start": np.nan,
             "stop": np.nan,
@@ -195,59 +236,53 @@ def _of_folders(folder: Path) -> pd.DataFrame:
 
 def _of_table(path: Path) -> pd.DataFrame:
     """The clips of a CSV or JSONL table, in the columns of `_of_folders` and those it has."""
-    table = _read(path)
-    problems = [f"unknown column '{c}'{did_you_mean(c, COLUMNS)}" for c in table.columns
-                if c not in COLUMNS]  # fmt: skip
-    if "path" not in table:
+    rows = tables.read_rows(path)
+    columns = dict.fromkeys(column for row in rows for column in row.cells)
+    problems = [
+        f"unknown column {c!r}{did_you_mean(c, COLUMNS)}" for c in columns if c not in COLUMNS
+    ]
+    if "path" not in columns:
         problems.append("column 'path' is missing")
-    if ("label" in table) == ("labels" in table):
+    if ("label" in columns) == ("labels" in columns):
         problems.append("there must be a column 'label' or 'labels', and not both")
+    if {"stop", "end"} <= columns.keys():
+        problems.append("'stop' and 'end' are the same: give one of them")
     refuse(str(path), problems)
-    many = "labels" in table
-    names = [_names(value) for value in table["labels" if many else "label"]]
-    if not many:
-        single = zip(table["path"], names, strict=True)
-        problems += [f"{p}: {len(n)} labels instead of one" for p, n in single if len(n) != 1]
-    clips = pd.DataFrame({"names": names, "many": many})
-    clips["path"] = [str(path.parent / str(name)) for name in table["path"]]
-    stop = "stop" if "stop" in table else "end"
-    missing: pd.Series[Any] = pd.Series(np.nan, index=table.index, dtype=object)
-    for column, source in (("start", "start"), ("stop", stop)):
-        values = table.get(source, missing).mask(lambda cell: cell == "", np.nan)
-        clips[column] = pd.to_numeric(values, errors="coerce")
-        problems += [f"{source} {value!r} is not a number of seconds"
-                     for value in values[clips[column].isna() & values.notna()]]  # fmt: skip
-    if "group" in table:
-        clips["group"] = table["group"].replace("", np.nan)
-    if "split" in table:
-        clips["split"] = table["split"].astype(str).str.lower().map(PARTS)
-        problems += [f"the split {value!r} is not one of {', '.join(PARTS)}"
-                     for value in table["split"][clips["split"].isna()].unique()]  # fmt: skip
-    if "fold" in table:
-        clips["fold"] = pd.to_numeric(table["fold"], errors="coerce")
-        wrong = clips["fold"].isna() | (clips["fold"] % 1 != 0)
-        problems += [f"the fold {value!r} is not a whole number" for value in table["fold"][wrong]]
+    many = "labels" in columns
+    written = tables.parsed(rows, "path", tables.name, problems)
+    clips = pd.DataFrame({"path": [str(path.parent / str(p)) for p in written], "many": many})
+    if many:
+        clips["names"] = tables.parsed(rows, "labels", tables.names, problems)
+    else:
+        clips["names"] = [(label,) for label in tables.parsed(rows, "label", _one_label, problems)]
+    for column, source in (("start", "start"), ("stop", "end" if "end" in columns else "stop")):
+        clips[column] = np.array(
+            tables.parsed(rows, source, tables.seconds, problems), dtype=np.float64
+        )
+    if "group" in columns:
+        clips["group"] = pd.Series(
+            tables.parsed(rows, "group", tables.optional_name, problems), dtype=object
+        )
+    if "split" in columns:
+        clips["split"] = tables.parsed(rows, "split", _part, problems)
+    if "fold" in columns:
+        clips["fold"] = tables.parsed(rows, "fold", tables.whole_number(*FOLDS), problems)
     refuse(str(path), problems)
-    for column in {"fold", "split"} & set(clips):
-        clips[column] = clips[column].astype(int)
-    clips["id"] = _ids(table["path"].astype(str), clips)
+    clips["id"] = _ids(pd.Series(written), clips)
     return clips
 
 
-def _read(path: Path) -> pd.DataFrame:
-    try:
-        if path.suffix.lower() == ".jsonl":
-            lines = path.read_text(encoding="utf-8").splitlines()
-            return pd.DataFrame([json.loads(line) for line in lines if line.strip()])
-        return pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not a table: {error}; write it as CSV or JSONL") from None
+def _one_label(cell: object) -> str:
+    label = tables.name(cell)
+    if ";" in label:
+        raise ValueError("is more than one label: call the column 'labels'")
+    return label
 
 
-def _names(value: object) -> tuple[str, ...]:
-    """The classes in a cell: a list, or text with semicolons."""
-    parts = value if isinstance(value, list) else str(value).split(";")
-    return tuple(dict.fromkeys(name for part in parts if (name := str(part).strip())))
+def _part(cell: object) -> int:
+    if not isinstance(cell, str) or cell.strip().lower() not in PARTS:
+        raise ValueError(f"is not one of {', '.join(PARTS)}")
+    return PARTS[cell.strip().lower()]
 
 
 def _ids(paths: pd.Series, clips: pd.DataFrame) -> pd.Series:

@@ -63,7 +63,7 @@ class FSD50K(Corpus):
 def _vocabulary(path: Path) -> list[str]:
     """The labels in their published order: the second column of a table without a header."""
     try:
-        table = pd.read_csv(path, header=None, dtype=str)
+        table = pd.read_csv(path, header=None, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise DataError(
             f"{path} cannot be read ({error}): name the folder that holds {TRUTH} with "

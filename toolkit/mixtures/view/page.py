@@ -12,9 +12,9 @@ from toolkit.bundle import Bundle, load_bundle
 from toolkit.errors import ConfigError
 from toolkit.features.batch import padded
 from toolkit.features.cache import Segment
+from toolkit.features.pipeline import split_windows
 from toolkit.features.spec import FbankSpec
 from toolkit.files import write_atomically
-from toolkit.inference.windows import split_windows
 from toolkit.mixtures.view import figures
 from toolkit.mixtures.view.collect import LayerView, look, training_record
 
