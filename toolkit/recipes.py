@@ -33,7 +33,7 @@ def find(name: str) -> Path:
     raise _unknown("recipe", name, known(), f"a folder with a {TRAIN}")
 
 
-def configuration(recipe: Path, method: str, plugin_folders: Iterable[str] = ()) -> str:
+def configuration(recipe: Path, method: str, plugin_folders: Iterable[str | Path] = ()) -> str:
     """The configuration of a method, as a recipe's command line takes it.
 
     Args:

@@ -382,3 +382,11 @@ def test_check_counts_and_finds_copies(tmp_path: Path, capsys: pytest.CaptureFix
         main(["corpus", "check", str(folder), "--as", "urbansound8k"])
     message = capsys.readouterr().err
     assert "100 clips instead of the 8,732" in message and "same sound in folds 1, 2" in message
+
+
+def test_a_pattern_that_never_ends_is_refused(tmp_path: Path) -> None:
+    write_tones(
+        {tmp_path / name / f"{name}.wav": place for place, name in enumerate(("a" * 40, "b"))}
+    )
+    with pytest.raises(ConfigError, match="'group_pattern' takes more than 2 seconds"):
+        Folder(group_pattern="^((a|a)+)+$").manifest(tmp_path)

@@ -170,5 +170,6 @@ def _find_allowed(path: str, kinds: Sequence[Kind]) -> Any:
         return None
     with blamed(f"the plugin of {path} is broken", file.parent):
         target = getattr(importlib.import_module(module), name, None)
-    own = isinstance(target, type) and target.__module__ == module
-    return target if own and any(kind.fits(target) for kind in kinds) else None
+    if not isinstance(target, type) or target.__module__ != module:
+        return None
+    return target if any(kind.fits(target) for kind in kinds) else None

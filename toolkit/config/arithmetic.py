@@ -46,7 +46,7 @@ def evaluate(text: str) -> int | float | str:
 def _value(node: ast.expr, text: str) -> int | float | None:
     """The value of a part of the arithmetic `text`; None if it has something else."""
     result: int | float | None = None
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
         result = node.value
     elif isinstance(node, ast.UnaryOp) and type(node.op) in UNARY:
         operand = _value(node.operand, text)

@@ -93,7 +93,7 @@ def dump(tree: Any) -> str:
     yaml, stream = YAML(typ="safe", pure=True), StringIO()
     yaml.Representer = _Representer
     yaml.default_flow_style, yaml.width, yaml.allow_unicode = False, MOST_CHARACTERS, True
-    yaml.sort_base_mapping_type_on_output = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     yaml.dump(tree, stream)
     return stream.getvalue()
 
@@ -183,13 +183,13 @@ class _Loader(SafeLoader):
                 else [self.tree(item) for item in node.value]
             )
             plain = MAPPING if isinstance(node, MappingNode) else SEQUENCE
-            return value if node.tag == plain else Tagged(node.tag, value)
+            return value if node.tag == plain else Tagged(str(node.tag), value)
 
     def _scalar(self, node: ScalarNode) -> Any:
         if node.tag in TEXTS:
             return node.value
         if node.tag not in VALUES:
-            return Tagged(node.tag, node.value)
+            return Tagged(str(node.tag), node.value)
         try:
             value = self.construct_object(node)
         except (ValueError, KeyError, IndexError):

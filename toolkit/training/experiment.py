@@ -77,7 +77,10 @@ class Experiment:
     def of(cls, recipe_file: str, command: CommandLine) -> "Experiment":
         """Make the experiment of a command line that is already parsed."""
         recipe = Path(recipe_file).resolve().parent
-        folders = [*command.plugins, *plugins.of_project(recipe, Path(command.hparams))]
+        folders: list[str | Path] = [
+            *command.plugins,
+            *plugins.of_project(recipe, Path(command.hparams)),
+        ]
         if if_main_process():
             plugins.discover_and_report(folders)
         else:

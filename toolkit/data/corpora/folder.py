@@ -7,13 +7,13 @@ Parts that are not given are made: stratified, without splitting a group or a fi
 """
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import regex
 from numpy.typing import NDArray
 
 from toolkit.data.corpora.miniature import write_tones
@@ -34,6 +34,7 @@ from toolkit.settings import setting
 AUDIO = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif", ".au", ".w64")
 TABLES = ("clips.csv", "clips.jsonl")
 COLUMNS = ("path", "label", "labels", "split", "fold", "group", "start", "stop", "end")
+LONGEST_SEARCH = 2  # seconds of a regular expression on one name
 Rounds = Sequence[Split] | None
 PARTS = {"train": TRAIN, "valid": VALID, "val": VALID, "validation": VALID, "dev": VALID,
          "test": TEST}  # fmt: skip
@@ -58,8 +59,8 @@ class Folder(Corpus):
         if self.folds in (1, 2):
             raise ConfigError("'folds' must be 0 (train, valid and test) or at least 3")
         try:
-            groups = 1 if self.group_pattern is None else re.compile(self.group_pattern).groups
-        except re.error as error:
+            groups = 1 if self.group_pattern is None else regex.compile(self.group_pattern).groups
+        except (regex.error, RecursionError, OverflowError) as error:
             raise ConfigError(f"'group_pattern' is not a regular expression: {error}") from None
         if not groups:
             raise ConfigError("'group_pattern' needs brackets around the part that is the group")
@@ -85,8 +86,17 @@ class Folder(Corpus):
         return Manifest(self.name, clips, classes, rounds, many, official=False)
 
     def _groups(self, paths: pd.Series) -> pd.Series:
-        pattern = re.compile(self.group_pattern or "")
-        found = {path: pattern.search(Path(path).name) for path in paths}
+        pattern = regex.compile(self.group_pattern or "")
+        found = {}
+        for path in paths:
+            try:
+                found[path] = pattern.search(Path(path).name, timeout=LONGEST_SEARCH)
+            except TimeoutError:
+                raise ConfigError(
+                    f"'group_pattern' takes more than {LONGEST_SEARCH} seconds for "
+                    f"{Path(path).name!r}; a repetition within a repetition, as in '(a+)+', may "
+                    "never end"
+                ) from None
         refuse(
             self.name,
             [f"{p}: its name does not match 'group_pattern'" for p, m in found.items() if not m],
