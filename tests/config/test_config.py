@@ -771,3 +771,37 @@ def test_the_recipe_refuses(words: list[str], message: str) -> None:
     common = ["hparams/softmoa.yaml", "--data_folder", "no/such/data"]
     with pytest.raises(ToolkitError, match=re.escape(message)):
         Experiment.from_command_line(str(RECIPE / "train.py"), common + words)
+
+
+# ---------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize("words", [["--peft.name", "lora"], ["--peft", "lora"]])
+def test_another_name_on_the_command_line_brings_no_settings_of_the_old_one(
+    load: Load, recipe: Path, words: list[str]
+) -> None:
+    """In whatever order name and settings are typed."""
+    base = recipe / "hparams" / "base.yaml"
+    base.write_text(BASE.replace("{name: linear_probe}", "{name: soft_moa, slots: 2}"))
+    assert load(*words).values["peft"] == {"name": "lora"}
+    for typed in ([*words, "--peft.rank", "3"], ["--peft.rank", "3", *words]):
+        assert load(*typed).values["peft"] == {"name": "lora", "rank": 3}
+    assert load("--peft.name", "soft_moa").values["peft"] == {"name": "soft_moa", "slots": 2}
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"), [("learning_rate", "lr"), ("num_epochs", "epochs"), ("dataset", "corpus")]
+)
+def test_what_other_programs_call_a_key_is_known(word: str, meant: str) -> None:
+    command_line = config.parse_command_line(["hparams/lora.yaml", f"--{word}", "1"])
+    with pytest.raises(ConfigError, match=f"unknown key '{word}'; did you mean '{meant}'"):
+        config.load(command_line, RECIPE)
+
+
+def test_a_recipe_without_a_demonstration_needs_data(recipe: Path) -> None:
+    from toolkit.training.experiment import configured
+
+    base = HPARAMS / "base.yaml"
+    (recipe / "hparams" / "base.yaml").write_text(base.read_text(encoding="utf-8"))
+    with pytest.raises(ConfigError, match="has no demonstration"):
+        configured(config.parse_command_line(["hparams/base.yaml"]), recipe)

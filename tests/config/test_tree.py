@@ -46,9 +46,7 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=12) | s
 )
 NUMBERS = st.integers(-(2**70), 2**70) | st.floats(allow_nan=False)
 SINGLE = TEXTS | NUMBERS | st.booleans() | st.none()
-TAGS = st.sampled_from(
-    ["!ref", "!new:a.b", "!name:torch.optim.AdamW", "tag:yaml.org,2002:set", "!é"]
-)
+TAGS = st.sampled_from(["!ref", "!new:a.b", "!name:torch.optim.AdamW", "tag:yaml.org,2002:set"])
 
 
 def _containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:

@@ -25,8 +25,8 @@ def override_all(
     Raises:
         ConfigError: a key that leads nowhere, or a value that is no YAML.
     """
-    for key, value in command.overrides.items():
-        _override(tree, key, value)
+    for key in sorted(command.overrides, key=_place):
+        _override(tree, key, command.overrides[key])
     # Which settings want text is known once the names of all registered things are.
     for key, value in command.overrides.items():
         if key in command.texts:
@@ -55,12 +55,22 @@ def _type_of(key: str, tree: Mapping[str, Any], options: type[Settings] | None) 
     return None if path or options is None else typing.get_type_hints(options).get(first)
 
 
+def _place(key: str) -> int:
+    """Names come before the settings of what they name; all else stays in order."""
+    first, _, rest = key.partition(".")
+    return 0 if first in REGISTRIES and rest in ("", "name") else 1
+
+
 def _override(tree: dict[str, Any], key: str, value: Any) -> None:
     """Set a dotted key; every step but the last must lead to a mapping or a list."""
     *path, last = key.split(".")
     node: Any = tree
     if path and path[0] in REGISTRIES and tree.get(path[0], "") is None:
         tree[path[0]] = {}  # `--pipeline.name x` where there was none
+    if len(path) == 1 and path[0] in REGISTRIES and last == "name":
+        old = tree.get(path[0])
+        if isinstance(old, dict) and old.get("name") != value:
+            tree[path[0]] = {}  # settings of another thing
     for step in path:
         node = _child(node, step, key)
     inside = node.value if isinstance(node, Tagged) else node
