@@ -45,9 +45,10 @@ class RunError(ToolkitError):
 
 
 ELSEWHERE = {
-    "learning_rate": "lr", "number_of_epochs": "epochs", "num_epochs": "epochs", "model": "backbone",
-    "method": "peft", "dataset": "corpus", "gpu": "device", "workers": "num_workers", "file": "path",
-    "filename": "path", "audio": "path", "class": "label", "category": "label", "target": "label",
+    "learning_rate": "lr", "number_of_epochs": "epochs", "num_epochs": "epochs",
+    "model": "backbone", "method": "peft", "dataset": "corpus", "gpu": "device",
+    "workers": "num_workers", "file": "path", "filename": "path", "audio": "path",
+    "class": "label", "category": "label", "target": "label",
 }  # fmt: skip
 """What other programs call something -> what it is called here."""
 

@@ -33,7 +33,8 @@ def override_all(
             wanted = as_wanted(command.texts[key], value, _type_of(key, tree, options))
             if isinstance(wanted, Malformed):
                 raise wanted.error
-            _override(tree, key, wanted)
+            if wanted is not value:
+                _override(tree, key, wanted)
 
 
 def expand_names(tree: dict[str, Any]) -> None:

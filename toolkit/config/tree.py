@@ -111,7 +111,8 @@ def dump_in_one_line(tree: Any) -> str:
     if isinstance(tree, list):
         return "[" + ", ".join(map(dump_in_one_line, tree)) + "]"
     if isinstance(tree, str):
-        return json.dumps(tree, ensure_ascii=False)
+        quoted = json.dumps(tree, ensure_ascii=False)
+        return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in quoted)
     return dump(tree).removesuffix("\n").removesuffix("\n...")
 
 

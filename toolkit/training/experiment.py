@@ -343,8 +343,8 @@ def configured(command: CommandLine, recipe: Path) -> tuple[Configuration, Optio
     if options.data_folder is None:
         if not (recipe / EMBEDDED).is_file():
             raise ConfigError(
-                f"the recipe {recipe} has no demonstration ({EMBEDDED}): name the folder of its data "
-                "with `--data_folder`"
+                f"the recipe {recipe} has no demonstration ({EMBEDDED}): name the folder of its "
+                "data with `--data_folder`"
             )
         loaded = config.load(command, recipe, [*layers, EMBEDDED], Options)
         options = Options.of(loaded.values)
