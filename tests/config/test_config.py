@@ -336,6 +336,8 @@ def test_a_list_is_replaced_as_a_whole_or_item_by_item(load: Load) -> None:
     assert load("--augment", "[]").values["augment"] == []
     mixup = "!new:toolkit.data.augment.Mixup {alpha: 0.3}"
     assert load("--augment.0", mixup).values["augment"][0].alpha == 0.3
+    for typed in (f"[{mixup}]", f"- {mixup}", f"[ {mixup} ]"):
+        assert load("--augment", typed).values["augment"][0].alpha == 0.3
 
 
 def test_a_name_stands_for_a_registered_thing(load: Load) -> None:

@@ -79,6 +79,13 @@ def test_a_tagged_mapping_in_a_list_keeps_its_values() -> None:
     assert parse("[!new:Mixup {alpha: 0.5}]", "it") == [Tagged("!new:Mixup", {"alpha": 0.5})]
 
 
+def test_a_tag_in_brackets_ends_with_them() -> None:
+    tags = [Tagged(tag, "") for tag in ("!new:a.b", "!x", "tag:yaml.org,2002:set")]
+    assert parse("[!new:a.b, !x, !!set]", "it") == tags
+    assert parse("{k: !x}", "it") == {"k": Tagged("!x", "")}
+    assert parse("[!a%5Db 1]", "it") == [Tagged("!a]b", "1")]
+
+
 LETTERS = "abcdefghi"
 BOMBS = {
     "aliases": "a: &a [1,1,1,1,1,1,1,1,1]\n"

@@ -190,11 +190,9 @@ SHAPES = [
             "3,000 braces": "label: " + "{a: " * 3000 + "}" * 3000,
             "20,000 keys": "\n".join(f"k{i}: 1" for i in range(20_000)),
             "a million characters": "label: " + "a" * 1_000_000,
-            "lists that grow by references": "label: [1, 1, 1, 1, 1, 1, 1, 1, 1]\n"
-            + "corpus: [!ref <label>, !ref <label>, !ref <label>, !ref <label>, !ref <label>]\n"
-            + "folds: ["
-            + ", ".join(["!ref <corpus>"] * 400)
-            + "]",
+            "lists that grow by references": "cache_folder: [1, 1, 1, 1, 1, 1, 1, 1, 1]\n"
+            f"few_shot: [{', '.join(5 * ['!ref <cache_folder>'])}]\n"
+            f"folds: [{', '.join(400 * ['!ref <few_shot>'])}]",
         },
     ),
     *configurations(

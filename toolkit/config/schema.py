@@ -5,7 +5,7 @@ from collections.abc import Collection
 from typing import Any
 
 from toolkit.config.allowed import CALLABLE_TAGS, find_callable
-from toolkit.config.tree import Tagged
+from toolkit.config.tree import Tagged, dump_in_one_line
 from toolkit.errors import ConfigError, UnknownKey, did_you_mean
 from toolkit.registry import REGISTRIES
 
@@ -28,7 +28,8 @@ def check_keys(tree: dict[str, Any], schema: dict[str, Any], trusted: bool) -> N
         if value is None and schema[key] is None:
             continue
         if key in REGISTRIES and not isinstance(value, dict):
-            raise ConfigError(f"'{key}' must be a name, or a mapping with a name, not {value}")
+            shown = dump_in_one_line(value)[:60]
+            raise ConfigError(f"'{key}' must be a name, or a mapping with a name, not {shown}")
         # A registered entry checks its own settings when it is created.
         _check_node(key, value, None if key in REGISTRIES else schema[key], trusted)
 

@@ -7,6 +7,7 @@ of YAML can stand for billions of values.
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
@@ -35,6 +36,7 @@ TEXTS = {f"{STANDARD}{kind}" for kind in ("str", "timestamp", "merge", "value")}
 MERGE = f"{STANDARD}merge"
 MAPPING = f"{STANDARD}map"
 SEQUENCE = f"{STANDARD}seq"
+TAG_CHARACTER = re.compile(r"[\w\-#;/?:@&=+$.!~*'()%]")
 
 
 @dataclasses.dataclass
@@ -171,6 +173,19 @@ class _Loader(SafeLoader):
                 f"{self.origin}: {skipped.strip()!r} would be a comment; put a text with ' #' in "
                 "quotes"
             )
+
+    def scan_tag_uri(self, name: Any, start_mark: Any) -> Any:
+        """Read a tag; one within brackets ends with them, as YAML 1.2 has it and ruamel has not."""
+        if not self.flow_level:
+            return super().scan_tag_uri(name, start_mark)
+        found = ""
+        while self.reader.peek().isascii() and TAG_CHARACTER.fullmatch(self.reader.peek()):
+            if self.reader.peek() == "%":
+                found += self.scan_uri_escapes(name, start_mark)
+            else:
+                found += self.reader.peek()
+                self.reader.forward()
+        return found or super().scan_tag_uri(name, start_mark)
 
     def tree(self, node: Node) -> Any:
         """The tree that a composed node stands for."""

@@ -16,7 +16,7 @@ from ruamel.yaml.loader import Loader
 
 from toolkit.config.allowed import CALLABLE_TAGS, find_callable
 from toolkit.config.configuration import Configuration
-from toolkit.config.references import resolve
+from toolkit.config.references import PLACEHOLDER, REFERENCES, resolve
 from toolkit.config.tree import Tagged, dump, nodes, shown, tag_of
 from toolkit.errors import ConfigError
 from toolkit.foreign import blamed, place_of
@@ -41,8 +41,9 @@ def construct(tree: dict[str, Any], name: str, trusted: bool) -> Configuration:
     """
     if trusted:
         return _construct_anything(tree, name)
+    check_tags(tree)
     resolved = resolve(tree)
-    check_tags(resolved)
+    check_tags(resolved)  # a reference may have brought a callable to another key
     make = _Constructor()
     values = {
         key: make.value(key, part)
@@ -53,10 +54,10 @@ def construct(tree: dict[str, Any], name: str, trusted: bool) -> Configuration:
 
 
 def check_tags(tree: dict[str, Any]) -> None:
-    """Refuse every tag but those of callables that a configuration may name.
+    """Refuse every tag but references and those of callables that a configuration may name.
 
     Args:
-        tree: a configuration without references.
+        tree: a configuration.
 
     Raises:
         ConfigError: another tag, or a callable that is not allowed there.
@@ -65,7 +66,7 @@ def check_tags(tree: dict[str, Any]) -> None:
         tag = tag_of(node)
         if tag.startswith(CALLABLE_TAGS):
             find_callable(where, tag, trusted=False)
-        elif tag:
+        elif tag and tag not in (*REFERENCES, PLACEHOLDER):
             raise ConfigError(
                 f"'{where}' uses the YAML tag {shown(tag)}, which only `--trust` allows"
             )
