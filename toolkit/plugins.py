@@ -278,10 +278,10 @@ def _folders(place: Path) -> list[Path]:
 def _plugin_folders(place: Path) -> list[Path]:
     """`place` itself if it holds Python files, else its sub-folders that do.
 
-    A project stands for its `plugins/`.
+    A project stands for its `plugins/`, which is never a plugin itself.
     """
     if (place / FOLDER).is_dir():
         place = place / FOLDER
-    if _python_files(place):
+    if place.name != FOLDER and _python_files(place):
         return [place]
     return [folder for folder in _folders(place) if _python_files(folder)]

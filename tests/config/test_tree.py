@@ -79,11 +79,12 @@ def test_a_tagged_mapping_in_a_list_keeps_its_values() -> None:
     assert parse("[!new:Mixup {alpha: 0.5}]", "it") == [Tagged("!new:Mixup", {"alpha": 0.5})]
 
 
-def test_a_tag_in_brackets_ends_with_them() -> None:
-    tags = [Tagged(tag, "") for tag in ("!new:a.b", "!x", "tag:yaml.org,2002:set")]
-    assert parse("[!new:a.b, !x, !!set]", "it") == tags
-    assert parse("{k: !x}", "it") == {"k": Tagged("!x", "")}
-    assert parse("[!a%5Db 1]", "it") == [Tagged("!a]b", "1")]
+def test_a_tag_takes_a_bracket_for_a_part_of_it() -> None:
+    """As in HyperPyYAML; the message says how to write it."""
+    for text in ("[!new:a.b]", "{k: !x}"):
+        with pytest.raises(ConfigError, match="put a space between a tag and the bracket"):
+            parse(text, "it")
+    assert parse("[!new:a.b , !x ]", "it") == [Tagged("!new:a.b", ""), Tagged("!x", "")]
 
 
 LETTERS = "abcdefghi"

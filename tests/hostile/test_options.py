@@ -96,7 +96,7 @@ OPTIMISERS = [
         ("!name:torch.optim.RMSprop {alpha: -1}", "cannot be used"),
         ("!name:torch.optim.Rprop {etas: [2, 1]}", "cannot be used"),
         ("!name:torch.optim.Adadelta {rho: 3}", "cannot be used"),
-        ("[!name:torch.optim.AdamW]", "must make an optimiser|no optimiser"),
+        ("[!name:torch.optim.AdamW ]", "must make an optimiser|no optimiser"),
     )
 ]
 
@@ -111,12 +111,12 @@ AUGMENTATIONS = [
         ("[[]]", "must be a list of augmentations"),
         ("{}", "must be a list of augmentations"),
         ("!new:toolkit.data.augment.Mixup", "must be a list of augmentations"),
-        ("[!new:toolkit.data.augment.Mixupp]", "did you mean"),
-        ("[!name:toolkit.data.augment.Mixup]", "takes !new:"),
-        ("[!new:toolkit.data.augment]", "no augmentation"),
-        ("[!new:speechbrain.augment.time_domain.DropChunk]", "no augmentation"),
-        ("[!new:torch.nn.Identity]", "no augmentation"),
-        ("[!new:torch.optim.AdamW]", "no augmentation"),
+        ("[!new:toolkit.data.augment.Mixupp ]", "did you mean"),
+        ("[!name:toolkit.data.augment.Mixup ]", "takes !new:"),
+        ("[!new:toolkit.data.augment ]", "no augmentation"),
+        ("[!new:speechbrain.augment.time_domain.DropChunk ]", "no augmentation"),
+        ("[!new:torch.nn.Identity ]", "no augmentation"),
+        ("[!new:torch.optim.AdamW ]", "no augmentation"),
         ("[!new:toolkit.data.augment.Mixup {alhpa: 0.5}]", "did you mean 'alpha'"),
         ("[!new:toolkit.data.augment.Mixup {alpha: x}]", "must be float"),
         ("[!new:toolkit.data.augment.Mixup {alpha: null}]", "must be float"),
@@ -192,7 +192,7 @@ NOISY = [
     Hostile(
         f"augmentation that {name}",
         [*TRAIN, *NOWHERE, "--plugins", "plugins", "--augment",
-         "[!new:toolkit_plugins.bad.bad.Bad]"],
+         "[!new:toolkit_plugins.bad.bad.Bad ]"],
         [says],
         plugin(AUGMENTING.format(body)),
         leaves=["results*"],

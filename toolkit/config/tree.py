@@ -36,7 +36,7 @@ TEXTS = {f"{STANDARD}{kind}" for kind in ("str", "timestamp", "merge", "value")}
 MERGE = f"{STANDARD}merge"
 MAPPING = f"{STANDARD}map"
 SEQUENCE = f"{STANDARD}seq"
-TAG_CHARACTER = re.compile(r"[\w\-#;/?:@&=+$.!~*'()%]")
+TAG_AT_BRACKET = re.compile(r"(^|[\s\[{,])![^\s\[\]{}]*[\]}]")
 
 
 @dataclasses.dataclass
@@ -73,7 +73,11 @@ def parse(text: str, origin: str, *, comments: bool = True) -> Any:
         node = loader.get_single_node()
         return None if node is None else loader.tree(node)
     except YAMLError as error:
-        raise ConfigError(f"{origin} is not valid YAML: {str(error)[:500]}") from None
+        hint = "; put a space between a tag and the bracket after it"
+        raise ConfigError(
+            f"{origin} is not valid YAML: {str(error)[:500]}"
+            + (hint if TAG_AT_BRACKET.search(text) else "")
+        ) from None
 
 
 def read(path: Path) -> Any:
@@ -173,19 +177,6 @@ class _Loader(SafeLoader):
                 f"{self.origin}: {skipped.strip()!r} would be a comment; put a text with ' #' in "
                 "quotes"
             )
-
-    def scan_tag_uri(self, name: Any, start_mark: Any) -> Any:
-        """Read a tag; one within brackets ends with them, as YAML 1.2 has it and ruamel has not."""
-        if not self.flow_level:
-            return super().scan_tag_uri(name, start_mark)
-        found = ""
-        while self.reader.peek().isascii() and TAG_CHARACTER.fullmatch(self.reader.peek()):
-            if self.reader.peek() == "%":
-                found += self.scan_uri_escapes(name, start_mark)
-            else:
-                found += self.reader.peek()
-                self.reader.forward()
-        return found or super().scan_tag_uri(name, start_mark)
 
     def tree(self, node: Node) -> Any:
         """The tree that a composed node stands for."""
