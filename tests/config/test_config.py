@@ -587,10 +587,10 @@ def test_allowed_callables_are_constructed(load: Load) -> None:
         "- !name:torch.optim.SGD {momentum: 0.9}\n"
         "- !name:torch.optim.lr_scheduler.StepLR\n"
         "- !new:toolkit.data.augment.Mixup\n"
-        "- !new:speechbrain.augment.time_domain.DropChunk {drop_length_high: 10}\n"
+        "- !new:speechbrain.augment.time_domain.SignFlip {flip_prob: 0.25}\n"
     )
     kinds = [getattr(value, "__name__", type(value).__name__) for value in loaded.values["label"]]
-    assert kinds == ["partial", "StepLR", "Mixup", "DropChunk"]
+    assert kinds == ["partial", "StepLR", "Mixup", "SignFlip"]
 
 
 ANYTHING = (
