@@ -40,7 +40,9 @@ def create(config: Mapping[str, Any]) -> "BackboneSource":
     Raises:
         UnknownName, ConfigError, BackboneError: no such backbone, or of no registered family.
     """
-    name = config["name"]
+    name = config.get("name")
+    if not isinstance(name, str):
+        return BACKBONES.create(config)  # says that a name is needed
     if name not in BACKBONES.names() and ("/" in name or Path(name).is_dir()):
         return BACKBONES.create({**config, "name": _family(name), "source": name})
     return BACKBONES.create(config)

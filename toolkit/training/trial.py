@@ -18,7 +18,7 @@ MOST_ROWS = 1024  # of the clips that an augmentation is tried on
 
 
 def try_optimizer(make: OptimizerOf, lr: float, device: str) -> None:
-    """Take a step with an optimiser on a matrix and a vector.
+    """Take two steps with an optimiser on a matrix and a vector.
 
     Args:
         make: makes it from groups of parameters.
@@ -37,13 +37,14 @@ def try_optimizer(make: OptimizerOf, lr: float, device: str) -> None:
                 f"'optimizer' makes a {type(optimizer).__name__}, which is no optimiser; use e.g. "
                 "!name:torch.optim.AdamW"
             )
-        for parameter in parameters:
-            parameter.grad = torch.ones_like(parameter)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for _ in range(2):  # some settings have no part in the first one
+            for parameter in parameters:
+                parameter.grad = torch.ones_like(parameter)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
     if not all(torch.isfinite(parameter).all() for parameter in parameters):
         raise ConfigError(
-            f"'optimizer': a step of {type(optimizer).__name__} with these settings gives no "
+            f"'optimizer': two steps of {type(optimizer).__name__} with these settings give no "
             "finite numbers"
         )
 
