@@ -7,6 +7,7 @@ ROOT = Path(__file__).parents[1]
 LEVELS = [
     {
         "errors",
+        "foreign",
         "files",
         "parameters",
         "places",

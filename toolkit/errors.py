@@ -44,8 +44,20 @@ class RunError(ToolkitError):
     """A run that cannot start or continue, or whose results cannot be trusted."""
 
 
+ELSEWHERE = {
+    "learning_rate": "lr", "number_of_epochs": "epochs", "num_epochs": "epochs",
+    "model": "backbone", "method": "peft", "dataset": "corpus", "gpu": "device",
+    "workers": "num_workers", "file": "path", "filename": "path", "audio": "path",
+    "class": "label", "category": "label", "target": "label",
+}  # fmt: skip
+"""What other programs call something -> what it is called here."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`"; did you mean 'slots'?"`, or `""` if no known word is similar."""
+    known = list(known)
+    if ELSEWHERE.get(str(word)) in known:
+        return f"; did you mean '{ELSEWHERE[str(word)]}'?"
     near = difflib.get_close_matches(str(word), [str(k) for k in known], n=3, cutoff=0.5)
     return "; did you mean " + " or ".join(repr(n) for n in near) + "?" if near else ""
 

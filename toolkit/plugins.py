@@ -1,10 +1,11 @@
 """Plugins: registered things that live outside the library.
 
 A plugin is a folder of Python files. Plugins are looked for, the nearest first, in the folders
-named by `--plugins` or in `TOOLKIT_PLUGINS` (each a plugin, or a directory of plugins), in
-`plugins/` of the working directory, and in the `plugins/` that comes with the toolkit. Of several
-plugins with one name the nearest is used. Modules named by Python entry points of the group
-`toolkit.plugins` are plugins too.
+named by `--plugins` or in `TOOLKIT_PLUGINS` (each a plugin, a directory of plugins, or a project
+with a `plugins/`), in `plugins/` of the project that a recipe lies in, and in the `plugins/` that
+comes with the toolkit. Of several plugins with one name the nearest is used. Modules named by
+Python entry points of the group `toolkit.plugins` are plugins too. A folder is not searched because
+one stands in it: it may have been downloaded.
 
 To discover plugins is to read what they register: their modules are imported when one of their
 entries is asked for. A plugin that cannot be read or imported is reported, and leaves no trace in
@@ -15,7 +16,6 @@ import dataclasses
 import importlib
 import os
 import sys
-import traceback
 import types
 from collections.abc import Iterable
 from importlib.machinery import PathFinder
@@ -24,11 +24,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from toolkit import places
-from toolkit.errors import DuplicateName, PluginError
+from toolkit.errors import DuplicateName, PluginError, ToolkitError
+from toolkit.foreign import blamed
 from toolkit.registry import REGISTRIES, read_entries, undone_on_failure
 
 PACKAGE = "toolkit_plugins"
 ENTRY_POINT_GROUP = "toolkit.plugins"
+FOLDER = "plugins"
+"""The folder of a project that holds its plugins."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +68,23 @@ def candidates(folders: Iterable[str | Path] = ()) -> list[Path]:
     for place in named:
         if not Path(place).is_dir():
             raise PluginError(f"the plugin folder {place} does not exist")
-    where = [*map(Path, named), *_folders(Path("plugins")), *_folders(places.plugins())]
+    where = [*map(Path, named), *_folders(places.plugins())]
     found = [folder.resolve() for place in where for folder in _plugin_folders(place)]
     return list(dict.fromkeys(found))
+
+
+def of_project(recipe: Path, hparams: Path | None = None) -> list[Path]:
+    """The `plugins/` of the project that is trained with.
+
+    Args:
+        recipe: the folder of train.py: `PROJECT/NAME` or `PROJECT/recipes/NAME`.
+        hparams: the configuration, which may lie in a plugin itself: `PROJECT/plugins/NAME`.
+    """
+    above = recipe.resolve().parent
+    found = [(above.parent if above.name == "recipes" else above) / FOLDER]
+    if hparams is not None and hparams.absolute().parent.parent.name == FOLDER:
+        found.insert(0, hparams.absolute().parent.parent)
+    return [folder for folder in found if folder.is_dir()]
 
 
 def nearest(folders: Iterable[str | Path] = ()) -> list[Path]:
@@ -102,6 +119,16 @@ def discover(folders: Iterable[str | Path] = ()) -> list[Plugin]:
     return list(_found.values())
 
 
+def modules() -> dict[str, Path]:
+    """The modules of all plugins found so far: name -> source file."""
+    return {
+        name: file
+        for plugin in _found.values()
+        if plugin.error is None
+        for name, file in plugin.modules.items()
+    }
+
+
 def load(folders: Iterable[str | Path] = ()) -> list[Plugin]:
     """Discover all plugins and import all of their modules.
 
@@ -123,7 +150,7 @@ def load(folders: Iterable[str | Path] = ()) -> list[Plugin]:
 def discover_and_report(folders: Iterable[str | Path] = ()) -> None:
     """`discover`, and print to the error stream what was left out, once per process."""
     folders = list(folders)
-    for text in (report(discover(folders)), shadowed(folders)):
+    for text in (report(discover(folders)), shadowed(folders), unused(folders)):
         if text and text not in _said:
             _said.add(text)
             print(text, file=sys.stderr)
@@ -151,6 +178,20 @@ def shadowed(folders: Iterable[str | Path] = ()) -> str:
     )
 
 
+def unused(folders: Iterable[str | Path] = ()) -> str:
+    """Which plugins of the working directory are not used, and how to use them; else `""`."""
+    used = set(candidates(folders))
+    names = [
+        folder.name for folder in _plugin_folders(Path(FOLDER)) if folder.resolve() not in used
+    ]
+    if not names:
+        return ""
+    return (
+        f"the plugins in {FOLDER}/ of this folder are not used ({', '.join(names)}): if you trust "
+        f"them, add `--{FOLDER} {FOLDER}`"
+    )
+
+
 def _read(plugin: Plugin) -> Plugin:
     """Add what a plugin's source files register to the registries."""
     by_variable = {registry.variable: registry for registry in REGISTRIES.values()}
@@ -175,11 +216,12 @@ def _import(plugin: Plugin) -> Plugin:
     """Import all modules of a plugin."""
     try:
         with undone_on_failure():
-            for module in plugin.modules:
-                importlib.import_module(module)
-    except (Exception, SystemExit):  # a plugin may raise anything
+            for module, file in plugin.modules.items():
+                with blamed(module, file.parent):
+                    importlib.import_module(module)
+    except ToolkitError as error:
         _withdraw(plugin)
-        return dataclasses.replace(plugin, error=traceback.format_exc())
+        return dataclasses.replace(plugin, error=str(error))
     return plugin
 
 
@@ -234,7 +276,12 @@ def _folders(place: Path) -> list[Path]:
 
 
 def _plugin_folders(place: Path) -> list[Path]:
-    """`place` itself if it holds Python files, else its sub-folders that do."""
-    if _python_files(place):
+    """`place` itself if it holds Python files, else its sub-folders that do.
+
+    A project stands for its `plugins/`, which is never a plugin itself.
+    """
+    if (place / FOLDER).is_dir():
+        place = place / FOLDER
+    if place.name != FOLDER and _python_files(place):
         return [place]
     return [folder for folder in _folders(place) if _python_files(folder)]

@@ -33,7 +33,7 @@ def find(name: str) -> Path:
     raise _unknown("recipe", name, known(), f"a folder with a {TRAIN}")
 
 
-def configuration(recipe: Path, method: str, plugin_folders: Iterable[str] = ()) -> str:
+def configuration(recipe: Path, method: str, plugin_folders: Iterable[str | Path] = ()) -> str:
     """The configuration of a method, as a recipe's command line takes it.
 
     Args:
@@ -57,6 +57,11 @@ def configuration(recipe: Path, method: str, plugin_folders: Iterable[str] = ())
     raise _unknown("configuration", method, sorted(names), "a YAML file")
 
 
+def project(name: str, method: str) -> list[Path]:
+    """The folders of the plugins that lie beside a recipe or its configuration; see `train`."""
+    return plugins.of_project(find(name), Path(method))
+
+
 def train(
     name: str, method: str, arguments: Sequence[str] = (), plugin_folders: Sequence[str] = ()
 ) -> None:
@@ -76,7 +81,8 @@ def train(
         print(f"{recipe / TRAIN} is used, not the recipe that comes with the toolkit", flush=True)
     file = str(recipe / TRAIN)
     named = [f"--plugins={folder}" for folder in plugin_folders]
-    sys.argv = [file, configuration(recipe, method, plugin_folders), *arguments, *named]
+    hparams = configuration(recipe, method, [*plugin_folders, *project(name, method)])
+    sys.argv = [file, hparams, *arguments, *named]
     sys.path.insert(0, str(recipe.resolve()))
     runpy.run_path(file, run_name="__main__")
 

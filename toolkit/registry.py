@@ -15,7 +15,6 @@ import dataclasses
 import fnmatch
 import importlib
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from toolkit.errors import ConfigError, DuplicateName, PluginError, UnknownName, did_you_mean
+from toolkit.foreign import blamed
 from toolkit.settings import Settings
 
 if TYPE_CHECKING:  # at run time the registry knows none of the classes that it holds
@@ -282,16 +282,13 @@ def undone_on_failure() -> Iterator[None]:
 
 
 def _import(entry: Entry[Any]) -> None:
-    try:
-        with undone_on_failure():
-            importlib.import_module(entry.module)
-    except (Exception, SystemExit) as error:  # a plugin may raise anything
-        if not entry.plugin:
-            raise
-        raise PluginError(
-            f"'{entry.name}' cannot be used, because its plugin '{entry.plugin}' is broken "
-            f"({entry.origin}):\n{traceback.format_exc()}"
-        ) from error
+    if not entry.plugin:
+        importlib.import_module(entry.module)
+        return
+    what = f"'{entry.name}' cannot be used, because its plugin '{entry.plugin}' is broken"
+    home = Path(entry.origin.rpartition(":")[0]).parent
+    with undone_on_failure(), blamed(what, home):
+        importlib.import_module(entry.module)
 
 
 def _first_line(docstring: str | None) -> str:

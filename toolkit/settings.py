@@ -100,7 +100,7 @@ class Settings:
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            _check_type(field.name, value, hints[field.name])
+            check_type(field.name, value, hints[field.name])
             _check_range(field.name, value, field.metadata)
         self.check()
 
@@ -182,7 +182,7 @@ def _build(value: Any, hint: Any, where: str) -> Any:
     if isinstance(hint, type) and issubclass(hint, Settings):
         return value if isinstance(value, hint) else hint.from_plain(value, where)
     if origin in (Union, types.UnionType):
-        if any(_matches(value, option) for option in arguments):
+        if any(matches(value, option) for option in arguments):
             return value
         options = [option for option in arguments if _may_become(value, option)]
         return _build(value, options[0], where) if options else value
@@ -193,20 +193,20 @@ def _build(value: Any, hint: Any, where: str) -> Any:
     return value
 
 
-def _matches(value: Any, hint: Any) -> bool:
+def matches(value: Any, hint: Any) -> bool:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return True
     if origin in (Union, types.UnionType):
-        return any(_matches(value, option) for option in arguments)
+        return any(matches(value, option) for option in arguments)
     if origin is Literal:
         return any(value == option and type(value) is type(option) for option in arguments)
     if origin in (list, tuple):
         items = arguments[:1]
-        return isinstance(value, list | tuple) and all(_matches(v, i) for v in value for i in items)
+        return isinstance(value, list | tuple) and all(matches(v, i) for v in value for i in items)
     if origin is dict:
         return isinstance(value, Mapping) and all(
-            _matches(k, arguments[0]) and _matches(v, arguments[1]) for k, v in value.items()
+            matches(k, arguments[0]) and matches(v, arguments[1]) for k, v in value.items()
         )
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
@@ -231,8 +231,8 @@ def type_name(hint: Any) -> str:
     return getattr(hint, "__name__", str(hint))
 
 
-def _check_type(name: str, value: Any, hint: Any) -> None:
-    if _matches(value, hint):
+def check_type(name: str, value: Any, hint: Any) -> None:
+    if matches(value, hint):
         return
     hint_text = ""
     options = [hint, *typing.get_args(hint)]

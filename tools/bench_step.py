@@ -49,7 +49,7 @@ def build(spec: str, backbone: str) -> nn.Module:
     if spec == "hf_lora":
         return HuggingFaceLoRA(backbone, FRAMES, CLASSES)
     looped = spec.startswith("loop:")
-    method = PEFT.create(parse_spec(spec.removeprefix("loop:")))
+    method = PEFT.create(parse_spec(spec.removeprefix("loop:"), PEFT))
     frozen = backbones.create({"name": backbone}).load(FRAMES)
     model = AudioClassifier(frozen, method, CLASSES, "all")
     return loop_over_experts(model) if looped else model

@@ -102,7 +102,7 @@ def result_of(
     benchmark: Benchmark, method: str, backbone: str, seed: int, options: argparse.Namespace
 ) -> RunResult:
     """Run a method through the recipe, or read the result of an earlier run."""
-    data, corpus = options.data / benchmark.folder, parse_spec(benchmark.corpus)
+    data, corpus = options.data / benchmark.folder, parse_spec(benchmark.corpus, CORPORA)
     command = [f"hparams/{method}.yaml", "--noprogressbar", "true", "--seed", str(seed)]
     command += ["--data_folder", str(data), "--corpus", str(corpus)]
     command += ["--max_length", str(benchmark.max_length), "--folds", benchmark.folds]
@@ -126,7 +126,7 @@ def baseline(benchmark: Benchmark, data: Path) -> list[float]:
 
     It is fitted to the training clips only and has no setting that is tuned.
     """
-    corpus = CORPORA.create(parse_spec(benchmark.corpus))
+    corpus = CORPORA.create(parse_spec(benchmark.corpus, CORPORA))
     manifest = corpus.manifest(data / benchmark.folder)
     statistics = torch.stack([log_mel_statistics(path) for path in manifest.clips["path"]])
     labels = torch.tensor(manifest.clips["label"].to_numpy())

@@ -15,10 +15,12 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
+from ruamel.yaml.tag import Tag
 
 from toolkit.bundle import Origin, save_bundle
-from toolkit.config import CommandLine, recipe_of
+from toolkit.config import CommandLine, recipe_of, typed
+from toolkit.config.tree import Tagged
 from toolkit.files import write_atomically
 from toolkit.model import AudioClassifier
 from toolkit.registry import REGISTRIES
@@ -203,7 +205,7 @@ class Outcome:
         for key, value in self._overrides.items():
             shadowed = self.experiment.embedded and key.split(".")[0] != "peft"
             if shadowed or IN_A_LIST.search(key):
-                words += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
+                words += [f"--{key}", typed(value)]
         return f"python {shlex.join(words)}"
 
     @property
@@ -303,8 +305,21 @@ def _in_one_line(values: Mapping[str, Any]) -> CommentedMap:
     return line
 
 
+def _commented(value: Any) -> Any:
+    """A value as ruamel.yaml writes it, with the tags that were typed."""
+    if isinstance(value, Tagged):
+        inner = _commented(value.value)
+        if isinstance(inner, str):
+            return TaggedScalar(inner, tag=Tag(suffix=value.tag))
+        inner.yaml_set_ctag(Tag(suffix=value.tag))
+        return inner
+    if isinstance(value, dict) and not isinstance(value, CommentedMap):
+        return CommentedMap({key: _commented(inner) for key, inner in value.items()})
+    return CommentedSeq(map(_commented, value)) if isinstance(value, list) else value
+
+
 def _dump(values: Mapping[str, Any]) -> str:
     yaml, stream = YAML(), StringIO()
     yaml.width = 1000
-    yaml.dump(dict(values), stream)
+    yaml.dump(_commented(dict(values)), stream)
     return stream.getvalue()

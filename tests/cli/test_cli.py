@@ -327,7 +327,7 @@ def test_a_new_plugin_passes_as_it_stands(
     assert tested.returncode == 0, tested.stdout
     assert "3 passed" in tested.stdout
 
-    listed = fresh(COMMAND, "list", "peft", "fresh*")
+    listed = fresh(COMMAND, "list", "peft", "fresh*", "--plugins", "plugins")
     assert listed.stdout.startswith("peft\n  fresh_method")
     assert listed.stderr == ""
 

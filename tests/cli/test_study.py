@@ -1,6 +1,7 @@
 """`toolkit study run`, `time` and `report`: what they print, write and refuse."""
 
 import argparse
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +21,8 @@ def call(words: Sequence[str]) -> None:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--plugins", action="append", default=[])
     commands.add(parser.add_subparsers(required=True), common)
-    options = parser.parse_args(["study", *words])
+    trusted = ["--recipe", "Quick"] if words[0] != "report" else []
+    options = parser.parse_args(["study", *words, *trusted])
     options.run(options)
 
 
@@ -48,6 +50,20 @@ def test_a_study_is_listed_run_and_reported(file: Path, capsys: pytest.CaptureFi
     for place in (file, folder):
         call(["report", str(place)])
         assert f"wrote {folder / 'report' / 'report.html'}" in capsys.readouterr().out
+
+
+def test_a_recipe_of_the_study_itself_is_not_run(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Unless the user names it: its train.py may have come with the study."""
+    (file.parent / "Quick" / "train.py").write_text("open('../sentinel', 'w')\n")
+    main(["study", "run", str(file), "--dry-run"])
+    assert "which is not the toolkit's: if you trust it, add `--recipe " in (
+        " ".join(capsys.readouterr().out.split())
+    )
+    with contextlib.suppress(SystemExit):
+        main(["study", "run", str(file)])
+    assert not (file.parent / "sentinel").exists()
 
 
 def test_a_failed_run_is_the_exit_status(file: Path) -> None:
@@ -83,5 +99,5 @@ def test_an_interrupted_study_says_how_to_go_on(
 
     monkeypatch.setattr(timing_rounds, "_measure", interrupt)
     with pytest.raises(SystemExit, match="130"):
-        main(["study", "time", str(file)])
+        main(["study", "time", str(file), "--recipe", "Quick"])
     assert "the same command continues" in capsys.readouterr().err

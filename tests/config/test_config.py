@@ -73,7 +73,7 @@ def load(recipe: Path) -> Load:
 def test_words_of_a_command_line() -> None:
     command_line = config.parse_command_line(
         [
-            "--a", "1", "h.yaml", "--b.c=x=y", "--d", "--e", "-3", "--f", "--plugins", "p", "--g=",
+            "--a", "1", "h.yaml", "--b.c=x=y", "--d", "--e", "-3", "--f", "--plugins", "p",
             "--h", "[1, 2]", "--i", "{j: 0.5}", "--plugins=q", "--k", "1,3", "--l", "null",
         ]
     )  # fmt: skip
@@ -81,7 +81,7 @@ def test_words_of_a_command_line() -> None:
     assert command_line.plugins == ["p", "q"]
     assert not command_line.trust
     assert command_line.overrides == {
-        "a": 1, "b.c": "x=y", "d": True, "e": -3, "f": True, "g": None, "h": [1, 2],
+        "a": 1, "b.c": "x=y", "d": True, "e": -3, "f": True, "h": [1, 2],
         "i": {"j": 0.5}, "k": "1,3", "l": None,
     }  # fmt: skip
 
@@ -336,6 +336,8 @@ def test_a_list_is_replaced_as_a_whole_or_item_by_item(load: Load) -> None:
     assert load("--augment", "[]").values["augment"] == []
     mixup = "!new:toolkit.data.augment.Mixup {alpha: 0.3}"
     assert load("--augment.0", mixup).values["augment"][0].alpha == 0.3
+    for typed in (f"[{mixup}]", f"- {mixup}", f"[ {mixup} ]"):
+        assert load("--augment", typed).values["augment"][0].alpha == 0.3
 
 
 def test_a_name_stands_for_a_registered_thing(load: Load) -> None:
@@ -484,6 +486,25 @@ ATTACKS = {
     "in a tuple of references": f"{EXTENDS}nested: {{one: \"!!python/object/apply:{RUN}\"}}\n"
     "label: !ref (<nested[one]>)",
 }  # fmt: skip
+ATTACKS |= {
+    "in a merged mapping at the top": f"{EXTENDS}<<: {{label: !apply:{RUN}}}",
+    "in a list of merged mappings": f"{EXTENDS}<<: [{{seed: 1}}, {{label: !apply:{RUN}}}]",
+    "in a merged mapping behind an anchor": f"{EXTENDS}nested: &x {{one: !apply:{RUN}}}\n"
+    "augment: {<<: *x}",
+    "in pairs": f"{LABEL}!!pairs [a: !apply:{RUN}]",
+    "in pairs, new": f"{LABEL}!!pairs [a: !new:subprocess.Popen [[touch, sentinel]]]",
+    "in pairs in pairs": f"{LABEL}!!pairs [a: !!pairs [b: !apply:{RUN}]]",
+    "in a merged list of pairs": f"{EXTENDS}nested: {{<<: !!pairs [a: !apply:{RUN}]}}",
+    "applyref in pairs": f"{LABEL}!!pairs [a: !applyref:{RUN}]",
+    "behind a reference": f"{EXTENDS}augment: [!apply:{RUN}]\nlabel: !ref <augment>",
+    "an attribute": f"{EXTENDS}nested: {{one: 1}}\nlabel: !ref <nested.__class__>",
+}
+SHADOWED = {
+    "at the top": f"{EXTENDS}<<: {{label: !apply:{RUN}}}\nlabel: shadowed",
+    "in a mapping": f"{EXTENDS}nested: {{<<: {{one: !apply:{RUN}}}, one: 2}}",
+    "by another merge": f"{EXTENDS}nested: {{<<: [{{one: 2}}, {{one: !apply:{RUN}}}]}}",
+    "by a child": f"{EXTENDS}nested: {{<<: {{two: !!pairs [a: !apply:{RUN}]}}, two: 2}}",
+}
 HARMLESS = {"in a tuple", "in a quoted tuple", "in a tuple of references"}  # text, and stay text
 
 
@@ -506,6 +527,13 @@ def test_nothing_untrusted_is_called(load: Load, evil: Path, kind: str) -> None:
             load(text=ATTACKS[kind])
         assert "not valid YAML" not in str(caught.value)
     assert not evil.exists()
+
+
+@pytest.mark.parametrize("kind", SHADOWED)
+def test_what_is_shadowed_is_not_even_constructed(load: Load, evil: Path, kind: str) -> None:
+    for trust in ([], ["--trust"]):
+        load(*trust, text=SHADOWED[kind])
+        assert not evil.exists()
 
 
 @pytest.mark.parametrize(
@@ -543,7 +571,7 @@ def test_a_refusal_names_key_callable_and_remedy(load: Load) -> None:
     with pytest.raises(ConfigError) as caught:
         load(text=f"{EXTENDS}augment: [!new:collections.Counter [ab]]\n")
     message = str(caught.value)
-    for part in ("'augment.0'", "collections.Counter", "toolkit.", "torch.", "--trust"):
+    for part in ("'augment.0'", "collections.Counter", "toolkit.data.augment.Mixup", "--trust"):
         assert part in message
 
 
@@ -554,24 +582,56 @@ def test_text_in_brackets_is_text(load: Load, text: str) -> None:
 
 
 def test_allowed_callables_are_constructed(load: Load) -> None:
-    plugins.load()
     loaded = load(
         text=f"{EXTENDS}label:\n"
-        "- !new:torch.nn.Linear {in_features: 3, out_features: 2}\n"
-        "- !name:torch.nn.functional.relu\n"
+        "- !name:torch.optim.SGD {momentum: 0.9}\n"
+        "- !name:torch.optim.lr_scheduler.StepLR\n"
         "- !new:toolkit.data.augment.Mixup\n"
-        "- !new:toolkit_plugins.ssf.ssf.Affine {dim: 3, std: 0.0}\n"
-        "- !name:speechbrain.nnet.losses.nll_loss {label_smoothing: 0.1}\n"
+        "- !new:speechbrain.augment.time_domain.SignFlip {flip_prob: 0.25}\n"
     )
-    kinds = [type(value).__name__ for value in loaded.values["label"]]
-    assert kinds == ["Linear", "function", "Mixup", "Affine", "partial"]
+    kinds = [getattr(value, "__name__", type(value).__name__) for value in loaded.values["label"]]
+    assert kinds == ["partial", "StepLR", "Mixup", "SignFlip"]
+
+
+ANYTHING = (
+    "- !new:torch.nn.Linear {in_features: 3, out_features: 2}",
+    "- !name:torch.nn.functional.relu",
+    "- !new:toolkit_plugins.ssf.ssf.Affine {dim: 3, std: 0.0}",
+    "- !name:speechbrain.nnet.losses.nll_loss {label_smoothing: 0.1}",
+)
+
+
+@pytest.mark.parametrize("text", ANYTHING)
+def test_other_callables_need_trust(load: Load, text: str) -> None:
+    plugins.load()
+    text = f"{EXTENDS}label:\n{text}\n"
+    with pytest.raises(ConfigError, match="may not name"):
+        load(text=text)
+    assert len(load("--trust", text=text).values["label"]) == 1
+
+
+def test_what_a_reference_shares_is_made_once(load: Load) -> None:
+    loaded = load(
+        text=f"{EXTENDS}label: !ref <augment[x]>\nnested: !copy <augment[x]>\n"
+        "augment: {x: !new:toolkit.data.augment.Mixup {alpha: 0.3}}\n"
+    ).values
+    assert loaded["label"] is loaded["augment"]["x"]
+    assert loaded["nested"] is not loaded["label"]
+    assert loaded["nested"].alpha == 0.3
 
 
 @pytest.mark.parametrize(
-    "text", ["!new:torch.nn.Linear {in_features: 3}", "!new:torch.nn.Linear [3, x]"]
+    "text",
+    [
+        "!new:toolkit.data.augment.Mixup {alpha: x}",
+        "!new:toolkit.data.augment.Mixup [0.5, 1, 2]",
+        "!new:toolkit.data.augment.Mixup 0.5",
+        "!new:toolkit.data.augment.Mixup {alpha: -1}",
+        "!name:torch.optim.SGD [1, 2, 3, 4, 5, 6, 7, 8]",
+    ],
 )
 def test_what_cannot_be_constructed(load: Load, text: str) -> None:
-    with pytest.raises(ConfigError, match="the configuration cannot be built"):
+    with pytest.raises(ConfigError, match=r"label|Mixup needs"):
         load(text=f"{EXTENDS}label: {text}\n")
 
 
@@ -713,3 +773,37 @@ def test_the_recipe_refuses(words: list[str], message: str) -> None:
     common = ["hparams/softmoa.yaml", "--data_folder", "no/such/data"]
     with pytest.raises(ToolkitError, match=re.escape(message)):
         Experiment.from_command_line(str(RECIPE / "train.py"), common + words)
+
+
+# ---------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize("words", [["--peft.name", "lora"], ["--peft", "lora"]])
+def test_another_name_on_the_command_line_brings_no_settings_of_the_old_one(
+    load: Load, recipe: Path, words: list[str]
+) -> None:
+    """In whatever order name and settings are typed."""
+    base = recipe / "hparams" / "base.yaml"
+    base.write_text(BASE.replace("{name: linear_probe}", "{name: soft_moa, slots: 2}"))
+    assert load(*words).values["peft"] == {"name": "lora"}
+    for typed in ([*words, "--peft.rank", "3"], ["--peft.rank", "3", *words]):
+        assert load(*typed).values["peft"] == {"name": "lora", "rank": 3}
+    assert load("--peft.name", "soft_moa").values["peft"] == {"name": "soft_moa", "slots": 2}
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"), [("learning_rate", "lr"), ("num_epochs", "epochs"), ("dataset", "corpus")]
+)
+def test_what_other_programs_call_a_key_is_known(word: str, meant: str) -> None:
+    command_line = config.parse_command_line(["hparams/lora.yaml", f"--{word}", "1"])
+    with pytest.raises(ConfigError, match=f"unknown key '{word}'; did you mean '{meant}'"):
+        config.load(command_line, RECIPE)
+
+
+def test_a_recipe_without_a_demonstration_needs_data(recipe: Path) -> None:
+    from toolkit.training.experiment import configured
+
+    base = HPARAMS / "base.yaml"
+    (recipe / "hparams" / "base.yaml").write_text(base.read_text(encoding="utf-8"))
+    with pytest.raises(ConfigError, match="has no demonstration"):
+        configured(config.parse_command_line(["hparams/base.yaml"]), recipe)

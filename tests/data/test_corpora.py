@@ -491,3 +491,11 @@ def test_miniatures_train_every_class(name: str, tmp_path: Path) -> None:
     except DataError:
         pytest.skip("it has no miniature")
     assert untrained(corpus.manifest(tmp_path / name)) == []
+
+
+def test_a_pattern_that_never_ends_is_refused(tmp_path: Path) -> None:
+    write_tones(
+        {tmp_path / name / f"{name}.wav": place for place, name in enumerate(("a" * 40, "b"))}
+    )
+    with pytest.raises(ConfigError, match="'group_pattern' takes more than 2 seconds"):
+        Folder(group_pattern="^((a|a)+)+$").manifest(tmp_path)

@@ -134,9 +134,14 @@ def study_of(recipe: Path, **changes: object) -> Study:
     return Study.from_mapping(values | changes, "quick")
 
 
+def planner_of(study: Study, folder: Path) -> Planner:
+    """The planner of a study whose recipes may run."""
+    return Planner(study, folder, recipes=[Path(c.recipe) for c in study.corpora.values()])
+
+
 def benchmark(study: Study, folder: Path, **options: object) -> StudyQueue:
     """The queue of a study in a folder, with the plan saved as `toolkit study run` saves it."""
-    planner = Planner(study, folder)
+    planner = planner_of(study, folder)
     queue = StudyQueue(planner, **options)
     planner.save(queue.runs)
     return queue
@@ -144,7 +149,7 @@ def benchmark(study: Study, folder: Path, **options: object) -> StudyQueue:
 
 def planned(study: Study, folder: Path) -> list[Run]:
     """The runs of a study; fails if one of them cannot be planned."""
-    runs = list(Planner(study, folder).runs())
+    runs = list(planner_of(study, folder).runs())
     assert all(isinstance(run, Run) for run in runs), runs
     return runs
 

@@ -39,9 +39,10 @@ def create(config: Mapping[str, Any]) -> "BackboneSource":
     Raises:
         UnknownName, ConfigError, BackboneError: no such backbone, or of no registered family.
     """
-    name: Any = config.get("name")
-    own = isinstance(name, str) and name not in BACKBONES.names()
-    if own and ("/" in name or Path(name).is_dir()):
+    name = config.get("name")
+    if not isinstance(name, str):
+        return BACKBONES.create(config)  # says that a name is needed
+    if name not in BACKBONES.names() and ("/" in name or Path(name).is_dir()):
         return BACKBONES.create({**config, "name": _family(name), "source": name})
     return BACKBONES.create(config)
 

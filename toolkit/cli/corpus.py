@@ -27,7 +27,7 @@ def check_folder(options: argparse.Namespace) -> None:
     from toolkit.data.survey import check_corpus
     from toolkit.registry import CORPORA
 
-    corpus = CORPORA.create(parse_spec(options.corpus))
+    corpus = CORPORA.create(parse_spec(options.corpus, CORPORA))
     print("\n".join(check_corpus(corpus, options.folder)))
 
 
@@ -37,7 +37,7 @@ def print_statistics(options: argparse.Namespace) -> None:
     from toolkit.data.survey import picture, survey
     from toolkit.registry import CORPORA
 
-    manifest = CORPORA.create(parse_spec(options.corpus)).manifest(options.folder)
+    manifest = CORPORA.create(parse_spec(options.corpus, CORPORA)).manifest(options.folder)
     tables = survey(manifest)
     for name in ("totals", "classes", "durations", "rates"):
         print(f"{name}\n{tables[name].to_string(index=False)}\n")

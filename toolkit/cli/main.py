@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     options = _parse(arguments)
     try:
-        plugins.discover_and_report(options.plugins)
+        plugins.discover_and_report([*options.plugins, *options.project(options)])
         options.run(options)
     except ToolkitError as error:
         console.print_error(error)
@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument(
         "--plugins", action="append", default=[], metavar="DIR", help="a folder of plugins"
     )
-    common.set_defaults(takes_settings=False, continues=False)
+    common.set_defaults(takes_settings=False, continues=False, project=lambda options: [])
     commands = made.add_subparsers(required=True, metavar="COMMAND")
     for group in GROUPS:
         group.add(commands, common)

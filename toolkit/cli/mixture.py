@@ -66,7 +66,9 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     search.add_argument("--method", required=True, metavar="SEARCH")
     search.add_argument("--budget", action="append", default=[], metavar="COST=MOST[,COST=MOST]")
     search.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER")
-    search.set_defaults(run=search_architecture, takes_settings=True, continues=True)
+    search.set_defaults(
+        run=search_architecture, takes_settings=True, continues=True, project=project_of
+    )
 
 
 def change_mixture(verb: str, options: argparse.Namespace) -> None:
@@ -79,14 +81,14 @@ def change_mixture(verb: str, options: argparse.Namespace) -> None:
     other = TOOLS.peek(options.method).metadata.get("verb")
     if other != verb:
         raise ConfigError(f"'{options.method}' is for `toolkit {other}`")
-    settings = parse_settings(options.settings)
+    settings = parse_settings(options.settings, TOOLS.get(options.method))
     tool = TOOLS.create({"name": options.method, **settings}, options.method)
     folder, name = options.data_folder, options.corpus or "esc50"
     if folder is None:
         if options.corpus is not None:
             raise ConfigError(f"where is '{name}'? Name its folder with `--data_folder`")
         folder, name = default_cache_folder() / "synthetic", "synthetic"
-    corpus = CORPORA.create(parse_spec(name))
+    corpus = CORPORA.create(parse_spec(name, CORPORA))
     report = run_tool(tool, options.bundle, corpus, folder, options.output)
     _print_report(options.output, report.as_dict())
 
@@ -100,6 +102,14 @@ def draw_experts(options: argparse.Namespace) -> None:
         options.bundle, options.file, output, options.most, options.window, options.backbone
     )
     print(f"wrote {page} and its pictures")
+
+
+def project_of(options: argparse.Namespace) -> list[Path]:
+    """The plugins of the project whose configuration is searched."""
+    from toolkit import plugins
+    from toolkit.config import recipe_of
+
+    return plugins.of_project(recipe_of(options.file).parent, options.file)
 
 
 def search_architecture(options: argparse.Namespace) -> None:

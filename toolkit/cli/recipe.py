@@ -18,7 +18,7 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     )
     train.add_argument("recipe", metavar="RECIPE", help="such as ESC50, or a recipe's folder")
     train.add_argument("method", metavar="METHOD", help="such as softmoa, or a YAML file")
-    train.set_defaults(run=train_recipe, takes_settings=True)
+    train.set_defaults(run=train_recipe, takes_settings=True, project=project_of)
 
     copy = commands.add_parser(
         "copy-recipe", parents=[common], help="copy a recipe's train.py and hparams/ to edit them"
@@ -26,6 +26,13 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     copy.add_argument("recipe", metavar="RECIPE", help="such as ESC50")
     copy.add_argument("place", type=Path, nargs="?", default=Path(), help="default: this folder")
     copy.set_defaults(run=copy_recipe)
+
+
+def project_of(options: argparse.Namespace) -> list[Path]:
+    """The plugins of the project that is trained with."""
+    from toolkit import recipes
+
+    return recipes.project(options.recipe, options.method)
 
 
 def train_recipe(options: argparse.Namespace) -> None:

@@ -127,6 +127,6 @@ def _count(spec: str) -> tuple[str, str, str, str]:
     from toolkit.config import parse_spec
     from toolkit.counting import count_on_ast_base
 
-    count = count_on_ast_base(parse_spec(spec))
+    count = count_on_ast_base(parse_spec(spec, PEFT))
     frozen = count.total - count.trainable
     return spec, f"{count.method:,}", f"{count.head:,}", f"{frozen:,}"

@@ -49,6 +49,10 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
         help="the folder that holds the corpora (default: data)",
     )  # fmt: skip
     planned.add_argument(
+        "--recipe", dest="recipes", type=Path, action="append", default=[], metavar="DIR",
+        help="a recipe of your own that the study may run",
+    )  # fmt: skip
+    planned.add_argument(
         "-o", "--output", type=Path, metavar="DIR",
         help="the folder of the results (default: results/studies/STUDY)",
     )  # fmt: skip
@@ -138,7 +142,9 @@ def _planner(options: argparse.Namespace, to_time: bool = False) -> "Planner":
 
     study = Study.read(options.study)
     folder = options.output or study.folder(options.study)
-    return Planner(study, folder, options.data, options.plugins, to_time=to_time)
+    return Planner(
+        study, folder, options.data, options.plugins, to_time=to_time, recipes=options.recipes
+    )
 
 
 def _print(lines: Iterator[str]) -> None:

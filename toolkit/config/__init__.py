@@ -2,9 +2,8 @@
 
 A file may begin with `extends: other.yaml` and then holds only the values that differ. The
 outermost file defines which keys exist: any other key is refused, wherever it comes from, and so
-is a setting that a registered entry or a constructed callable does not take. Only callables of an
-allow-list (`toolkit.`, `speechbrain.`, `torch.` and plugins) are constructed, unless the user
-passes `--trust`.
+is a setting that a registered entry or a constructed callable does not take. Only callables that
+`allowed.py` names are constructed, unless the user passes `--trust`.
 """
 
 from toolkit.config.arguments import (
@@ -12,6 +11,8 @@ from toolkit.config.arguments import (
     parse_command_line,
     parse_settings,
     parse_spec,
+    read_setting,
+    typed,
 )
 from toolkit.config.compose import HPARAMS, load, recipe_of, sources
 from toolkit.config.configuration import Configuration, flatten
@@ -25,6 +26,8 @@ __all__ = [
     "parse_command_line",
     "parse_settings",
     "parse_spec",
+    "read_setting",
     "recipe_of",
     "sources",
+    "typed",
 ]

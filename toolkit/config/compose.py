@@ -1,19 +1,19 @@
 """Load a configuration: the file, what it extends, further layers, and the command line."""
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from ruamel.yaml.comments import CommentedMap
 
 from toolkit import places
 from toolkit.config.arguments import CommandLine
 from toolkit.config.configuration import Configuration
 from toolkit.config.overrides import expand_names, override_all
 from toolkit.config.schema import check_keys
-from toolkit.config.tree import dump, parse, tag_of
-from toolkit.config.trust import check_tags, construct
+from toolkit.config.tree import Tagged, read, tag_of
+from toolkit.config.trust import construct
 from toolkit.errors import ConfigError, did_you_mean
+from toolkit.settings import Settings
 
 SHARED = "ESC50"
 """The recipe whose method files all recipes can use."""
@@ -21,7 +21,12 @@ SHARED = "ESC50"
 HPARAMS = "hparams/*.yaml"
 
 
-def load(command: CommandLine, recipe: Path, layers: Sequence[str] = ()) -> Configuration:
+def load(
+    command: CommandLine,
+    recipe: Path,
+    layers: Sequence[str] = (),
+    options: type[Settings] | None = None,
+) -> Configuration:
     """Load the configuration that a recipe's command line asks for.
 
     Args:
@@ -31,6 +36,7 @@ def load(command: CommandLine, recipe: Path, layers: Sequence[str] = ()) -> Conf
         layers: further files, whose values replace those of the hparams file and are replaced by
             those of the command line (a recipe's `hparams/embedded.yaml`). The values under
             `methods.NAME` of a layer replace its other values if the method is `NAME`.
+        options: the types of the outermost keys; one that takes text takes it as it was typed.
 
     Raises:
         ConfigError: a file, a key, a value or a tag that is refused.
@@ -38,15 +44,16 @@ def load(command: CommandLine, recipe: Path, layers: Sequence[str] = ()) -> Conf
     path = _locate(command.hparams, recipe)
     tree, schema = _read_extended(path)
     over = [_read(_locate(layer, recipe)) for layer in layers]
-    of_methods = [layer.pop("methods", {}) for layer in over]
+    of_methods = [_of_methods(layer) for layer in over]
     for layer in over:
         _merge(tree, layer)
-    override_all(tree, command.overrides)
+    override_all(tree, command, options)
+    method = tree.get("peft")
+    name = method.get("name") if isinstance(method, dict) else None
     for of_method in of_methods:
-        _merge(tree, of_method.get(tree["peft"]["name"], {}))
+        _merge(tree, of_method.get(str(name), {}))
     if of_methods:
-        override_all(tree, command.overrides)
-    check_tags(tree, command.trust)
+        override_all(tree, command, options)
     check_keys(tree, schema, command.trust)
     return construct(tree, path.stem, command.trust)
 
@@ -93,24 +100,32 @@ def _locate(name: str, recipe: Path) -> Path:
     )
 
 
-def _read(path: Path) -> CommentedMap:
-    tree = parse(path.read_text(encoding="utf-8"), str(path))
-    if not isinstance(tree, CommentedMap) or tag_of(tree):
+def _read(path: Path) -> dict[str, Any]:
+    tree = read(path)
+    if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold keys and values")
     expand_names(tree)
     return tree
 
 
-def _read_extended(path: Path) -> tuple[CommentedMap, CommentedMap]:
+def _of_methods(layer: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Take from a layer the values that it has for single methods."""
+    found = layer.pop("methods", {})
+    if not isinstance(found, dict) or not all(isinstance(own, dict) for own in found.values()):
+        raise ConfigError("'methods' must hold the names of methods, each with keys and values")
+    return found
+
+
+def _read_extended(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """A file merged over all files that it extends, and the outermost of them by itself."""
-    files, trees = _read_chain(path)
-    tree, schema = trees[-1], parse(dump(trees[-1]), str(files[-1]))
+    _, trees = _read_chain(path)
+    tree, schema = trees[-1], copy.deepcopy(trees[-1])
     for child in reversed(trees[:-1]):
         _merge(tree, child)
     return tree, schema
 
 
-def _read_chain(path: Path) -> tuple[list[Path], list[CommentedMap]]:
+def _read_chain(path: Path) -> tuple[list[Path], list[dict[str, Any]]]:
     """A file and all files that it extends, the outermost last."""
     chain = [path]
     trees = [_read(path)]
@@ -127,21 +142,24 @@ def _read_chain(path: Path) -> tuple[list[Path], list[CommentedMap]]:
     return chain, trees
 
 
-def _merge(tree: CommentedMap, child: CommentedMap) -> None:
+def _merge(tree: dict[str, Any], child: dict[str, Any]) -> None:
     """Put a child's values over a tree's; mappings are merged if they describe the same thing."""
     for key, value in child.items():
-        old = tree.get(key)
-        if _same(old, value):
-            _merge(old, value)
+        old, new = _mapping_of(tree.get(key)), _mapping_of(value)
+        if old is not None and new is not None and _same(tree[key], value):
+            _merge(old, new)
         else:
             tree[key] = value
 
 
+def _mapping_of(node: Any) -> dict[str, Any] | None:
+    """A mapping, or that of a tagged one; None for anything else."""
+    inside = node.value if isinstance(node, Tagged) else node
+    return inside if isinstance(inside, dict) else None
+
+
 def _same(old: Any, new: Any) -> bool:
-    """Whether two values are mappings of the same tag and name."""
-    return (
-        isinstance(old, CommentedMap)
-        and isinstance(new, CommentedMap)
-        and tag_of(new) in ("", tag_of(old))
-        and new.get("name", old.get("name")) == old.get("name")
-    )
+    """Whether two mappings have the same tag and name, which the new one may leave out."""
+    if isinstance(new, Tagged):
+        return tag_of(old) == new.tag
+    return isinstance(old, Tagged) or bool(new.get("name", old.get("name")) == old.get("name"))

@@ -6,9 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
-
-from toolkit.config.tree import parse, tag_of
+from toolkit.config.tree import Tagged, parse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +41,12 @@ def flatten(text: str) -> dict[str, Any]:
 
 
 def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    tag = tag_of(node)
-    if isinstance(node, CommentedMap | CommentedSeq):
-        if tag:
-            yield f"{prefix}.!" if prefix else "!", tag
-        items = node.items() if isinstance(node, CommentedMap) else enumerate(node)
+    inside = node.value if isinstance(node, Tagged) else node
+    if isinstance(inside, dict | list):
+        if isinstance(node, Tagged):
+            yield f"{prefix}.!" if prefix else "!", node.tag
+        items = inside.items() if isinstance(inside, dict) else enumerate(inside)
         for key, value in items:
             yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
     else:
-        yield prefix, f"{tag} {node.value}".strip() if tag else node
+        yield prefix, str(node) if isinstance(node, Tagged) else node

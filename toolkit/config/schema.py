@@ -4,15 +4,13 @@ import inspect
 from collections.abc import Collection
 from typing import Any
 
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
-
-from toolkit.config.tree import tag_of
-from toolkit.config.trust import CALLABLE_TAGS, find_callable
+from toolkit.config.allowed import CALLABLE_TAGS, find_callable
+from toolkit.config.tree import Tagged, dump_in_one_line
 from toolkit.errors import ConfigError, UnknownKey, did_you_mean
 from toolkit.registry import REGISTRIES
 
 
-def check_keys(tree: CommentedMap, schema: CommentedMap, trusted: bool) -> None:
+def check_keys(tree: dict[str, Any], schema: dict[str, Any], trusted: bool) -> None:
     """Refuse unknown keys at every depth.
 
     Args:
@@ -29,36 +27,36 @@ def check_keys(tree: CommentedMap, schema: CommentedMap, trusted: bool) -> None:
             raise UnknownKey(f"unknown key '{key}'{did_you_mean(key, schema)}")
         if value is None and schema[key] is None:
             continue
-        if key in REGISTRIES and (not isinstance(value, CommentedMap) or tag_of(value)):
-            raise ConfigError(f"'{key}' must be a name, or a mapping with a name, not {value!r}")
+        if key in REGISTRIES and not isinstance(value, dict):
+            shown = dump_in_one_line(value)[:60]
+            raise ConfigError(f"'{key}' must be a name, or a mapping with a name, not {shown}")
         # A registered entry checks its own settings when it is created.
         _check_node(key, value, None if key in REGISTRIES else schema[key], trusted)
 
 
 def _check_node(where: str, node: Any, schema: Any, trusted: bool) -> None:
-    if isinstance(node, CommentedMap):
+    inside = node.value if isinstance(node, Tagged) else node
+    if isinstance(inside, dict):
         known = _known_keys(where, node, schema, trusted)
-        for key, value in node.items():
+        for key, value in inside.items():
             if known is not None and key not in known:
                 raise UnknownKey(
                     f"unknown key '{where}.{key}'{did_you_mean(key, known)}"
-                    f" (known: {', '.join(known)})"
+                    f" (known: {', '.join(map(str, known))})"
                 )
-            inner = known[key] if isinstance(known, CommentedMap) else None
+            inner = known[key] if isinstance(known, dict) else None
             _check_node(f"{where}.{key}", value, inner, trusted)
-    elif isinstance(node, CommentedSeq):
-        for index, value in enumerate(node):
+    elif isinstance(inside, list):
+        for index, value in enumerate(inside):
             _check_node(f"{where}.{index}", value, None, trusted)
 
 
-def _known_keys(
-    where: str, node: CommentedMap, schema: Any, trusted: bool
-) -> Collection[str] | None:
+def _known_keys(where: str, node: Any, schema: Any, trusted: bool) -> Collection[str] | None:
     """The keys that a mapping may have; None if it may have any."""
-    tag = tag_of(node)
-    if tag.startswith(CALLABLE_TAGS):
-        return _parameters(find_callable(where, tag, trusted))
-    return schema if isinstance(schema, CommentedMap) and not tag_of(schema) else None
+    if isinstance(node, Tagged):
+        is_callable = node.tag.startswith(CALLABLE_TAGS)
+        return _parameters(find_callable(where, node.tag, trusted)) if is_callable else None
+    return schema if isinstance(schema, dict) else None
 
 
 def _parameters(target: Any) -> list[str] | None:

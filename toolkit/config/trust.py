@@ -1,101 +1,127 @@
-"""Which YAML tags may be constructed, and their construction.
+"""What the tags of a configuration may construct, and their construction.
 
-HyperPyYAML calls whatever a tag names. Here a configuration is checked before that: without
-`--trust` it may only name callables of the packages in `ALLOWED`.
+A file of someone else is never given to a loader that calls what tags name. The tree that is
+checked here is the tree that is constructed here, part by part, without another reading of its
+text. Only with `--trust` does HyperPyYAML's own loader read it.
 """
 
-import pydoc
-from collections.abc import Iterator
-from types import ModuleType
+import functools
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from hyperpyyaml import load_hyperpyyaml, resolve_references
-from ruamel.yaml.comments import CommentedMap, CommentedSeq, CommentedSet
-from ruamel.yaml.loader import Loader, SafeLoader
+from ruamel.yaml.loader import Loader
 
-from toolkit import plugins
+from toolkit.config.allowed import CALLABLE_TAGS, find_callable
 from toolkit.config.configuration import Configuration
-from toolkit.config.tree import dump, tag_of
+from toolkit.config.references import PLACEHOLDER, REFERENCES, resolve
+from toolkit.config.tree import Tagged, dump, nodes, shown, tag_of
 from toolkit.errors import ConfigError
+from toolkit.foreign import blamed, place_of
+from toolkit.settings import check_type
 
-ALLOWED = ("toolkit", "speechbrain", "torch", plugins.PACKAGE)
-CALLABLE_TAGS = ("!new:", "!name:", "!apply:")
-PLAIN_TAGS = ("!ref", "!copy", "!PLACEHOLDER")
+SIMPLE: Mapping[Any, type] = {
+    key: kind for kind in (bool, int, float, str) for key in (kind, kind.__name__)
+}
+"""Annotations whose arguments are checked before a class is called, as they are or quoted."""
 
 
-def check_tags(tree: CommentedMap, trusted: bool) -> None:
-    """Refuse tags that would call or import something outside the allow-list.
+def construct(tree: dict[str, Any], name: str, trusted: bool) -> Configuration:
+    """Resolve the references of a tree, check its tags, and construct what they name.
 
     Args:
         tree: a composed configuration.
-        trusted: whether the user allows everything.
+        name: of the configuration.
+        trusted: whether it may construct anything.
 
     Raises:
-        ConfigError: a tag or a callable that is not allowed, or that does not exist.
+        ConfigError: a reference, a tag or a constructed object is refused.
     """
-    for key, value in tree.items():
-        for where, node in _nodes(_plain_key(key, "the configuration"), value):
-            tag = tag_of(node)
-            if isinstance(node, CommentedSet):
-                raise ConfigError(f"'{where}' is a YAML set; write it as a list")
-            if tag.startswith(CALLABLE_TAGS):
-                find_callable(where, tag, trusted)
-            elif tag and not tag.startswith(PLAIN_TAGS) and not trusted:
-                raise ConfigError(f"'{where}' uses the YAML tag {tag}, which only `--trust` allows")
+    if trusted:
+        return _construct_anything(tree, name)
+    check_tags(tree)
+    resolved = resolve(tree)
+    check_tags(resolved)  # a reference may have brought a callable to another key
+    make = _Constructor()
+    values = {
+        key: make.value(key, part)
+        for key, part in resolved.items()
+        if not str(key).startswith("__")  # helpers for references, as in HyperPyYAML
+    }
+    return Configuration(values, dump(resolved), name)
 
 
-def find_callable(where: str, tag: str, trusted: bool) -> Any:
-    """The object that a tag such as `!new:torch.nn.Linear` names.
+def check_tags(tree: dict[str, Any]) -> None:
+    """Refuse every tag but references and those of callables that a configuration may name.
 
     Args:
-        where: the key whose value carries the tag, for error messages.
-        tag: one of `CALLABLE_TAGS` and a dotted path.
-        trusted: whether it may be outside the allowed packages.
+        tree: a configuration.
 
     Raises:
-        ConfigError: it does not exist, or it is not allowed.
+        ConfigError: another tag, or a callable that is not allowed there.
     """
-    kind, _, path = tag.partition(":")
+    for where, node in nodes(tree):
+        tag = tag_of(node)
+        if tag.startswith(CALLABLE_TAGS):
+            find_callable(where, tag, trusted=False)
+        elif tag and tag not in (*REFERENCES, PLACEHOLDER):
+            raise ConfigError(
+                f"'{where}' uses the YAML tag {shown(tag)}, which only `--trust` allows"
+            )
+
+
+class _Constructor:
+    """Makes values of a checked tree; a part that several references share is made once."""
+
+    def __init__(self) -> None:
+        self.made: dict[int, Any] = {}  # by the identity of a part of the tree
+
+    def value(self, where: str, node: Any) -> Any:
+        """What a part of the tree stands for."""
+        if not isinstance(node, dict | list | Tagged):
+            return node
+        if id(node) not in self.made:
+            self.made[id(node)] = self._make(where, node)
+        return self.made[id(node)]
+
+    def _make(self, where: str, node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: self.value(f"{where}.{key}", value) for key, value in node.items()}
+        if isinstance(node, list):
+            return [self.value(f"{where}.{index}", value) for index, value in enumerate(node)]
+        target = find_callable(where, node.tag, trusted=False)
+        given = self.value(where, node.value)
+        if given and isinstance(given, str):
+            raise ConfigError(
+                f"'{where}': write the arguments of {node.tag} as a list or as a mapping, not as "
+                f"{given!r}"
+            )
+        arguments = given if isinstance(given, list) else []
+        options = given if isinstance(given, dict) else {}
+        _check_arguments(where, node.tag, target, arguments, options)
+        if node.tag.startswith("!name:"):
+            return functools.partial(target, *arguments, **options) if given else target
+        home = Path(inspect.getfile(target)).parent
+        with blamed(f"'{where}': {node.tag} cannot be made", home, ConfigError):
+            return target(*arguments, **options)
+
+
+def _check_arguments(
+    where: str, tag: str, target: type, arguments: list[Any], options: dict[Any, Any]
+) -> None:
+    """Refuse arguments that a class does not take; those of `!name:` may be incomplete."""
+    signature = inspect.signature(target)
+    bind = signature.bind if tag.startswith("!new:") else signature.bind_partial
     try:
-        target = pydoc.locate(path) if trusted else _find_allowed(path)
-    except pydoc.ErrorDuringImport as error:
-        raise ConfigError(f"'{where}' names {path}, which cannot be imported: {error}") from error
-    if target is None and trusted:
-        raise ConfigError(f"'{where}' names {path}, which does not exist")
-    if target is None:
-        raise ConfigError(
-            f"'{where}' names {path}, which is not a callable of "
-            f"{', '.join(f'{package}.' for package in ALLOWED)} "
-            "(any callable is allowed with `--trust`)"
-        )
-    if kind == "!apply" and not trusted:
-        raise ConfigError(
-            f"'{where}' calls {path} while the configuration is read, which only `--trust` allows"
-        )
-    return target
-
-
-def construct(tree: CommentedMap, name: str, trusted: bool) -> Configuration:
-    """Resolve a checked tree's references and construct what its tags name.
-
-    Args:
-        tree: a configuration that `check_tags` has passed.
-        name: the name of the configuration.
-        trusted: whether Python's own YAML tags are constructed too.
-
-    Raises:
-        ConfigError: a reference or a constructed object is refused.
-    """
-    text = dump(tree)
-    loader = _TrustingLoader if trusted else _CheckedLoader
-    try:
-        resolved = resolve_references(text).getvalue()
-        return Configuration(load_hyperpyyaml(resolved, loader=loader), resolved, name)
-    except ConfigError:
-        raise
-    except Exception as error:  # the constructed callables may raise anything
-        detail = " ".join(str(part) for part in error.args)
-        raise ConfigError(f"the configuration cannot be built: {detail}") from error
+        given = bind(*arguments, **options).arguments
+    except TypeError as error:
+        raise ConfigError(f"'{where}': {tag}: {error}") from None
+    for name, value in given.items():
+        hint = SIMPLE.get(signature.parameters[name].annotation)
+        if hint is not None:
+            check_type(f"{where}.{name}", value, hint)
 
 
 class _TextInBrackets:
@@ -106,45 +132,20 @@ class _TextInBrackets:
         """Ignore every resolver that HyperPyYAML adds."""
 
 
-class _CheckedLoader(_TextInBrackets, SafeLoader):
-    """Constructs HyperPyYAML's tags, but none of Python's own YAML tags."""
-
-
 class _TrustingLoader(_TextInBrackets, Loader):
     """Constructs every tag."""
 
 
-def _nodes(where: str, node: Any) -> Iterator[tuple[str, Any]]:
-    """A node and all below it, each with its dotted key."""
-    yield where, node
-    if isinstance(node, CommentedMap):
-        for key, value in node.items():
-            yield from _nodes(f"{where}.{_plain_key(key, where)}", value)
-    elif isinstance(node, CommentedSeq):
-        for index, value in enumerate(node):
-            yield from _nodes(f"{where}.{index}", value)
-
-
-def _plain_key(key: Any, where: str) -> str:
-    if not isinstance(key, str | int | float):
-        raise ConfigError(f"'{where}' has a key that is neither a word nor a number")
-    return str(key)
-
-
-def _find_allowed(path: str) -> Any:
-    """Import a dotted path step by step without leaving the allowed packages; None if it does.
-
-    Checking the first word alone would allow `torch.os.system`.
-    """
-    package, *steps = path.split(".")
-    target: Any = pydoc.locate(package) if package in ALLOWED else None
-    for step in steps:
-        if isinstance(target, ModuleType):
-            inner = pydoc.locate(f"{target.__name__}.{step}")
-            name = inner.__name__ if isinstance(inner, ModuleType) else target.__name__
-            target = inner if name.split(".")[0] == package else None
-        else:
-            target = getattr(target, step, None)
-    home = getattr(target, "__module__", None) or package
-    allowed = not isinstance(target, ModuleType) and home.split(".")[0] in ALLOWED
-    return target if allowed else None
+def _construct_anything(tree: dict[str, Any], name: str) -> Configuration:
+    """Let HyperPyYAML construct whatever the tree names."""
+    for where, node in nodes(tree):
+        if tag_of(node).startswith(CALLABLE_TAGS):
+            find_callable(where, node.tag, trusted=True)
+    try:
+        resolved = resolve_references(dump(tree)).getvalue()
+        return Configuration(load_hyperpyyaml(resolved, loader=_TrustingLoader), resolved, name)
+    except ConfigError:
+        raise
+    except Exception as error:  # the trusted callables may raise anything
+        reason = " ".join(map(str, error.args)) or place_of(error, Path())
+        raise ConfigError(f"the configuration cannot be built: {reason}") from error

@@ -85,7 +85,7 @@ class Mixup:
     """
 
     def __init__(self, alpha: float = 0.5, probability: float = 1.0) -> None:
-        if alpha <= 0 or not 0 <= probability <= 1:
+        if not alpha > 0 or not 0 <= probability <= 1:  # refuses NaN too
             raise ConfigError(
                 f"Mixup needs alpha above 0 and a probability, not {alpha} and {probability}"
             )

@@ -7,13 +7,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from toolkit import places, plugins
+from toolkit.config.tree import read, refuse_tags
 from toolkit.errors import ConfigError, did_you_mean
 from toolkit.registry import PEFT
 from toolkit.study.plan import Method
-from toolkit.study.spec import MethodSpec, Study, check_name, resolve
+from toolkit.study.spec import MethodSpec, Study, check_name, check_overrides, resolve
 
 BASE = "hparams/base.yaml"
 NOT_METHODS = ("base", "embedded")
@@ -52,6 +51,7 @@ class ConfiguredMethod(Method):
             if (recipe / own).is_file():
                 return own, dict(self.overrides)
         differences = differences_of(self.file) if self.file else {"peft": self.peft}
+        check_overrides(str(self.file), differences)
         return BASE, differences | dict(self.overrides)
 
 
@@ -102,40 +102,55 @@ def differences_of(file: Path) -> dict[str, Any]:
     """The keys that a configuration changes in the base that it extends, as overrides.
 
     Raises:
-        ConfigError: it uses YAML tags, which overrides cannot express.
+        ConfigError: it uses YAML tags, which overrides cannot express, or what it extends is not
+            there.
     """
+    chain = [file]
+    trees = [_read(file)]
+    while Path(str(trees[-1].get("extends", BASE))).stem != Path(BASE).stem:
+        parent = places.extended(chain[-1], str(trees[-1]["extends"]))
+        if not parent.is_file() or parent in chain:
+            raise ConfigError(f"{chain[-1]} extends {parent}, which cannot be")
+        chain.append(parent)
+        trees.append(_read(parent))
     found: dict[str, Any] = {}
-    tree = _read(file)
-    parent = tree.pop("extends", None)
-    if parent is not None and Path(parent).stem != Path(BASE).stem:
-        found = differences_of(places.extended(file, parent))
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and "name" not in value:
-            found.update({f"{key}.{inner}": item for inner, item in value.items()})
-        else:
-            found[key] = value
+    for tree, origin in zip(reversed(trees), reversed(chain), strict=True):
+        try:
+            refuse_tags(tree, str(origin))
+        except ConfigError as error:
+            raise ConfigError(
+                f"{file} cannot be used with another recipe ({error}): copy it into that recipe's "
+                "hparams/"
+            ) from None
+        for key, value in tree.items():
+            if key == "extends":
+                continue
+            if isinstance(value, Mapping) and "name" not in value:
+                found.update({f"{key}.{inner}": item for inner, item in value.items()})
+            else:
+                found[str(key)] = value
     return found
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
-        return dict(YAML(typ="safe").load(file.read_text(encoding="utf-8")) or {})
-    except Exception as error:  # ruamel raises many kinds; a tag is the likely one
-        raise ConfigError(
-            f"{file} cannot be used with another recipe ({str(error).splitlines()[0]}): copy it "
-            "into that recipe's hparams/"
-        ) from None
+    """The keys and values of a configuration; anything else in the file counts as none."""
+    tree = read(file)
+    return tree if isinstance(tree, dict) else {}
 
 
 def _method_of(file: Path) -> str | None:
-    """The registered method that a configuration names, itself or in the file that it extends; None
+    """The registered method that a configuration names, itself or in a file that it extends; None
     if it names none."""
-    tree = YAML().load(file.read_text(encoding="utf-8"))
-    peft = tree.get("peft") if isinstance(tree, Mapping) else None
-    if not isinstance(peft, Mapping) or "name" in peft:
-        return peft.get("name") if isinstance(peft, Mapping) else peft
-    parent = places.extended(file, str(tree.get("extends")))
-    return _method_of(parent) if parent.is_file() else None
+    seen = {file.resolve()}
+    while True:
+        tree = _read(file)
+        peft = tree.get("peft")
+        name = peft.get("name") if isinstance(peft, dict) else peft
+        file = places.extended(file, str(tree.get("extends")))
+        inherits = isinstance(peft, dict) and name is None
+        if not inherits or not file.is_file() or file.resolve() in seen:
+            return name if isinstance(name, str) else None
+        seen.add(file.resolve())
 
 
 def _expand(

@@ -12,6 +12,7 @@ from typing import Any
 from toolkit.errors import RunError
 from toolkit.files import write_atomically
 from toolkit.study.budget import Fit
+from toolkit.study.spec import short_name
 from toolkit.typed_json import from_plain, to_json
 
 FILE = "plan.json"
@@ -43,11 +44,6 @@ class Cell:
         return "/".join(
             [self.corpus, self.method, short_name(self.backbone), shots, f"seed-{self.seed}", fold]
         )
-
-
-def short_name(backbone: str) -> str:
-    """A backbone's name as a part of a path: `MIT/ast-base` -> `ast-base`."""
-    return backbone.rstrip("/").rpartition("/")[2]
 
 
 @dataclasses.dataclass(frozen=True)

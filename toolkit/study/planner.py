@@ -2,14 +2,11 @@
 
 import dataclasses
 import hashlib
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
-
-from ruamel.yaml import YAML
 
 from toolkit import backbones, config, counting
 from toolkit.config import Configuration
@@ -20,7 +17,7 @@ from toolkit.study.budget import Fit
 from toolkit.study.methods import ConfiguredMethod, methods_of
 from toolkit.study.plan import Cell, Method, Plan, Problem, Run
 from toolkit.study.records import read_timing
-from toolkit.study.spec import CorpusSpec, Study, resolve
+from toolkit.study.spec import CorpusSpec, Study, recipe_folder, resolve
 from toolkit.training.experiment import Options, configured
 from toolkit.training.output import VOLATILE
 
@@ -40,6 +37,7 @@ class Planner:
         folder: of its results.
         data: the folder that holds the corpora.
         plugins: further plugin folders.
+        recipes: folders of recipes that may run, besides the toolkit's own.
         to_time: plan runs that will be timed; a budget of seconds, which needs the timings, is
             ignored.
 
@@ -54,9 +52,11 @@ class Planner:
         data: Path = Path("data"),
         plugins: Sequence[str] = (),
         to_time: bool = False,
+        recipes: Sequence[Path] = (),
     ) -> None:
         self.to_time = to_time
         self.study, self.folder, self.data = study, folder.resolve(), data.resolve()
+        self.recipes = [place.resolve() for place in recipes]
         self.plugins = [str(Path(place).resolve()) for place in plugins]
         self.methods = {method.name: method for method in methods_of(study, plugins)}
         study.check_baseline(self.methods)
@@ -141,12 +141,7 @@ class Planner:
 
     def _configure(self, cell: Cell) -> "Planned":
         corpus, method = self.study.corpora[cell.corpus], self.methods[cell.method]
-        train = resolve(corpus.recipe) / "train.py"
-        if not train.is_file():
-            raise ConfigError(
-                f"there is no recipe {corpus.recipe}: name a folder with a train.py in "
-                f"'corpora.{cell.corpus}.recipe', or leave the corpus out with `--only`"
-            )
+        train = self._train(corpus)
         planned = self._load(train, corpus, method, cell, {})
         spending = self.study.budget
         if spending is None or (self.to_time and spending.seconds is not None):
@@ -159,6 +154,10 @@ class Planner:
         fit = self._fit(planned, target, spending.within, method.size)
         loaded = self._load(train, corpus, method, cell, fit.overrides)
         return dataclasses.replace(loaded, fit=fit)
+
+    def _train(self, corpus: CorpusSpec) -> Path:
+        """The program that runs a corpus."""
+        return recipe_folder(corpus.recipe, self.recipes) / "train.py"
 
     def _load(
         self,
@@ -178,7 +177,7 @@ class Planner:
         values["noprogressbar"] = True
         arguments = [hparams]
         for key in sorted(values, key=lambda key: key.count(".")):  # `peft` before `peft.slots`
-            arguments += [f"--{key}", _text(values[key])]
+            arguments += [f"--{key}", config.typed(values[key])]
         for place in self.plugins:
             arguments += ["--plugins", place]
         command = config.parse_command_line(arguments)
@@ -193,7 +192,7 @@ class Planner:
         if parameters not in self.methods:
             raise ConfigError(f"'budget.parameters': the study has no method {parameters!r}")
         corpus, method = self.study.corpora[cell.corpus], self.methods[parameters]
-        train = resolve(corpus.recipe) / "train.py"
+        train = self._train(corpus)
         return self._load(train, corpus, method, cell, {}).count()
 
     def _fit(self, planned: "Planned", target: int, within: float, size: str | None) -> Fit:
@@ -256,10 +255,3 @@ def _place(backbone: str) -> str:
     """The folder of a backbone as an absolute path; a registered name or a hub id unchanged."""
     known = backbone in BACKBONES.names() or not resolve(backbone).is_dir()
     return backbone if known else str(resolve(backbone))
-
-
-def _text(value: Any) -> str:
-    """A value as an argument of a command line, which is read as YAML."""
-    if isinstance(value, str) and YAML(typ="safe").load(value) == value:
-        return value
-    return json.dumps(value)

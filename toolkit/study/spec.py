@@ -17,14 +17,13 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
 from toolkit import places
+from toolkit.config.tree import dump, read, refuse_tags
 from toolkit.errors import ConfigError, did_you_mean
 from toolkit.settings import Settings, setting
 
-NAME = re.compile(r"[\w.+,=-]+")  # a name that can be a folder's
+NAME = re.compile(r"(?!\.)[\w.+,=-]{1,200}")  # a name that can be a folder's
+KEY = re.compile(r"\w[\w.-]*")  # of a configuration, perhaps dotted
 COPY = "study.yaml"
 
 ELSEWHERE = {
@@ -36,8 +35,15 @@ ELSEWHERE = {
     "output_folder": "choose it with `--output` of `toolkit study run`",
     "debug": "a debug run gives no result; set a small number of 'epochs' to try a study",
     "test_only": "a study trains its runs; use the recipe itself to test a run again",
+    "trust": "a study cannot trust itself; train with the recipe to use `--trust`",
+    "plugins": "name the folder with `--plugins` of `toolkit study run`, if you trust it",
+    "cache_folder": "choose it with the variable TOOLKIT_CACHE",
+    "download": "download the corpus with the recipe, into its folder in `--data`",
 }
-"""Keys of a recipe that the overrides of a study cannot set -> where they belong."""
+"""Keys of a recipe that the overrides of a study cannot set -> where they belong.
+
+A study may come from someone else: it says less than its user can type.
+"""
 
 
 class CorpusSpec(Settings):
@@ -58,8 +64,13 @@ class CorpusSpec(Settings):
     )
 
     def check(self) -> None:
-        """Refuse overrides of keys that the study itself sets."""
-        _check_overrides("overrides", self.overrides)
+        """Refuse overrides of keys that the study itself sets, and data outside of `--data`."""
+        check_overrides("overrides", self.overrides)
+        place = Path(self.data_folder or "")
+        if place.is_absolute() or ".." in place.parts:
+            raise ConfigError(
+                f"'data_folder' must lie in the folder given by `--data`, unlike {str(place)!r}"
+            )
 
 
 class MethodSpec(Settings):
@@ -96,8 +107,8 @@ class MethodSpec(Settings):
             raise ConfigError("give either 'glob' or 'hparams'")
         if self.name is not None and self.glob is not None:
             raise ConfigError("'name' names a single configuration: give 'hparams', not 'glob'")
-        _check_overrides("overrides", self.overrides)
-        _check_overrides("sweep", self.sweep)
+        check_overrides("overrides", self.overrides)
+        check_overrides("sweep", self.sweep)
         for key, values in self.sweep.items():
             if not isinstance(values, list) or not values:
                 raise ConfigError(f"'sweep.{key}' must be a list of values")
@@ -146,9 +157,11 @@ class Study(Settings):
             if not getattr(self, key):
                 raise ConfigError(f"'{key}' is empty: name what the study should run")
         check_name("study", self.study)
-        _check_overrides("overrides", self.overrides)
+        check_overrides("overrides", self.overrides)
         for name in self.corpora:
             check_name("corpora", name)
+        for backbone in self.backbones:
+            check_name("backbones", short_name(backbone))
         for position, method in enumerate(self.methods):
             for name in method.corpora or ():
                 if name not in self.corpora:
@@ -164,15 +177,14 @@ class Study(Settings):
         """
         file = locate(path)
         try:
-            values = YAML(typ="safe").load(file.read_text(encoding="utf-8"))
-        except OSError:
+            values = read(file)
+        except FileNotFoundError:
             known = sorted(file.stem for file in places.studies().glob("*.yaml"))
             raise ConfigError(
                 f"there is no study {path}{did_you_mean(path.stem, known)}\nname a YAML file, the "
                 f"folder of its results, or one that comes with the toolkit: {', '.join(known)}"
             ) from None
-        except YAMLError as error:
-            raise ConfigError(f"{file} is not valid YAML: {error}") from None
+        refuse_tags(values, str(file))
         if not isinstance(values, Mapping):
             raise ConfigError(f"{file} must hold keys and values, such as 'study: esc10'")
         return cls.from_mapping(values, file.stem)
@@ -180,11 +192,7 @@ class Study(Settings):
     def write(self, folder: Path) -> None:
         """Write a copy into the folder of the results."""
         folder.mkdir(parents=True, exist_ok=True)
-        yaml = YAML(typ="safe")
-        # The order of a sweep is in the names of its methods.
-        yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-        with open(folder / COPY, "w", encoding="utf-8") as stream:
-            yaml.dump(self.as_dict(), stream)
+        (folder / COPY).write_text(dump(self.as_dict()), encoding="utf-8")
 
     def folder(self, place: Path) -> Path:
         """The folder of the study's results.
@@ -201,11 +209,17 @@ class Study(Settings):
             raise ConfigError(f"'baseline': the study has no method {self.baseline!r}{near}")
 
 
+def short_name(backbone: str) -> str:
+    """A backbone's name as a part of a path: `MIT/ast-base` -> `ast-base`."""
+    return backbone.rstrip("/").rpartition("/")[2]
+
+
 def check_name(where: str, name: str) -> None:
     """Raise `ConfigError` if a name cannot be used for a folder."""
     if not NAME.fullmatch(str(name)):
         raise ConfigError(
-            f"'{where}': {name!r} cannot name a folder; use only letters, digits, -, _ and ."
+            f"'{where}': {name!r} cannot name a folder; use only letters, digits, -, _ and ., not "
+            "first a dot, and at most 200 of them"
         )
 
 
@@ -229,8 +243,31 @@ def resolve(path: str) -> Path:
     return (here if here.exists() else places.home() / path).resolve()
 
 
-def _check_overrides(where: str, values: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` if a key is one that the study itself sets."""
+def recipe_folder(recipe: str, trusted: Collection[Path]) -> Path:
+    """The folder of a study's recipe, whose train.py will run.
+
+    Args:
+        recipe: such as `recipes/ESC50`.
+        trusted: folders of recipes that the user has named; those of the toolkit need not be.
+
+    Raises:
+        ConfigError: there is no such recipe, or it is one that nobody has named.
+    """
+    folder = resolve(recipe)
+    if not (folder / "train.py").is_file():
+        raise ConfigError(f"there is no recipe {recipe}: name a folder with a train.py")
+    if folder.parent != places.recipes().resolve() and folder not in trusted:
+        raise ConfigError(
+            f"the study would run {folder / 'train.py'}, which is not the toolkit's: if you trust "
+            f"it, add `--recipe {recipe}`"
+        )
+    return folder
+
+
+def check_overrides(where: str, values: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` if a key is none, or is one that the study itself sets."""
     for key in values:
+        if not KEY.fullmatch(key):
+            raise ConfigError(f"'{where}': {key!r} is no key of a configuration")
         if key in ELSEWHERE:
             raise ConfigError(f"'{where}' cannot set '{key}': {ELSEWHERE[key]}")

@@ -30,6 +30,7 @@ from toolkit.registry import CORPORA, PEFT, PIPELINES
 from toolkit.settings import Settings, setting
 from toolkit.task import Task
 from toolkit.training.brain import TrainingPlan
+from toolkit.training.trial import try_augmentations, try_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -76,10 +77,14 @@ class Experiment:
     def of(cls, recipe_file: str, command: CommandLine) -> "Experiment":
         """Make the experiment of a command line that is already parsed."""
         recipe = Path(recipe_file).resolve().parent
+        folders: list[str | Path] = [
+            *command.plugins,
+            *plugins.of_project(recipe, Path(command.hparams)),
+        ]
         if if_main_process():
-            plugins.discover_and_report(command.plugins)
+            plugins.discover_and_report(folders)
         else:
-            plugins.discover(command.plugins)
+            plugins.discover(folders)
         loaded, options = configured(command, recipe)
         values = loaded.values
         pipeline = values["pipeline"]
@@ -92,6 +97,7 @@ class Experiment:
             corpus=CORPORA.create(values["corpus"]),
             chosen_pipeline=None if pipeline is None else PIPELINES.create(pipeline),
         )
+        try_optimizer(values["optimizer"], options.lr, experiment.device)
         _join_processes(experiment.device)
         return experiment
 
@@ -199,6 +205,7 @@ class Experiment:
                 "SpecAugment masks spectrograms, and the backbone "
                 f"'{self.source.registered_name}' reads samples: leave it out with `--augment []`"
             )
+        try_augmentations(augment, self.spec)
 
     def features(self, clips: pd.DataFrame) -> FeatureCache:
         """Features of the clips, computed by rank 0 where they are not on disk."""
@@ -291,7 +298,15 @@ class Options(Settings):
         return cls(**{name: values[name] for name in names})
 
     def check(self) -> None:
-        """Refuse devices and precisions that are not available."""
+        """Refuse what cannot be used: empty names, endless epochs, devices, precisions."""
+        for name in ("data_folder", "output_folder", "cache_folder"):
+            if getattr(self, name) == "":
+                raise ConfigError(f"'{name}' is empty: name it, or leave it out")
+        if not self.warmup_epochs <= self.epochs:
+            raise ConfigError(
+                f"'warmup_epochs' must be at most the number of epochs ({self.epochs}), not "
+                f"{self.warmup_epochs}: the learning rate would never reach its peak"
+            )
         for name in ("precision", "eval_precision"):
             value, known = getattr(self, name), ("fp32", "bf16", "fp16")
             if value not in known:
@@ -325,10 +340,15 @@ def configured(command: CommandLine, recipe: Path) -> tuple[Configuration, Optio
         ConfigError: a key is unknown, missing, or has a value that cannot be used.
     """
     layers = [RECIPE] if (recipe / RECIPE).is_file() else []
-    loaded = config.load(command, recipe, layers)
+    loaded = config.load(command, recipe, layers, Options)
     options = Options.of(loaded.values)
     if options.data_folder is None:
-        loaded = config.load(command, recipe, [*layers, EMBEDDED])
+        if not (recipe / EMBEDDED).is_file():
+            raise ConfigError(
+                f"the recipe {recipe} has no demonstration ({EMBEDDED}): name the folder of its "
+                "data with `--data_folder`"
+            )
+        loaded = config.load(command, recipe, [*layers, EMBEDDED], Options)
         options = Options.of(loaded.values)
     return loaded, options
 

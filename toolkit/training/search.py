@@ -1,6 +1,7 @@
 """The contract of searches: from a configuration and a budget to a better configuration."""
 
 import dataclasses
+import typing
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -125,13 +126,15 @@ def run_search(
         ConfigError, UnknownName, RunError: the configuration, the options or the budget are wrong.
     """
     kind = SEARCHES.get(name)
-    settings = [field.name for field in dataclasses.fields(kind)]
+    settings = typing.get_type_hints(kind)
     command = config.parse_command_line([str(file), *words])
     own, keys = {}, {}
     for key, value in command.overrides.items():
         setting_name = key.replace("-", "_")
         if setting_name in settings:
-            own[setting_name] = value
+            own[setting_name] = config.read_setting(
+                command.texts[key], settings[setting_name], f"--{key}"
+            )
         else:
             keys[key] = value
     search = SEARCHES.create({"name": name, **own}, name)

@@ -7,14 +7,12 @@ Parts that are not given are made: stratified, without splitting a group or a fi
 """
 
 import json
-import re
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import regex
 from numpy.typing import NDArray
 
 from toolkit.data import tables
@@ -40,6 +38,7 @@ from toolkit.settings import setting
 TABLES = ("clips.csv", "clips.jsonl")
 COLUMNS = ("path", "label", "labels", "split", "fold", "group", "start", "stop", "end")
 FOLDS = (0, 9999)
+LONGEST_SEARCH = 2  # seconds of a regular expression on one name
 Rounds = Sequence[Split] | None
 PARTS = {"train": TRAIN, "valid": VALID, "val": VALID, "validation": VALID, "dev": VALID,
          "test": TEST}  # fmt: skip
@@ -64,8 +63,8 @@ class Folder(Corpus):
         if self.folds in (1, 2):
             raise ConfigError("'folds' must be 0 (train, valid and test) or at least 3")
         try:
-            groups = 1 if self.group_pattern is None else re.compile(self.group_pattern).groups
-        except re.error as error:
+            groups = 1 if self.group_pattern is None else regex.compile(self.group_pattern).groups
+        except (regex.error, RecursionError, OverflowError) as error:
             raise ConfigError(f"'group_pattern' is not a regular expression: {error}") from None
         if not groups:
             raise ConfigError("'group_pattern' needs brackets around the part that is the group")
@@ -110,10 +109,18 @@ class Folder(Corpus):
         return f"{reason}: give every class a folder of its own, or write a table ({TABLES[0]})"
 
     def _groups(self, paths: pd.Series) -> pd.Series:
-        files = {path: Path(path).name for path in paths}
-        found = dict(
-            zip(files, first_groups(self.group_pattern or "", list(files.values())), strict=True)
-        )
+        pattern = regex.compile(self.group_pattern or "")
+        found = {}
+        for path in paths:
+            try:
+                match = pattern.search(Path(path).name, timeout=LONGEST_SEARCH)
+                found[path] = match and match[1]
+            except TimeoutError:
+                raise ConfigError(
+                    f"'group_pattern' takes more than {LONGEST_SEARCH} seconds for "
+                    f"{Path(path).name!r}; a repetition within a repetition, as in '(a+)+', may "
+                    "never end"
+                ) from None
         refuse(
             self.name,
             [
@@ -161,39 +168,6 @@ class Folder(Corpus):
     def embed(self, folder: Path) -> None:
         """Write a miniature: four classes with twelve clips each."""
         make_once(folder, write_miniature)
-
-
-SEARCH = """
-import json, re, resource, sys
-resource.setrlimit(resource.RLIMIT_CPU, (int(sys.argv[2]), int(sys.argv[2])))
-found = map(re.compile(sys.argv[1]).search, json.load(sys.stdin))
-print(json.dumps([match and match[1] for match in found]))
-"""
-
-
-def first_groups(pattern: str, names: Sequence[str]) -> list[str | None]:
-    """What the first group of a pattern finds in each name; None: the name does not match.
-
-    Done by a process of its own, whose processor time is limited: an expression such as `(a+)+$`
-    takes longer than anybody lives.
-
-    Raises:
-        ConfigError: the limit is reached.
-    """
-    limit = 1 + len(names) // 50_000
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", SEARCH, pattern, str(limit)],
-        input=json.dumps(names),
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise ConfigError(
-            f"'group_pattern' {pattern!r} takes more than {limit} s for {len(names)} names: avoid "
-            "repetitions of repetitions, such as (a+)+"
-        )
-    found: list[str | None] = json.loads(done.stdout)
-    return found
 
 
 def _together(clips: pd.DataFrame) -> NDArray[np.object_]:
