@@ -8,6 +8,10 @@ LEVELS = [
     {
         "errors",
         "files",
+        "own_folders",
+        "device",
+        "os_errors",
+        "program",
         "parameters",
         "places",
         "system",

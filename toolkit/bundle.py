@@ -24,12 +24,20 @@ from toolkit.features.pipeline import Pipeline, pipeline_for
 from toolkit.features.spec import FeatureSpec
 from toolkit.files import new_folder
 from toolkit.model import AudioClassifier
+from toolkit.own_folders import Kind, require_replaceable
 from toolkit.registry import PEFT, TOOLS
 from toolkit.settings import Settings
 from toolkit.task import ONE_CLASS, SEVERAL_CLASSES, TASKS, Task, TaskName, task_named
 
 FORMAT = 1
-DESCRIPTION, WEIGHTS = "bundle.json", "weights.safetensors"
+DESCRIPTION, WEIGHTS, TOOL_REPORT = "bundle.json", "weights.safetensors", "report.json"
+BUNDLE = Kind(
+    "bundle",
+    holds=(DESCRIPTION, WEIGHTS, TOOL_REPORT),
+    known_by=((DESCRIPTION,),),
+    marked=False,
+)
+"""The folder of a bundle; a tool that makes one leaves its report there too."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +109,7 @@ def save_bundle(
         the folder.
 
     Raises:
-        BundleError: something else than a bundle is there.
+        PlaceError: something else than a bundle is there.
         ConfigError: not one name per logit, no such task, or a pipeline of another kind of rows.
     """
     folder, backbone, outputs = Path(folder).resolve(), model.backbone, model.num_classes
@@ -110,7 +118,7 @@ def save_bundle(
             "a model without a head names no classes: adapt with `num_classes`, or save "
             "`model.state()` yourself"
         )
-    _require_replaceable(folder)
+    require_replaceable(folder, BUNDLE)
     if len(set(classes)) != len(classes):
         raise ConfigError("two classes have the same name: give every class its own")
     if len(classes) != outputs:
@@ -145,22 +153,10 @@ def save_bundle(
         "tools": list(tools),
         "weights_hash": _hash(weights),
     }
-    with new_folder(folder) as made:
+    with new_folder(folder, BUNDLE) as made:
         (made / WEIGHTS).write_bytes(weights)
         (made / DESCRIPTION).write_text(json.dumps(info, indent=2), encoding="utf-8")
     return folder
-
-
-def _require_replaceable(folder: Path) -> None:
-    """Refuse to replace anything but a bundle or an empty folder."""
-    if folder.is_dir():
-        if (folder / DESCRIPTION).is_file() or not any(folder.iterdir()):
-            return
-    elif not folder.exists():
-        return
-    raise BundleError(
-        f"{folder} is there and is not a bundle, and would be replaced: name another folder"
-    )
 
 
 def load_bundle(

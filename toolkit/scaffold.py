@@ -5,7 +5,8 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
-from toolkit.errors import ConfigError, PluginError
+from toolkit.errors import ConfigError
+from toolkit.files import handed_over
 from toolkit.registry import PEFT
 
 METHOD = '''"""{title}: one sentence that says what it does (authors, arXiv id, equation)."""
@@ -96,7 +97,7 @@ def new_plugin(name: str, place: Path) -> list[Path]:
 
     Raises:
         ConfigError: not a name, or one that is taken.
-        PluginError: the folder is already there.
+        PlaceError: the folder is already there.
     """
     taken = keyword.iskeyword(name) or name in ("true", "false", "null")  # in Python and in YAML
     if taken or not re.fullmatch("(?!test_|conftest)[a-z][a-z0-9_]*", name):
@@ -106,15 +107,13 @@ def new_plugin(name: str, place: Path) -> list[Path]:
     if name in PEFT.names():
         raise ConfigError(f"there is already a PEFT method '{name}' at {PEFT.peek(name).origin}")
     folder = place / name
-    if folder.exists():
-        raise PluginError(f"{folder} is already there; choose another name or delete it")
     values = {
         "name": name,
         "title": "".join(part.capitalize() for part in name.split("_")),
         "folder": place / name,
     }
-    folder.mkdir(parents=True)
     files = {f"{name}.py": METHOD, f"{name}.yaml": CONFIG, f"test_{name}.py": TEST}
-    for file, template in files.items():
-        (folder / file).write_text(template.format(**values), encoding="utf-8")
+    with handed_over(folder) as made:
+        for file, template in files.items():
+            (made / file).write_text(template.format(**values), encoding="utf-8")
     return [folder / file for file in files]

@@ -343,7 +343,7 @@ def test_an_unfinished_folder_is_nothing(
     check(feature_cache(root, clips, SETTINGS, WIDTH, compute), clips)
     assert len(compute.calls) == len(clips)
     assert left_overs(root) == [built.folder.name]
-    assert sorted(p.name for p in built.folder.iterdir()) == ["index.json", "rows.f32"]
+    assert sorted(p.name for p in built.folder.iterdir()) == [MARK, "index.json", "rows.f32"]
 
 
 # Several processes

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from toolkit.cli.console import print_table
-from toolkit.cli.parser import Commands
+from toolkit.cli.parser import Commands, at_least
 
 if TYPE_CHECKING:
     from toolkit.inference.predict import Prediction
@@ -17,7 +17,7 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     command = commands.add_parser("predict", parents=[common], help="classify files with a bundle")
     command.add_argument("bundle", help="the folder 'bundle' of a run")
     command.add_argument("files", nargs="+", metavar="FILE")
-    command.add_argument("--top", type=int, default=3, help="classes per file (default: 3)")
+    command.add_argument("--top", type=at_least(1), default=3, help="classes per file (default: 3)")
     command.add_argument("--windows", action="store_true", help="one row per window of long files")
     command.add_argument("--json", action="store_true", help="all probabilities as JSON")
     command.add_argument("--backbone", help="the bundle's backbone, if it has moved")
@@ -28,8 +28,10 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
 def predict(options: argparse.Namespace) -> None:
     """`toolkit predict BUNDLE FILE...`."""
     from toolkit.bundle import load_bundle
+    from toolkit.device import require_device
     from toolkit.inference.predict import predict as predictions
 
+    require_device(options.device)
     bundle = load_bundle(options.bundle, options.backbone)
     found = predictions(bundle, options.files, options.device)
     if options.json:
