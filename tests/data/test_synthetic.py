@@ -240,7 +240,7 @@ def test_of_two_writers_at_once_one_writes(corpus, tmp_path, monkeypatch):
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
-    with pytest.raises(PlaceError, match="not a synthetic corpus.*thesis.txt"):
+    with pytest.raises(PlaceError, match=r"not a synthetic corpus.*thesis.txt"):
         write_corpus(tmp_path, **SMALL)
     assert contents(tmp_path) == {"thesis.txt": b"precious"}
 

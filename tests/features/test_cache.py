@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from toolkit.errors import DataError
 from toolkit.features import cache as cache_module
 from toolkit.features.cache import FeatureCache, Segment, default_cache_folder, feature_cache
+from toolkit.own_folders import MARK
 
 WIDTH = 8
 SETTINGS = {"kind": "test", "width": WIDTH}

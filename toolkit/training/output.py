@@ -47,21 +47,20 @@ VOLATILE = (
 """Keys that may differ when a run is continued: they do not change what it computes."""
 
 
+OF_RUN_OR_FOLD = (
+    "predictions.csv", "bundle/bundle.json", "bundle/weights.safetensors",
+    ".bundle.*/*",  # what a killed process left of it
+)  # fmt: skip
 RUN = Kind(
     "run",
     holds=(
-        "hyperparams.yaml", "env.log", "log.txt", "train_log.txt", "result.json", ".lock",
-        "tensorboard/*", "fold-*/fold.json", "fold-*/checkpoints/*",
-        *(f"{folder}{name}" for folder in ("", "fold-*/") for name in (
-            "predictions.csv", "confusion.png", "bundle/bundle.json", "bundle/weights.safetensors",
-            ".bundle.*/*", ".*.[0-9]*.[0-9]*",
-        )),
+        "hyperparams.yaml", "identity.json", "env.log", "log.txt", "train_log.txt", "result.json",
+        "confusion.png", ".lock", "tensorboard/*", *OF_RUN_OR_FOLD,
+        "fold-*/fold.json", "fold-*/checkpoints/*", *(f"fold-*/{name}" for name in OF_RUN_OR_FOLD),
     ),
     known_by=(("hyperparams.yaml",),),
     remedy="choose another folder with `--output_folder`",
 )  # fmt: skip
-"""The folder of a run; the last two patterns are what a killed process leaves of a bundle or file.
-"""
 
 LOCK = ".lock"
 
