@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock, ReadWriteLock
 
 from toolkit import own_folders
-from toolkit.errors import PlaceError
+from toolkit.errors import ConfigError, PlaceError
 from toolkit.own_folders import ANY, Kind
 
 
@@ -31,6 +31,21 @@ def write_atomically(path: Path, text: str) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def read_text(path: Path) -> str:
+    """The content of a text file that a user names.
+
+    Raises:
+        ConfigError: it is not text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path} is not text in UTF-8 (byte {error.start} is {error.object[error.start]:#04x}):"
+            " name another file, or save it as UTF-8"
+        ) from None
 
 
 @contextmanager

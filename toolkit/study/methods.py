@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from toolkit import places, plugins
 from toolkit.errors import ConfigError, did_you_mean
+from toolkit.files import read_text
 from toolkit.registry import PEFT
 from toolkit.study.plan import Method
 from toolkit.study.spec import MethodSpec, Study, check_name, resolve
@@ -119,18 +121,21 @@ def differences_of(file: Path) -> dict[str, Any]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return dict(YAML(typ="safe").load(file.read_text(encoding="utf-8")) or {})
-    except Exception as error:  # ruamel raises many kinds; a tag is the likely one
+        tree = YAML(typ="safe").load(read_text(file)) or {}
+    except YAMLError as error:  # a tag is the likely one
         raise ConfigError(
             f"{file} cannot be used with another recipe ({str(error).splitlines()[0]}): copy it "
             "into that recipe's hparams/"
         ) from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{file} must hold keys and values, such as 'lr: 0.001'")
+    return tree
 
 
 def _method_of(file: Path) -> str | None:
     """The registered method that a configuration names, itself or in the file that it extends; None
     if it names none."""
-    tree = YAML().load(file.read_text(encoding="utf-8"))
+    tree = YAML().load(read_text(file))
     peft = tree.get("peft") if isinstance(tree, Mapping) else None
     if not isinstance(peft, Mapping) or "name" in peft:
         return peft.get("name") if isinstance(peft, Mapping) else peft

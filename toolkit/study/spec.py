@@ -12,6 +12,7 @@
 The fields of the classes below describe all keys.
 """
 
+import os
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from ruamel.yaml.error import YAMLError
 
 from toolkit import places
 from toolkit.errors import ConfigError, did_you_mean
+from toolkit.files import read_text
 from toolkit.settings import Settings, setting
 
 NAME = re.compile(r"[\w.+,=-]+")  # a name that can be a folder's
@@ -164,8 +166,8 @@ class Study(Settings):
         """
         file = locate(path)
         try:
-            values = YAML(typ="safe").load(file.read_text(encoding="utf-8"))
-        except OSError:
+            values = YAML(typ="safe").load(read_text(file))
+        except FileNotFoundError:
             known = sorted(file.stem for file in places.studies().glob("*.yaml"))
             raise ConfigError(
                 f"there is no study {path}{did_you_mean(path.stem, known)}\nname a YAML file, the "
@@ -203,7 +205,7 @@ class Study(Settings):
 
 def check_name(where: str, name: str) -> None:
     """Raise `ConfigError` if a name cannot be used for a folder."""
-    if not NAME.fullmatch(str(name)):
+    if not NAME.fullmatch(str(name)) or str(name) in (os.curdir, os.pardir):
         raise ConfigError(
             f"'{where}': {name!r} cannot name a folder; use only letters, digits, -, _ and ."
         )

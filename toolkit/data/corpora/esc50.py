@@ -3,9 +3,12 @@
 Layout: `audio/*` and `meta/esc50.csv`. ESC-10 is its Creative Commons subset of ten classes.
 """
 
+import lzma
+import struct
 import tempfile
 import urllib.request
 import zipfile
+import zlib
 from http.client import HTTPException
 from pathlib import Path
 
@@ -116,6 +119,13 @@ class ESC50(Corpus):
             raise DataError(f"ESC-50 cannot be unpacked into {folder}: {error}") from error
 
 
+DAMAGED_ARCHIVE = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, RuntimeError,
+    struct.error,
+)  # fmt: skip
+"""What `zipfile` raises on archives with wrong bytes; an unknown coding is a RuntimeError."""
+
+
 def fetch(url: str, path: Path) -> None:
     """Download a file with a progress bar; zip archives are checked.
 
@@ -137,7 +147,7 @@ def fetch(url: str, path: Path) -> None:
         raise DataError(f"{url} cannot be fetched ({error}): {alternatives}") from None
     try:
         damaged = zipfile.ZipFile(path).testzip()
-    except Exception:  # BadZipFile, zlib.error, NotImplementedError, ...: zipfile raises many
+    except DAMAGED_ARCHIVE:
         damaged = path.name
     if damaged:
         raise DataError(f"{url} was damaged in transfer ({damaged}): try again, or {alternatives}")

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from toolkit.errors import RunError
 from toolkit.features.cache import default_cache_folder
 from toolkit.files import locked_with_others, write_atomically
+from toolkit.os_errors import sentence
 from toolkit.study.plan import Problem, Run
 from toolkit.study.records import DONE, FAILED, Record, read_record
 from toolkit.study.run.children import Children, end_all
@@ -107,8 +108,8 @@ def execute(
                 outcome = read_outcome(output)
             except RunError as error:
                 problem = str(error)
-            except Exception as error:  # files of another version, or none: only this run fails
-                problem = f"its results cannot be read: {type(error).__name__}: {error}"
+            except OSError as error:
+                problem = f"its results cannot be read: {sentence(error)}"
         record = Record(
             cell=run.cell,
             digest=run.digest,
