@@ -55,7 +55,7 @@ def check_refused(row: Hostile, folder: Path, programs: Path, root: Path) -> Non
         **os.environ,
         "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(root),
-        **row.variables,
+        **{key: _filled(text, folder, root) for key, text in row.variables.items()},
     }
     ended = subprocess.run(
         words, cwd=folder, env=variables, capture_output=True, stdin=subprocess.DEVNULL, timeout=240

@@ -12,8 +12,10 @@ from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
+from processes import forked
 from recipe import ROOT
 
+from toolkit.cli import main
 from toolkit.study.plan import Cell, Run
 from toolkit.study.planner import Planner
 from toolkit.study.records import (
@@ -161,6 +163,11 @@ def start(study: Study, folder: Path) -> BaseProcess:
     process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
     return process
+
+
+def start_command(words: Sequence[str], said: Path) -> BaseProcess:
+    """Run `toolkit WORD ...` in a new process, whose output goes to a file."""
+    return forked(lambda: main(words), said)
 
 
 def made_up(

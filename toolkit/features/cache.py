@@ -28,7 +28,8 @@ from tqdm import tqdm
 
 from toolkit import system
 from toolkit.errors import DataError, listing
-from toolkit.files import locked, new_folder, write_atomically
+from toolkit.files import errors_name, locked, new_folder, write_atomically
+from toolkit.os_errors import FULL
 from toolkit.own_folders import Kind, remove
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ CACHE = Kind(
     known_by=((ROWS,),),
     remedy="choose another place with `--cache_folder`",
 )
-UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR}
+UNWRITABLE = {*FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP}
 
 
 class Segment(NamedTuple):
@@ -248,6 +249,7 @@ def _build(
     offset = 0
     with new_folder(folder, CACHE) as made:
         with (
+            errors_name(made / ROWS),
             open(made / ROWS, "wb") as file,
             tqdm(total=len(clips), desc="features", unit="clip", disable=None) as bar,
         ):
