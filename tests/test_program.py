@@ -74,7 +74,8 @@ HOW_ON = "; the same command continues where this stopped"
 def test_endings(
     work: Callable[[], object], status: int, says: str, continues: bool, tmp_path: Path
 ) -> None:
-    assert ending(work, tmp_path / "said", continues, None) == status
+    stdout = os.open(os.devnull, os.O_WRONLY)
+    assert ending(work, tmp_path / "said", continues, stdout) == status
     assert (tmp_path / "said").read_text() == says.format(how_on=HOW_ON if continues else "")
 
 

@@ -104,13 +104,13 @@ def claimed(folder: Path, kind: Kind) -> Iterator[None]:
     require_ours(folder, kind)
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    unmarked = not (folder / MARK).exists()
+    before = {entry.name for entry in folder.iterdir()}
     try:
-        if unmarked:
+        if MARK not in before:
             mark(folder, kind)
         yield
     except BaseException:
-        if unmarked and [entry.name for entry in folder.iterdir()] == [MARK]:
+        if MARK not in before and {entry.name for entry in folder.iterdir()} == {*before, MARK}:
             (folder / MARK).unlink()
         for path in missing:
             if any(path.iterdir()):

@@ -76,15 +76,17 @@ class Program:
         _end(128 + number, f"\n{what}{self._how_on()}" if _speaks() else "")
 
     def _refused(self, error: OSError) -> None:
-        if error.filename is None:
-            self._flush()  # tells whether it is the output that cannot be written
+        if isinstance(error, BrokenPipeError):
+            self._output_lost(error)
+        if error.filename is None and error.errno in os_errors.FULL:
+            self._flush("\n")  # is it the output that cannot be written?
         how_on = self._how_on() if error.errno in os_errors.FULL else ""
         _end(2, f"error: {os_errors.sentence(error)}{how_on}")
 
-    def _flush(self) -> None:
+    def _flush(self, last: str = "") -> None:
         try:
             if sys.stdout is not None:
-                sys.stdout.flush()
+                print(last, end="", flush=True)
         except OSError as error:
             self._output_lost(error)
 

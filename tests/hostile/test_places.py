@@ -14,7 +14,7 @@ SMALL = ["--backbone", "ast_tiny", "--max_length", "64", "--epochs", "1", "--bat
 ONE_FOLD = [*SMALL, "--folds", "1", "--noprogressbar", "true"]
 TRAIN = ["toolkit", "train", "ESC50", "linear", "--data_folder", "corpus", *ONE_FOLD]
 RECIPE = ["python", "{root}/recipes/ESC50/train.py", "hparams/linear.yaml", *TRAIN[4:]]
-TOOL = ["--corpus", "synthetic:clips_per_class=5", "--data_folder", "corpus"]
+TOOL = ["--corpus", "esc50", "--data_folder", "corpus"]
 COMPRESS = ["toolkit", "compress", "bundle", "--method", "mc_moe", *TOOL]
 PRUNE = ["toolkit", "prune", "bundle", "--method", "seer", *TOOL]
 EXPERTS = ["toolkit", "experts", "bundle", "clip.wav"]
@@ -165,7 +165,7 @@ SINGLE = (
         "the embedded corpus's place",
         ["toolkit", "train", "ESC50", "linear", *ONE_FOLD, "--output_folder", "out"],
         ["precious.txt", "synthetic"],
-        precious("cache/synthetic"),
+        precious("cache/synthetic/seed-0-clips-40"),
         variables={"TOOLKIT_CACHE": "{here}/cache"},
     ),
     Hostile(
@@ -308,13 +308,13 @@ PERMISSIONS = (
     Hostile(
         "an output folder in a folder without permission",
         [*TRAIN, "--output_folder", "sealed/out"],
-        ["sealed", "permission"],
+        ["sealed", "(?i)permission"],
         prepared(sealed_at("sealed")("")),
     ),
     Hostile(
         "a bundle in a folder without permission",
         [*COMPRESS, "-o", "sealed/out"],
-        ["sealed", "permission"],
+        ["sealed", "(?i)permission"],
         prepared(sealed_at("sealed")("")),
     ),
     Hostile(
@@ -326,20 +326,20 @@ PERMISSIONS = (
     Hostile(
         "a recipe in a folder without permission",
         ["toolkit", "copy-recipe", "ESC50", "sealed"],
-        ["sealed", "permission"],
+        ["sealed", "(?i)permission"],
         sealed_at("sealed")(""),
     ),
     Hostile(
         "a plugin in a folder without permission",
         ["toolkit", "new-plugin", "thing", "--folder", "sealed"],
-        ["sealed", "permission"],
+        ["sealed", "(?i)permission"],
         sealed_at("sealed")(""),
     ),
     *(
         Hostile(
             f"{name} without permission",
             words,
-            ["mine", "permission"],
+            ["mine", "(?i)permission"],
             prepared(own(file), lambda here, file=file: (here / file).chmod(0)),
         )
         for name, file, words in (
@@ -352,7 +352,7 @@ PERMISSIONS = (
     Hostile(
         "a working directory without permission",
         ["toolkit", "new-plugin", "thing"],
-        ["plugins", "permission"],
+        ["plugins", "(?i)permission"],
         lambda here: here.chmod(0o500),
     ),
 )

@@ -1,5 +1,6 @@
 """`toolkit study report STUDY`: the results of a study as HTML, Markdown, CSV and pictures."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,7 +40,10 @@ def write_report(results: Results, folder: Path, text: Path | None = None) -> It
             f"no run of '{results.study.study}' has finished ({len(results.failed)} failed): see "
             f"output.log in the folders below {results.folder / 'runs'}"
         )
-    if text is not None and not markdown.is_ours(text):
+    pictured = PICTURES
+    if text is not None and markdown.is_ours(text):  # so are the pictures that belong to it
+        pictured = dataclasses.replace(PICTURES, known_by=((),))
+    elif text is not None:
         require_new(text)
     tables = all_tables(results)
     pictures = all_pictures(results, tables[0].rows)
@@ -55,7 +59,7 @@ def write_report(results: Results, folder: Path, text: Path | None = None) -> It
         yield _write(folder / "report.md", markdown.render(results, tables, named))
     if text is not None:
         place = text.with_suffix("")
-        with claimed(place, PICTURES):
+        with claimed(place, pictured):
             small = [(p.title, plots.save_small(p.figure, place, p.name)) for p in pictures]
         named = [(title, f"{place.name}/{file.name}") for title, file in small]
         yield _write(text, markdown.render(results, tables, named))
