@@ -8,12 +8,13 @@ the operating system refuses, an interruption and a closed output into one messa
 """
 
 import contextlib
+import errno
 import os
 import signal
 import sys
 import threading
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, TypeGuard
 
 from toolkit import os_errors
 from toolkit.errors import ToolkitError
@@ -54,6 +55,8 @@ class Program:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if isinstance(error, RuntimeError) and _is_loop(error.__context__):
+            error = error.__context__  # pathlib hides it
         if error is None or isinstance(error, SystemExit):
             self._flush()
         elif isinstance(error, ToolkitError):
@@ -106,6 +109,10 @@ class Program:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
+
+
+def _is_loop(error: BaseException | None) -> TypeGuard[OSError]:
+    return isinstance(error, OSError) and error.errno == errno.ELOOP
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -15,11 +15,11 @@ PRECIOUS = "precious.txt"
 
 @functools.cache
 def made() -> Path:
-    """A folder with a `bundle`, its `corpus` as ESC-50, and a study, `quick.yaml`, with `results`."""
+    """A folder with a `bundle`, its `corpus` as ESC-50, and a study: `quick.yaml`, `results`."""
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     tiny_bundle(folder / "tiny", "soft_moa").rename(folder / "bundle")
-    next((folder / "tiny" / "corpus").iterdir()).rename(folder / "corpus")
+    next((folder / "tiny" / "corpus").glob("seed-*")).rename(folder / "corpus")
     recipe = studies.quick_recipe(folder)
     study = studies.study_of(recipe)
     study.write(folder)
