@@ -116,7 +116,7 @@ def specs() -> Iterator[Hostile]:
             "rank='",
         ):
             row = [word.replace("{}", settings) for word in words]
-            yield Hostile(f"{name} {settings}", row, ["rank|nope|="], prepared())
+            yield Hostile(f"{name} {settings}", row, ["rank|nope|=|corpus\\."], prepared())
 
 
 def binary(name: str) -> Callable[[Path], object]:

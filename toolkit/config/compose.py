@@ -14,6 +14,7 @@ from toolkit.config.schema import check_keys
 from toolkit.config.tree import dump, parse, tag_of
 from toolkit.config.trust import check_tags, construct
 from toolkit.errors import ConfigError, did_you_mean
+from toolkit.files import read_text
 
 SHARED = "ESC50"
 """The recipe whose method files all recipes can use."""
@@ -94,7 +95,7 @@ def _locate(name: str, recipe: Path) -> Path:
 
 
 def _read(path: Path) -> CommentedMap:
-    tree = parse(path.read_text(encoding="utf-8"), str(path))
+    tree = parse(read_text(path), str(path))
     if not isinstance(tree, CommentedMap) or tag_of(tree):
         raise ConfigError(f"{path} must hold keys and values")
     expand_names(tree)

@@ -98,6 +98,8 @@ class MethodSpec(Settings):
             raise ConfigError("give either 'glob' or 'hparams'")
         if self.name is not None and self.glob is not None:
             raise ConfigError("'name' names a single configuration: give 'hparams', not 'glob'")
+        if self.name is not None:
+            check_name("name", self.name)
         _check_overrides("overrides", self.overrides)
         _check_overrides("sweep", self.sweep)
         for key, values in self.sweep.items():
