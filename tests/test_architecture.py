@@ -14,6 +14,7 @@ LEVELS = [
         "program",
         "parameters",
         "places",
+        "processes",
         "system",
         "typed_json",
         "settings",

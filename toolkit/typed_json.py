@@ -6,11 +6,29 @@ import types
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, Union
+from typing import Any, Literal, Protocol, TypeVar, Union, runtime_checkable
 
 from toolkit.errors import RunError
 
 T = TypeVar("T")
+Scalar = bool | int | float | str | None
+"""A JSON value without parts."""
+
+
+@runtime_checkable
+class OwnForm(Protocol):
+    """A dataclass whose JSON form is not simply its fields by name."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Its JSON form."""
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> typing.Self:
+        """The dataclass of a JSON form.
+
+        Raises:
+            ShapeError: the form is another one.
+        """
 
 
 class ShapeError(ValueError):
@@ -19,7 +37,14 @@ class ShapeError(ValueError):
 
 def to_json(value: Any, indent: int | None = None) -> str:
     """A dataclass, or a list of dataclasses, as JSON text."""
-    return json.dumps(value, default=dataclasses.asdict, indent=indent)
+    return json.dumps(value, default=_form, indent=indent)
+
+
+def _form(value: Any) -> dict[str, Any]:
+    """The JSON form of a dataclass, whose values may be dataclasses."""
+    if isinstance(value, OwnForm):
+        return value.as_dict()
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
 
 
 def read_json(file: Path, kind: type[T], upgrade: Callable[[Any], Any], remedy: str) -> T:
@@ -46,7 +71,7 @@ def from_plain(kind: type[T], value: Any) -> T:
 
     Args:
         kind: the dataclass. Its fields may be dataclasses, lists, dictionaries with keys of type
-            `str` or `int`, unions of these, plain values, and `Any`.
+            `str` or `int`, unions of these, literals, plain values, and `Any`.
         value: what `json.loads` returned. Keys without a field are left out, and a field with a
             default may be missing.
 
@@ -63,6 +88,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return value
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
         return _made(hint, value, where)
+    if origin is Literal:
+        return _one_of(arguments, value, where)
     if origin in (Union, types.UnionType):
         return _first_that_fits(arguments, value, where)
     if origin is list and isinstance(value, list):
@@ -74,11 +101,25 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return float(value)
     if type(value) is hint:
         return value
-    expected = getattr(hint, "__name__", str(hint))
-    raise ShapeError(f"{where.lstrip('.') or 'the file'} should be {expected}, not {value!r:.60}")
+    raise _wrong(getattr(hint, "__name__", str(hint)), value, where)
+
+
+def _wrong(expected: str, value: Any, where: str) -> ShapeError:
+    return ShapeError(f"{where.lstrip('.') or 'the file'} should be {expected}, not {value!r:.60}")
+
+
+def _one_of(options: tuple[Any, ...], value: Any, where: str) -> Any:
+    if any(value == option and type(value) is type(option) for option in options):
+        return value
+    raise _wrong(f"one of {', '.join(map(str, options))}", value, where)
 
 
 def _made(kind: Any, values: dict[str, Any], where: str) -> Any:
+    if issubclass(kind, OwnForm):
+        try:
+            return kind.from_dict(values)
+        except ShapeError as error:
+            raise ShapeError(f"{where.lstrip('.')}: {error}") from None
     hints, found = typing.get_type_hints(kind), {}
     for field in dataclasses.fields(kind):
         place = f"{where}.{field.name}"

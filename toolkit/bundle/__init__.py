@@ -1,0 +1,23 @@
+"""Bundles: what was learned, small and reusable.
+
+A bundle is a folder with `bundle.json` (settings, task, class names, the backbone's name and
+fingerprint) and `weights.safetensors` (what training changed, by lasting names). Nothing in it is
+executed.
+"""
+
+from toolkit.bundle.info import (
+    BUNDLE,
+    DESCRIPTION,
+    TOOL_REPORT,
+    WEIGHTS,
+    BundleInfo,
+    Origin,
+    ToolChange,
+)
+from toolkit.bundle.load import Bundle, load_bundle
+from toolkit.bundle.save import save_bundle
+
+__all__ = [
+    "BUNDLE", "DESCRIPTION", "TOOL_REPORT", "WEIGHTS", "Bundle", "BundleInfo", "Origin",
+    "ToolChange", "load_bundle", "save_bundle",
+]  # fmt: skip
