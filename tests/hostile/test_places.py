@@ -372,5 +372,5 @@ def test_permissions_are_obeyed(row: Hostile, tmp_path: Path, programs: Path) ->
     try:
         check_refused(row, tmp_path / "here", programs, ROOT)
     finally:
-        for path in (tmp_path, *(tmp_path / "here").glob("sealed")):
+        for path in (tmp_path / "here", *(tmp_path / "here").glob("sealed")):
             path.chmod(0o700)
