@@ -15,6 +15,7 @@ from toolkit.bundle.info import (
     BundleInfo,
     Origin,
     ToolChange,
+    check_classes,
     hash_of,
 )
 from toolkit.errors import ConfigError
@@ -23,7 +24,7 @@ from toolkit.files import new_folder
 from toolkit.model import AudioClassifier
 from toolkit.own_folders import require_replaceable
 from toolkit.task import Task, TaskName, task_named
-from toolkit.typed_json import to_json
+from toolkit.typed_json import ShapeError
 
 
 def save_bundle(
@@ -61,8 +62,10 @@ def save_bundle(
             "`model.state()` yourself"
         )
     require_replaceable(folder, BUNDLE)
-    if len(set(classes)) != len(classes):
-        raise ConfigError("two classes have the same name: give every class its own")
+    try:
+        check_classes(classes)
+    except ShapeError as error:
+        raise ConfigError(f"{error}: give every class its own name") from None
     if len(classes) != outputs:
         raise ConfigError(
             f"the model has {outputs} classes and {len(classes)} names were given: give one name "
@@ -97,5 +100,5 @@ def save_bundle(
     )
     with new_folder(folder, BUNDLE) as made:
         (made / WEIGHTS).write_bytes(weights)
-        (made / DESCRIPTION).write_text(to_json(info, indent=2), encoding="utf-8")
+        (made / DESCRIPTION).write_text(info.text(), encoding="utf-8")
     return folder
