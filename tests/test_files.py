@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from toolkit.files import locked, locked_with_others, make_once, new_folder
+from toolkit.own_folders import ANY, MARK, mark
 
 
 def listing(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.name != MARK)
+    return sorted(map(str, found))
 
 
 def test_a_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
@@ -39,10 +41,10 @@ def test_the_old_one_goes_when_the_new_one_is_whole_and_not_before(tmp_path: Pat
 def test_what_a_process_killed_between_the_two_renames_left_is_not_lost(
     tmp_path: Path, fails: bool
 ) -> None:
-    (tmp_path / ".b.old").mkdir()
-    (tmp_path / ".b.old" / "old").touch()
-    (tmp_path / ".b.partial").mkdir()
-    (tmp_path / ".b.partial" / "half").touch()
+    for name, file in ((".b.old", "old"), (".b.partial", "half")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).touch()
+        mark(tmp_path / name, ANY)
     try:
         with new_folder(tmp_path / "b") as made:
             assert not listing(made)

@@ -8,7 +8,7 @@ from recipe import ROOT
 
 from toolkit import config, places, recipes
 from toolkit.cli import main
-from toolkit.errors import ConfigError, UnknownName
+from toolkit.errors import ConfigError, PlaceError, UnknownName
 
 OWN = ROOT / "recipes"
 PLUGIN = "extends: ESC50/hparams/base.yaml\npeft: {name: lora, rank: 3}\n"
@@ -61,7 +61,7 @@ def test_a_copied_recipe_finds_what_recipes_share(elsewhere: Path) -> None:
 def test_a_folder_that_is_there_is_left_alone(elsewhere: Path) -> None:
     mine = elsewhere / "ESC50" / "precious"
     mine.mkdir(parents=True)
-    with pytest.raises(ConfigError, match="ESC50 is already there; choose another place"):
+    with pytest.raises(PlaceError, match="ESC50 is already there; choose another place"):
         recipes.copy("ESC50", elsewhere)
     assert list((elsewhere / "ESC50").iterdir()) == [mine]
 

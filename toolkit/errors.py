@@ -28,6 +28,10 @@ class UnknownKey(ConfigError):
     """A configuration with a key that does not exist."""
 
 
+class PlaceError(ToolkitError):
+    """A folder or file that cannot be written to, because it holds something of others."""
+
+
 class DataError(ToolkitError):
     """Audio or metadata that is missing, unreadable or inconsistent."""
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from toolkit import config, places, plugins
-from toolkit.errors import ConfigError, UnknownName, did_you_mean
-from toolkit.files import new_folder
+from toolkit.errors import UnknownName, did_you_mean
+from toolkit.files import handed_over
 
 TRAIN = "train.py"
 NOT_METHODS = ("base", "embedded", "recipe")
@@ -99,14 +99,12 @@ def copy(name: str, place: Path) -> list[Path]:
 
     Raises:
         UnknownName: no such recipe comes with the toolkit.
-        ConfigError: the folder is already there.
+        PlaceError: the folder is already there.
     """
     if name not in known():
         raise _unknown("recipe", name, known())
     source, folder = places.recipes() / name, place / name
-    if folder.exists():
-        raise ConfigError(f"{folder} is already there; choose another place or delete it")
-    with new_folder(folder) as made:
+    with handed_over(folder) as made:
         shutil.copy(source / TRAIN, made)
         shutil.copytree(source / "hparams", made / "hparams")
     return [folder / TRAIN, folder / "hparams"]

@@ -29,6 +29,7 @@ from toolkit.data.manifest import Corpus
 from toolkit.errors import ConfigError
 from toolkit.files import write_atomically
 from toolkit.mixtures.tool import MixtureData, run_tool
+from toolkit.own_folders import remove_files
 from toolkit.peft.mixture import mixtures
 from toolkit.registry import CORPORA, TOOLS
 from toolkit.study.plan import Cell
@@ -126,7 +127,7 @@ def applied(
             return without_experts(bundle, registered, place)
         tool = TOOLS.create(values, values["name"])
         run_tool(tool, bundle, registered, place, output)
-        (output / WEIGHTS).unlink()  # only the reports are needed, not a hundred models
+        remove_files(output, WEIGHTS)  # only the reports are needed, not a hundred models
     report: dict[str, Any] = json.loads((output / "report.json").read_text(encoding="utf-8"))
     if "active_mean" not in report:
         raise ConfigError(f"{output} was written by an older version: delete it and run again")

@@ -63,9 +63,9 @@ def write_corpus(folder: Path, clips: int, files: int) -> None:
 def look(arguments: list[str], began: float) -> None:
     """Start as the recipe does, read one epoch and print JSON; runs in its own process."""
     experiment = Experiment.from_command_line(str(RECIPE), arguments)
-    output = OutputFolder(experiment.output_folder, experiment.configuration, fresh=True)
-    manifest = experiment.manifest()
-    job = Job.of(experiment, manifest, output)
+    with OutputFolder(experiment.output_folder, experiment.configuration, fresh=True) as output:
+        manifest = experiment.manifest()
+        job = Job.of(experiment, manifest, output)
     fold = Fold(job, job.splits[0])
     loader = fold.evaluation_loader(fold.train)
     next(iter(loader))

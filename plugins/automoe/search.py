@@ -83,7 +83,6 @@ class AutoMoESearch(Search):
                 f"{'one genome' if isinstance(method, AutoMoE) else method.registered_name}: use "
                 "`peft: {name: automoe}` without a genome"
             )
-        folder.mkdir(parents=True, exist_ok=True)
         journal = Journal.open(
             folder / STATE, self._identity(experiment, budget), fresh=experiment.options.debug
         )
@@ -161,17 +160,17 @@ def train_supernet(experiment: Experiment) -> tuple[Fold, AudioClassifier]:
     Returns:
         The fold, and the classifier after the last epoch, in eval mode.
     """
-    output = OutputFolder(
+    with OutputFolder(
         experiment.output_folder, experiment.configuration, fresh=experiment.options.debug
-    )
-    experiment.introduce()
-    job = Job.of(experiment, experiment.manifest(), output)
-    output.begin()
-    fold = Fold(job, job.splits[0])
-    job.progress.bar.total = fold.batches
-    brain = fold.brain()
-    fold.fit(brain)
-    job.progress.close()
+    ) as output:
+        experiment.introduce()
+        job = Job.of(experiment, experiment.manifest(), output)
+        output.begin()
+        fold = Fold(job, job.splits[0])
+        job.progress.bar.total = fold.batches
+        brain = fold.brain()
+        fold.fit(brain)
+        job.progress.close()
     return fold, brain.model.eval()
 
 

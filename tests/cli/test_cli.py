@@ -17,7 +17,7 @@ from toolkit import config, plugins
 from toolkit.cli import main
 from toolkit.cli.console import print_table
 from toolkit.cli.main import parser
-from toolkit.errors import ConfigError, PluginError
+from toolkit.errors import ConfigError, PlaceError
 from toolkit.registry import CORPORA, PEFT, REGISTRIES, TOOLS, Registry
 from toolkit.scaffold import new_plugin
 
@@ -382,7 +382,7 @@ def test_new_plugin_from_python(elsewhere: Path) -> None:
     files = new_plugin("one", elsewhere / "deep" / "place")
     assert [file.name for file in files] == ["one.py", "one.yaml", "test_one.py"]
     assert all(file.is_file() for file in files)
-    with pytest.raises(PluginError, match="already there"):
+    with pytest.raises(PlaceError, match="already there"):
         new_plugin("one", elsewhere / "deep" / "place")
     with pytest.raises(ConfigError, match="cannot name a plugin"):
         new_plugin("Two", elsewhere)

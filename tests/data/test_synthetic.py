@@ -16,7 +16,7 @@ from toolkit.data.synthetic import corpus as files
 from toolkit.data.synthetic.corpus import write_corpus
 from toolkit.data.synthetic.scene import make_clip
 from toolkit.data.synthetic.sounds import CLASSES, NEIGHBOURS, TARGETS
-from toolkit.errors import DataError
+from toolkit.errors import DataError, PlaceError
 
 SMALL = {"clips_per_class": 5, "seconds": 0.5, "sample_rate": 8000, "progress": False}
 
@@ -240,7 +240,7 @@ def test_of_two_writers_at_once_one_writes(corpus, tmp_path, monkeypatch):
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
-    with pytest.raises(DataError, match="other than a synthetic corpus"):
+    with pytest.raises(PlaceError, match=r"not a synthetic corpus.*thesis.txt"):
         write_corpus(tmp_path, **SMALL)
     assert contents(tmp_path) == {"thesis.txt": b"precious"}
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from toolkit.errors import DataError
 from toolkit.features import cache as cache_module
 from toolkit.features.cache import FeatureCache, Segment, default_cache_folder, feature_cache
+from toolkit.own_folders import MARK
 
 WIDTH = 8
 SETTINGS = {"kind": "test", "width": WIDTH}
@@ -343,7 +344,7 @@ def test_an_unfinished_folder_is_nothing(
     check(feature_cache(root, clips, SETTINGS, WIDTH, compute), clips)
     assert len(compute.calls) == len(clips)
     assert left_overs(root) == [built.folder.name]
-    assert sorted(p.name for p in built.folder.iterdir()) == ["index.json", "rows.f32"]
+    assert sorted(p.name for p in built.folder.iterdir()) == [MARK, "index.json", "rows.f32"]
 
 
 # Several processes

@@ -242,7 +242,7 @@ TABLE = (
     Hostile(
         "a group pattern that never ends",
         [*CHECK[:-1], "folder:group_pattern='^(([a-z0-9]+)+)#'"],
-        ["takes more than", "repetitions of repetitions"],
+        ["takes more than", "repetition within a repetition"],
         folder_of(*(f"{c}/{'a' * 60}{n}.wav" for c in "ab" for n in range(6))),
     ),
     Hostile(

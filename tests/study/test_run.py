@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import studies
 
@@ -173,6 +174,35 @@ def test_the_process_of_a_killed_study_is_left_to_its_end(recipe: Path, tmp_path
     (recipe / "lora.hangs").unlink()
     wait_for(lambda: (record := execute(run, place, before=0)) is not None and record.done)
     assert studies.executions(recipe) == ["lora 1 1", "lora 1 1"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_stopped_study_ends_its_processes_and_says_how_to_go_on(
+    recipe: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """What is done stays; the same command does the rest."""
+    study, folder, said = studies.study_of(recipe), tmp_path / "out", tmp_path / "said"
+    study.write(tmp_path)
+    words = ["study", "run", str(tmp_path / "study.yaml"), "-o", str(folder)]
+    for method in ("linear", "lora"):
+        (recipe / f"{method}.hangs").touch()
+    first, second = (run.folder for run in studies.planned(study, folder)[:2])
+    stopped = studies.start_command([*words, "--jobs", "2"], said)
+    wait_for(lambda: (first / process.PROCESS).is_file() and (second / process.PROCESS).is_file())
+    (recipe / "linear.hangs").unlink()
+    wait_for(lambda: read_record(first) is not None and (second / process.PROCESS).is_file())
+    running = [json.loads(file.read_text())["pid"] for file in folder.rglob(process.PROCESS)]
+    os.kill(stopped.pid, number)
+    stopped.join(300)
+    assert stopped.exitcode == 128 + number
+    word = "interrupted" if number == signal.SIGINT else f"stopped by {number.name}"
+    assert said.read_text().endswith(f"{word}; the same command continues where this stopped\n")
+    assert not any(psutil.pid_exists(pid) for pid in running)
+    assert read_record(first).done and read_record(second) is None
+    (recipe / "lora.hangs").unlink()
+    again = studies.start_command(words, said)
+    again.join(300)
+    assert again.exitcode == 0 and len(Results.read(folder).done) == 4
 
 
 def test_two_processes_share_a_study(recipe: Path, tmp_path: Path) -> None:

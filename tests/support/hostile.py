@@ -55,7 +55,7 @@ def check_refused(row: Hostile, folder: Path, programs: Path, root: Path) -> Non
         **os.environ,
         "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(root),
-        **row.variables,
+        **{key: _filled(text, folder, root) for key, text in row.variables.items()},
     }
     ended = subprocess.run(
         words, cwd=folder, env=variables, capture_output=True, stdin=subprocess.DEVNULL, timeout=240
@@ -63,7 +63,7 @@ def check_refused(row: Hostile, folder: Path, programs: Path, root: Path) -> Non
     told = (ended.stderr + ended.stdout).decode("utf-8", "backslashreplace")
     assert ended.returncode == row.status, f"exit status {ended.returncode}:\n{told}"
     assert not any(sign in told for sign in SIGNS_OF_A_FAULT), told
-    messages = re.findall(r"^(?:\S+: )?error: ", told, flags=re.MULTILINE)
+    messages = re.findall(r"^(?:[\w. -]+: )?error: ", told, flags=re.MULTILINE)
     assert len(messages) == 1, f"{len(messages)} messages:\n{told}"
     for pattern in row.says:
         assert re.search(pattern, told), f"{pattern!r} is not in:\n{told}"

@@ -12,8 +12,10 @@ from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
+from processes import forked
 from recipe import ROOT
 
+from toolkit.cli import main
 from toolkit.settings import NamedSettings
 from toolkit.study.plan import Cell, Run
 from toolkit.study.planner import Planner
@@ -102,7 +104,8 @@ rows = [f"{i}.wav,{fold},{names[t]},{names[a]}" for i, (t, a) in enumerate(zip(t
               "per_class": [None, None]},
     "valid_score": {str(fold): 0.75}, "best_epoch": {str(fold): 3}, "confusion": counts,
     "parameters": parameters, "seconds_per_epoch": 0.5, "peak_memory_bytes": 2**20, "seed": 0,
-    "device": "cpu", "peft": {}, "backbone": {}, "configuration": {}, "configuration_hash": "",
+    "device": "cpu", "peft": {"name": method}, "backbone": {"name": "ast_tiny"},
+    "configuration": {}, "configuration_hash": "",
     "toolkit": "0", "commit": "0", "python": "3", "packages": {},
 }))
 '''
@@ -167,6 +170,11 @@ def start(study: Study, folder: Path) -> BaseProcess:
     process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
     return process
+
+
+def start_command(words: Sequence[str], said: Path) -> BaseProcess:
+    """Run `toolkit WORD ...` in a new process, whose output goes to a file."""
+    return forked(lambda: main(words), said)
 
 
 def made_up(

@@ -9,9 +9,11 @@ processes that they start with `sys.executable`, which is therefore the program 
 socket. What a command imports at its start is tested elsewhere.
 """
 
+import ctypes
 import importlib
 import json
 import os
+import resource
 import runpy
 import signal
 import socket
@@ -65,6 +67,11 @@ def run(streams: Sequence[int], words: list[str], folder: str, variables: dict[s
     os.environ.clear()
     os.environ.update(variables)
     os.chdir(folder)
+    if "WARM_FILE_BYTES" in variables:  # as on a disk that is nearly full
+        most = int(variables["WARM_FILE_BYTES"])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    if "WARM_UNPRIVILEGED" in variables:
+        obey_permissions()
     status: object = 0
     if words[0] == "-u":  # as torchrun starts its workers
         words = words[1:]
@@ -85,6 +92,14 @@ def run(streams: Sequence[int], words: list[str], folder: str, variables: dict[s
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status if isinstance(status, int) else int(status is not None))
+
+
+def obey_permissions() -> None:
+    """Let permissions bind this process even if it is root's: give up all capabilities."""
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    none = (ctypes.c_uint32 * 6)()
+    if os.geteuid() == 0 and ctypes.CDLL(None, use_errno=True).capset(header, none):
+        raise OSError(ctypes.get_errno(), "capset")
 
 
 def ask(address: str, words: list[str]) -> int:

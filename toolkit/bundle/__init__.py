@@ -5,11 +5,19 @@ fingerprint) and `weights.safetensors` (what training changed, by lasting names)
 executed.
 """
 
-from toolkit.bundle.info import DESCRIPTION, WEIGHTS, BundleInfo, Origin, ToolChange
+from toolkit.bundle.info import (
+    BUNDLE,
+    DESCRIPTION,
+    TOOL_REPORT,
+    WEIGHTS,
+    BundleInfo,
+    Origin,
+    ToolChange,
+)
 from toolkit.bundle.load import Bundle, load_bundle
 from toolkit.bundle.save import save_bundle
 
 __all__ = [
-    "DESCRIPTION", "WEIGHTS", "Bundle", "BundleInfo", "Origin", "ToolChange", "load_bundle",
-    "save_bundle",
+    "BUNDLE", "DESCRIPTION", "TOOL_REPORT", "WEIGHTS", "Bundle", "BundleInfo", "Origin",
+    "ToolChange", "load_bundle", "save_bundle",
 ]  # fmt: skip

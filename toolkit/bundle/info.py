@@ -9,6 +9,7 @@ from typing import Any
 
 from toolkit.errors import BundleError, listed
 from toolkit.model import Pooling
+from toolkit.own_folders import Kind
 from toolkit.settings import NamedSettings
 from toolkit.task import ONE_CLASS, SEVERAL_CLASSES, TaskName
 from toolkit.typed_json import Scalar, ShapeError, from_plain, to_json
@@ -16,7 +17,14 @@ from toolkit.typed_json import Scalar, ShapeError, from_plain, to_json
 FORMAT = 2
 """Format 1 had no checksum, and its fingerprint covered the backbone's weights alone."""
 
-DESCRIPTION, WEIGHTS = "bundle.json", "weights.safetensors"
+DESCRIPTION, WEIGHTS, TOOL_REPORT = "bundle.json", "weights.safetensors", "report.json"
+BUNDLE = Kind(
+    "bundle",
+    holds=(DESCRIPTION, WEIGHTS, TOOL_REPORT),
+    known_by=((DESCRIPTION,),),
+    marked=False,
+)
+"""The folder of a bundle; a tool that makes one leaves its report there too."""
 LARGEST = 64 * 2**20
 """Bytes of `bundle.json` that are read at most."""
 

@@ -8,6 +8,7 @@ from safetensors.torch import save
 
 from toolkit import __version__
 from toolkit.bundle.info import (
+    BUNDLE,
     DESCRIPTION,
     FORMAT,
     WEIGHTS,
@@ -17,10 +18,11 @@ from toolkit.bundle.info import (
     check_classes,
     hash_of,
 )
-from toolkit.errors import BundleError, ConfigError
+from toolkit.errors import ConfigError
 from toolkit.features.pipeline import Pipeline, pipeline_for
 from toolkit.files import new_folder
 from toolkit.model import AudioClassifier
+from toolkit.own_folders import require_replaceable
 from toolkit.task import Task, TaskName, task_named
 from toolkit.typed_json import ShapeError
 
@@ -50,7 +52,7 @@ def save_bundle(
         the folder.
 
     Raises:
-        BundleError: something else than a bundle is there.
+        PlaceError: something else than a bundle is there.
         ConfigError: not one name per logit, no such task, or a pipeline of another kind of rows.
     """
     folder, backbone, outputs = Path(folder).resolve(), model.backbone, model.num_classes
@@ -59,7 +61,7 @@ def save_bundle(
             "a model without a head names no classes: adapt with `num_classes`, or save "
             "`model.state()` yourself"
         )
-    _require_replaceable(folder)
+    require_replaceable(folder, BUNDLE)
     try:
         check_classes(classes)
     except ShapeError as error:
@@ -96,19 +98,7 @@ def save_bundle(
         pipeline=None if pipeline is None else pipeline.named(),
         tools=list(tools),
     )
-    with new_folder(folder) as made:
+    with new_folder(folder, BUNDLE) as made:
         (made / WEIGHTS).write_bytes(weights)
         (made / DESCRIPTION).write_text(info.text(), encoding="utf-8")
     return folder
-
-
-def _require_replaceable(folder: Path) -> None:
-    """Refuse to replace anything but a bundle or an empty folder."""
-    if folder.is_dir():
-        if (folder / DESCRIPTION).is_file() or not any(folder.iterdir()):
-            return
-    elif not folder.exists():
-        return
-    raise BundleError(
-        f"{folder} is there and is not a bundle, and would be replaced: name another folder"
-    )

@@ -1,4 +1,4 @@
-"""Output of the commands: tables on a terminal, plain lines for other programs, and errors."""
+"""Output of the commands: tables on a terminal, plain lines for other programs."""
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -28,18 +28,6 @@ def print_table(
         print(heading or title)
     for row in rows:
         print(plain(*row))
-
-
-def print_error(error: Exception) -> None:
-    """Print an error as one message on the error stream."""
-    print(f"error: {error}", file=sys.stderr)
-
-
-def print_traceback() -> None:
-    """Print the traceback of the exception being handled with `rich`, on the error stream."""
-    from rich.console import Console
-
-    Console(stderr=True).print_exception()
 
 
 def _draw(rows: Iterable[Sequence[str]], columns: Sequence[str], title: str) -> None:

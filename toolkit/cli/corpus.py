@@ -34,13 +34,17 @@ def check_folder(options: argparse.Namespace) -> None:
 def print_statistics(options: argparse.Namespace) -> None:
     """`toolkit corpus stats PATH --as NAME`."""
     from toolkit.config import parse_spec
-    from toolkit.data.survey import picture, survey
+    from toolkit.data.survey import picture, require_picture, survey
+    from toolkit.files import errors_name
     from toolkit.registry import CORPORA
 
+    if options.output is not None:
+        require_picture(options.output)
     manifest = CORPORA.create(parse_spec(options.corpus, CORPORA)).manifest(options.folder)
     tables = survey(manifest)
     for name in ("totals", "classes", "durations", "rates"):
         print(f"{name}\n{tables[name].to_string(index=False)}\n")
     if options.output is not None:
-        picture(tables, manifest.corpus).savefig(options.output)
+        with errors_name(options.output):
+            picture(tables, manifest.corpus).savefig(options.output)
         print(f"wrote {options.output}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from toolkit.cli.parser import Commands
+from toolkit.cli.parser import Commands, at_least
 from toolkit.errors import ConfigError
 
 VERBS = {
@@ -48,9 +48,14 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     view.add_argument("bundle", type=Path, help="the folder 'bundle' of a run")
     view.add_argument("file", type=Path, metavar="FILE")
     view.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="default: experts-FILE")
-    view.add_argument("--most", type=int, default=8, help="experts drawn per layer (default: 8)")
     view.add_argument(
-        "--window", type=int, default=1, help="which window of a long file, from 1 (default: 1)"
+        "--most", type=at_least(1), default=8, help="experts drawn per layer (default: 8)"
+    )
+    view.add_argument(
+        "--window",
+        type=at_least(1),
+        default=1,
+        help="which window of a long file, from 1 (default: 1)",
     )
     view.add_argument("--backbone", help="the bundle's backbone, if it has moved")
     view.set_defaults(run=draw_experts)

@@ -1,6 +1,7 @@
 """What the parsers of all commands share."""
 
 import argparse
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 
@@ -9,6 +10,21 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """A whole number that is not below `least`, as the `type` of an option."""
+
+    def whole_number(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if number < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} on")
+        return number
+
+    return whole_number
 
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.cli.console import print_table
-from toolkit.cli.parser import Commands
-from toolkit.errors import ConfigError, DataError, listing
+from toolkit.cli.parser import Commands, at_least
+from toolkit.errors import DataError, listing
 
 if TYPE_CHECKING:
     from toolkit.inference.predict import Prediction
@@ -22,7 +22,7 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     command.add_argument(
         "files", nargs="+", metavar="FILE", help="audio, a folder of it, or /dev/stdin"
     )
-    command.add_argument("--top", type=int, default=3, help="classes per file (default: 3)")
+    command.add_argument("--top", type=at_least(1), default=3, help="classes per file (default: 3)")
     command.add_argument("--windows", action="store_true", help="one row per window of long files")
     command.add_argument("--json", action="store_true", help="all probabilities as JSON")
     command.add_argument("--backbone", help="the bundle's backbone, if it has moved")
@@ -33,11 +33,9 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
 def predict(options: argparse.Namespace) -> None:
     """`toolkit predict BUNDLE FILE...`; files that cannot be read are told at the end."""
     from toolkit.bundle import load_bundle
+    from toolkit.device import require_device
     from toolkit.inference.predict import predict_each
-    from toolkit.inference.windows import require_device
 
-    if options.top < 1:
-        raise ConfigError(f"'--top {options.top}' shows no class: ask for one or more per file")
     require_device(options.device)
     files = _files(options.files)
     bundle = load_bundle(options.bundle, options.backbone)

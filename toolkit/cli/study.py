@@ -1,12 +1,14 @@
 """`toolkit study`: compare methods on corpora, over folds and seeds, and report what was found."""
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolkit.cli.parser import Commands, Parser
+from toolkit.cli.parser import Commands, Parser, at_least
+from toolkit.own_folders import require_ours
 
 if TYPE_CHECKING:
     from toolkit.study.planner import Planner
@@ -62,15 +64,20 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
 
     run = _verb(verbs, "run", RUN, [common, planned])
     run.add_argument("--dry-run", action="store_true", help="list the runs and estimate their time")
-    run.add_argument("--limit", type=int, metavar="N", help="execute at most N runs")
+    run.add_argument("--limit", type=at_least(0), metavar="N", help="execute at most N runs")
     run.add_argument("--engine", default="local", help="local (default) or ray")
     run.add_argument(
-        "--jobs", type=int, metavar="N", help="runs at the same time (default: one per GPU, or 1)"
+        "--jobs",
+        type=at_least(1),
+        metavar="N",
+        help="runs at the same time (default: one per GPU, or 1)",
     )
     run.set_defaults(run=run_study, continues=True)
 
     time = _verb(verbs, "time", TIME, [common, planned])
-    time.add_argument("--rounds", type=int, default=3, help="measurements of each (default: 3)")
+    time.add_argument(
+        "--rounds", type=at_least(1), default=3, help="measurements of each (default: 3)"
+    )
     time.set_defaults(run=time_study, continues=True)
 
     report = _verb(verbs, "report", REPORT, [common])
@@ -137,16 +144,18 @@ def report_study(options: argparse.Namespace) -> None:
 
 
 def _planner(options: argparse.Namespace, to_time: bool = False) -> "Planner":
-    from toolkit.study.planner import Planner
+    from toolkit.study.planner import RESULTS, Planner
     from toolkit.study.spec import Study
 
     study = Study.read(options.study)
     folder = options.output or study.folder(options.study)
+    require_ours(folder, RESULTS)
     return Planner(
         study, folder, options.data, options.plugins, to_time=to_time, recipes=options.recipes
     )
 
 
-def _print(lines: Iterator[str]) -> None:
-    for line in lines:
-        print(line, flush=True)
+def _print(lines: Generator[str]) -> None:
+    with contextlib.closing(lines):
+        for line in lines:
+            print(line, flush=True)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from toolkit.data.manifest import (
@@ -15,7 +16,9 @@ from toolkit.data.manifest import (
     refuse,
     untrained,
 )
+from toolkit.errors import ConfigError, did_you_mean
 from toolkit.features.cache import content_hashes, default_cache_folder
+from toolkit.own_folders import require_new
 
 
 def check_corpus(corpus: Corpus, folder: Path) -> list[str]:
@@ -78,6 +81,23 @@ def survey(manifest: Manifest) -> dict[str, pd.DataFrame]:
         ),
         "lengths": length.to_frame("seconds"),
     }
+
+
+def require_picture(file: Path) -> None:
+    """Refuse a file that cannot become a picture.
+
+    Raises:
+        ConfigError: its ending names no format.
+        PlaceError: it is already there.
+    """
+    known = sorted(FigureCanvasAgg.get_supported_filetypes())
+    ending = file.suffix.removeprefix(".").lower()
+    if ending not in known:
+        raise ConfigError(
+            f"{file} names no format of pictures{did_you_mean(ending, known)}; end it in .png, or "
+            f"in one of {', '.join(known)}"
+        )
+    require_new(file)
 
 
 def picture(tables: dict[str, pd.DataFrame], title: str) -> Figure:

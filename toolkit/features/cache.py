@@ -13,7 +13,6 @@ import json
 import logging
 import mmap
 import os
-import shutil
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,14 +28,23 @@ from tqdm import tqdm
 
 from toolkit import system
 from toolkit.errors import DataError, listing
-from toolkit.files import locked, new_folder, write_atomically
+from toolkit.files import errors_name, locked, new_folder, write_atomically
+from toolkit.os_errors import FULL
+from toolkit.own_folders import Kind, remove
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
 CHUNK = 256  # clips computed before they are written: bounds the memory
 RELEASE_BYTES = 256 << 20  # mapped memory that reading may keep resident
-UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR}
+ROWS, INDEX = "rows.f32", "index.json"
+CACHE = Kind(
+    "feature cache",
+    holds=(ROWS, INDEX),
+    known_by=((ROWS,),),
+    remedy="choose another place with `--cache_folder`",
+)
+UNWRITABLE = {*FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP}
 
 
 class Segment(NamedTuple):
@@ -72,7 +80,7 @@ class FeatureCache:
     """Memory-mapped features of a sequence of clips; `cache[i]` is [T_i, F], read-only float32."""
 
     def __init__(self, folder: Path, width: int, keys: Sequence[str]) -> None:
-        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         self.folder = folder
         self._rows, self._mapped = _mapped_rows(folder, width)
         places = {entry["key"]: (entry["offset"], entry["frames"]) for entry in index["clips"]}
@@ -99,7 +107,7 @@ class FeatureCache:
 
 def _mapped_rows(folder: Path, width: int) -> tuple[Rows, mmap.mmap]:
     """The rows [N, F] of a cache, and the mapping that they lie in."""
-    rows = np.memmap(folder / "rows.f32", dtype=np.float32, mode="r")
+    rows = np.memmap(folder / ROWS, dtype=np.float32, mode="r")
     return rows.reshape(-1, width), rows._mmap  # type: ignore[attr-defined]
 
 
@@ -135,7 +143,7 @@ def feature_cache(
     if build:
         with _disk_errors(folder), locked(folder.with_suffix(".lock")):
             if not _is_whole(folder, width, clips.keys()):
-                shutil.rmtree(folder, ignore_errors=True)  # a damaged one needs room
+                remove(folder, CACHE)  # a damaged one needs room
                 _build(folder, clips, settings, compute)
     return FeatureCache(folder, width, keys)
 
@@ -210,7 +218,7 @@ def _is_whole(folder: Path, width: int, keys: Collection[str]) -> bool:
     if not folder.is_dir():
         return False
     try:
-        clips = json.loads((folder / "index.json").read_text(encoding="utf-8"))["clips"]
+        clips = json.loads((folder / INDEX).read_text(encoding="utf-8"))["clips"]
         rows, mapped = _mapped_rows(folder, width)
         whole = {clip["key"] for clip in clips} == set(keys)
         whole = whole and len(rows) == sum(clip["frames"] for clip in clips)
@@ -239,9 +247,10 @@ def _build(
     index: list[dict[str, Any]] = []
     problems: list[str] = []
     offset = 0
-    with new_folder(folder) as made:
+    with new_folder(folder, CACHE) as made:
         with (
-            open(made / "rows.f32", "wb") as file,
+            errors_name(made / ROWS),
+            open(made / ROWS, "wb") as file,
             tqdm(total=len(clips), desc="features", unit="clip", disable=None) as bar,
         ):
             for key, result in _computed(clips, compute):
@@ -260,7 +269,7 @@ def _build(
             raise DataError(
                 f"{len(problems)} of {count} clips cannot be used:\n{listing(problems)}"
             )
-        write_atomically(made / "index.json", json.dumps({"settings": settings, "clips": index}))
+        write_atomically(made / INDEX, json.dumps({"settings": settings, "clips": index}))
 
 
 def _computed(

@@ -12,14 +12,23 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from toolkit.bundle import WEIGHTS, Bundle, ToolChange, load_bundle, save_bundle
+from toolkit.bundle import (
+    BUNDLE,
+    TOOL_REPORT,
+    WEIGHTS,
+    Bundle,
+    ToolChange,
+    load_bundle,
+    save_bundle,
+)
 from toolkit.data.manifest import Corpus
-from toolkit.errors import BundleError
+from toolkit.errors import BundleError, PlaceError
 from toolkit.features.batch import Batch, collate
 from toolkit.features.cache import default_cache_folder
 from toolkit.features.dataset import clip_dataset
 from toolkit.files import write_atomically
 from toolkit.model import AudioClassifier
+from toolkit.own_folders import require_replaceable
 from toolkit.peft.mixture import mixtures
 from toolkit.settings import Settings
 from toolkit.task import BatchObjective, Label, Task, task_of
@@ -226,7 +235,13 @@ def run_tool(
         corpus: the corpus that it was trained on.
         data_folder: where its recordings are.
         output: the folder of the changed bundle and of `report.json`.
+
+    Raises:
+        PlaceError: `output` is the bundle itself, or a folder that is not a bundle.
     """
+    if output.resolve() == bundle_folder.resolve():
+        raise PlaceError(f"{output} is the bundle that is to stay as it is: name another folder")
+    require_replaceable(output, BUNDLE)
     bundle = load_bundle(bundle_folder)
     data = MixtureData.of(bundle, corpus, data_folder)
     before = data.score(bundle.model, data.test)
@@ -272,7 +287,7 @@ def run_tool(
         active_parameters_after=active_parameters(changed.model, left, sizes, used),
         found=found,
     )
-    write_atomically(output / "report.json", json.dumps(report.as_dict(), indent=2))
+    write_atomically(output / TOOL_REPORT, json.dumps(report.as_dict(), indent=2))
     return report
 
 

@@ -5,7 +5,8 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
-from toolkit.errors import ConfigError, PluginError
+from toolkit.errors import ConfigError
+from toolkit.files import handed_over
 from toolkit.registry import REGISTRIES
 from toolkit.scaffold import augmentation, backbone, corpus, peft, pipeline
 
@@ -32,7 +33,7 @@ def new_plugin(name: str, place: Path, kind: str = "peft") -> list[Path]:
 
     Raises:
         ConfigError: no such kind, not a name, or one that is taken.
-        PluginError: the folder is already there.
+        PlaceError: the folder is already there.
     """
     if kind not in KINDS:
         raise ConfigError(f"there is no kind of plugin {kind!r}; write one of {', '.join(KINDS)}")
@@ -46,14 +47,10 @@ def new_plugin(name: str, place: Path, kind: str = "peft") -> list[Path]:
         origin = registry.peek(name).origin
         raise ConfigError(f"there is already a {registry.kind} '{name}' at {origin}")
     folder = place / name
-    if folder.exists():
-        raise PluginError(f"{folder} is already there; choose another name or delete it")
     title = "".join(part.capitalize() for part in name.split("_"))
     values = {"name": name, "title": title, "folder": folder}
-    folder.mkdir(parents=True)
-    written = []
-    for file, template in KINDS[kind].items():
-        path = folder / file.format(**values)
-        path.write_text(template.format(**values), encoding="utf-8")
-        written.append(path)
-    return written
+    files = {file.format(**values): text.format(**values) for file, text in KINDS[kind].items()}
+    with handed_over(folder) as made:
+        for file, text in files.items():
+            (made / file).write_text(text, encoding="utf-8")
+    return [folder / file for file in files]

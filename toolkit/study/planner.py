@@ -11,13 +11,14 @@ from typing import Any
 from toolkit import backbones, config, counting
 from toolkit.config import Configuration
 from toolkit.errors import ConfigError, ToolkitError
+from toolkit.own_folders import Kind, claimed
 from toolkit.registry import BACKBONES, PEFT
 from toolkit.study import budget
 from toolkit.study.budget import Fit
 from toolkit.study.methods import ConfiguredMethod, methods_of
 from toolkit.study.plan import Cell, Method, Plan, Problem, Run
 from toolkit.study.records import read_timing
-from toolkit.study.spec import CorpusSpec, Study, recipe_folder, resolve
+from toolkit.study.spec import COPY, CorpusSpec, Study, recipe_folder, resolve
 from toolkit.training.experiment import Options, configured
 from toolkit.training.output import VOLATILE
 
@@ -27,6 +28,12 @@ the cell."""
 
 SAME_STEP = (*ANYWHERE, "epochs", "few_shot", "label")
 """Keys that do not change the cost of one training step."""
+
+RESULTS = Kind(
+    "folder of a study's results",
+    known_by=((COPY, "plan.json"), (COPY, "runs/*")),
+    remedy="choose another folder with `--output`",
+)
 
 
 class Planner:
@@ -104,9 +111,14 @@ class Planner:
         return Plan(methods, {cell: digests.get(cell) for cell in self.cells()})
 
     def save(self, runs: Iterable[Run | Problem] = ()) -> None:
-        """Write the study and its plan to the folder of its results; see `plan`."""
-        self.study.write(self.folder)
-        self.plan(runs).write(self.folder)
+        """Write the study and its plan to the folder of its results; see `plan`.
+
+        Raises:
+            PlaceError: the folder holds something else.
+        """
+        with claimed(self.folder, RESULTS):
+            self.study.write(self.folder)
+            self.plan(runs).write(self.folder)
 
     def _run(self, cell: Cell, folder: Path) -> Run:
         planned = self._planned(cell)
@@ -198,10 +210,11 @@ class Planner:
     def _fit(self, planned: "Planned", target: int, within: float, size: str | None) -> Fit:
         digest = planned.configuration.digest(ignore=ANYWHERE)
         key = hashlib.blake2b(f"{digest} {target} {within} {size}".encode(), digest_size=8)
-        return budget.remembered(
-            self.folder / "budget" / f"{key.hexdigest()}.json",
-            lambda: budget.fit(planned.peft, target, within, planned.count, size),
-        )
+        with claimed(self.folder, RESULTS):
+            return budget.remembered(
+                self.folder / "budget" / f"{key.hexdigest()}.json",
+                lambda: budget.fit(planned.peft, target, within, planned.count, size),
+            )
 
     def _epochs(self, planned: "Planned", seconds: float, shots: int | None) -> int:
         timing = read_timing(self.folder, planned.step)

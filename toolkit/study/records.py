@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from toolkit.errors import RunError
 from toolkit.files import write_atomically
+from toolkit.own_folders import remove_files
 from toolkit.results import RunFacts, with_scores
 from toolkit.study.budget import Fit
 from toolkit.study.plan import Cell
@@ -160,7 +161,7 @@ class Record:
         """Write the record into the folder of the run."""
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / RECORD, to_json(self, indent=1))
-        (folder / OLD_RECORD).unlink(missing_ok=True)
+        remove_files(folder, OLD_RECORD)
 
 
 def read_record(folder: Path) -> Record | None:

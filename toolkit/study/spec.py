@@ -12,6 +12,7 @@
 The fields of the classes below describe all keys.
 """
 
+import os
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -107,6 +108,8 @@ class MethodSpec(Settings):
             raise ConfigError("give either 'glob' or 'hparams'")
         if self.name is not None and self.glob is not None:
             raise ConfigError("'name' names a single configuration: give 'hparams', not 'glob'")
+        if self.name is not None:
+            check_name("name", self.name)
         check_overrides("overrides", self.overrides)
         check_overrides("sweep", self.sweep)
         for key, values in self.sweep.items():
@@ -216,7 +219,7 @@ def short_name(backbone: str) -> str:
 
 def check_name(where: str, name: str) -> None:
     """Raise `ConfigError` if a name cannot be used for a folder."""
-    if not NAME.fullmatch(str(name)):
+    if not NAME.fullmatch(str(name)) or str(name) in (os.curdir, os.pardir):
         raise ConfigError(
             f"'{where}': {name!r} cannot name a folder; use only letters, digits, -, _ and ., not "
             "first a dot, and at most 200 of them"

@@ -16,6 +16,7 @@ from toolkit.peft import insertion
 from toolkit.peft.base import PeftMethod
 from toolkit.registry import PEFT
 from toolkit.testing.mixtures import check_mixtures
+from toolkit.testing.require import require
 from toolkit.testing.tiny import (
     CLASSES,
     tiny_backbone,
@@ -96,15 +97,15 @@ def check_training(method: PeftMethod, steps: int | None = None, family: str = "
         total.backward()
         optimizer.step()
         method.on_step(model.backbone, optimizer, step + 1, steps)
-    assert history[-1] < history[0], f"the loss did not fall: {history}"
+    require(history[-1] < history[0], f"the loss did not fall: {history}")
     still = [name for name, p in trainable.items() if torch.equal(p, start[name])]
-    assert not still, f"trainable tensors that did not move: {still}"
+    require(not still, f"trainable tensors that did not move: {still}")
     moved = [
         name
         for name, p in model.named_parameters()
         if not p.requires_grad and not torch.equal(p, before[name])
     ]
-    assert not moved, f"frozen tensors that moved: {moved}"
+    require(not moved, f"frozen tensors that moved: {moved}")
 
 
 def check_saving(method: PeftMethod, family: str = "ast") -> None:
@@ -116,12 +117,15 @@ def check_saving(method: PeftMethod, family: str = "ast") -> None:
     (features, _), lengths = tiny_batch(first.backbone), tiny_lengths(first.backbone)
     with torch.no_grad():
         expected = first(features, lengths)
-        assert not torch.equal(second(features, lengths), expected), (
-            "models of two seeds are the same before one is loaded: nothing of the method is random"
+        another = second(features, lengths)
+        require(
+            not torch.equal(another, expected),
+            "models of two seeds are the same before one is loaded: nothing of it is random",
         )
         second.load_state({name: t.clone() for name, t in first.state().items()})
     with torch.inference_mode():
-        assert torch.equal(second(features, lengths), expected), "the loaded model is another one"
+        loaded = second(features, lengths)
+    require(torch.equal(loaded, expected), "the loaded model is another one")
 
 
 def check_merging(method: PeftMethod, family: str = "ast") -> bool:
@@ -146,7 +150,8 @@ def check_merging(method: PeftMethod, family: str = "ast") -> bool:
             msg=lambda text: f"merging changes the predictions: {text}",
         )
         method.unmerge(model.backbone)
-        assert torch.equal(model(features, lengths), expected), "unmerging changed the weights"
+        unmerged = model(features, lengths)
+    require(torch.equal(unmerged, expected), "unmerging changed the weights")
     return True
 
 
@@ -158,4 +163,4 @@ def check_layers(config: Mapping[str, Any], family: str = "ast") -> None:
         return
     model = AudioClassifier(tiny_backbone(family=family), method, CLASSES, "all")
     blocks = {name.split(".")[1] for name in model.state() if name.startswith("blocks.")}
-    assert blocks <= {"1"}, f"`layers` is not respected (use self.sites): blocks {blocks}"
+    require(blocks <= {"1"}, f"`layers` is not respected (use self.sites): blocks {blocks}")

@@ -17,6 +17,7 @@ from toolkit.registry import BACKBONES, CORPORA, PEFT, PIPELINES
 from toolkit.testing import matrix
 from toolkit.testing.checks import check_saving, check_training
 from toolkit.testing.padding import check_padding
+from toolkit.testing.require import require
 from toolkit.testing.tiny import tiny_backbone, tiny_batch, tiny_lengths
 
 CLASSES = 4
@@ -32,22 +33,22 @@ def check_backbone(name: str, methods: str = "*") -> None:
         methods: pattern of the methods to try.
     """
     BACKBONES.get(name)
-    assert "model_type" in BACKBONES.peek(name).metadata, "register it with `model_type`"
+    require("model_type" in BACKBONES.peek(name).metadata, "register it with `model_type`")
     backbone, again = tiny_backbone(family=name), tiny_backbone(family=name)
-    assert backbone.fingerprint == again.fingerprint, "`tiny` must give the same weights each time"
+    require(backbone.fingerprint == again.fingerprint, "`tiny` must always give the same weights")
     (features, _), lengths = tiny_batch(backbone), tiny_lengths(backbone)
     with torch.no_grad():
         tokens = backbone(features, lengths)
-    assert tokens.ndim == 3, f"`encode` must return [B, M, d], not {list(tokens.shape)}"
-    assert tokens.shape[-1] == backbone.dim, f"tokens have {tokens.shape[-1]} of {backbone.dim}"
-    assert torch.isfinite(tokens).all(), "the tokens are not finite"
+    require(tokens.ndim == 3, f"`encode` must return [B, M, d], not {list(tokens.shape)}")
+    require(tokens.shape[-1] == backbone.dim, f"tokens have {tokens.shape[-1]} of {backbone.dim}")
+    require(torch.isfinite(tokens).all(), "the tokens are not finite")
     check_training(PEFT.create("linear_probe"), family=name)
     check_saving(PEFT.create("linear_probe"), name)
     if backbone.features.variable:
         check_padding(PEFT.create("linear_probe"), name)
     cells = list(matrix.cells(PEFT.names(methods), [name]))
     broken = [f"{cell.method}: {cell.reason}" for cell in cells if cell.verdict == "broken"]
-    assert not broken, f"methods that break on it: {'; '.join(broken)}"
+    require(not broken, f"methods that break on it: {'; '.join(broken)}")
 
 
 def check_corpus(
@@ -75,18 +76,18 @@ def check_corpus(
             folder = Path(scratch) / "miniature"
             corpus.embed(folder)
         manifest, again = corpus.manifest(folder), corpus.manifest(folder)
-        assert manifest.clips.astype(str).equals(again.clips.astype(str)), "the table changes"
+        require(manifest.clips.astype(str).equals(again.clips.astype(str)), "the table changes")
         found = headers(manifest.clips["path"]).values()
         wrong = [problem for problem in found if isinstance(problem, str)]
-        assert not wrong, f"clips that cannot be read: {wrong[:3]}"
+        require(not wrong, f"clips that cannot be read: {wrong[:3]}")
     for split in manifest.splits:
         parts = {*split.train, split.valid, split.test}
-        assert len(parts) == len(split.train) + 2, f"the round {split} uses a fold twice"
-        assert parts <= set(manifest.folds), f"the round {split} names a fold that is not there"
+        require(len(parts) == len(split.train) + 2, f"the round {split} uses a fold twice")
+        require(parts <= set(manifest.folds), f"the round {split} names a fold that is not there")
         train = class_matrix(manifest.of_folds(list(split.train))["label"], len(manifest.classes))
         missing = [manifest.classes[place] for place in np.flatnonzero(train.sum(axis=0) == 0)]
         names = ", ".join(missing)
-        assert not missing, f"no clip to train on when fold {split.test} is tested: {names}"
+        require(not missing, f"no clip to train on when fold {split.test} is tested: {names}")
     return manifest
 
 
@@ -101,15 +102,18 @@ def check_pipeline(name: str, settings: Mapping[str, Any] | None = None) -> None
     """
     kind = PIPELINES.get(name).kind
     fitting = [b for f in matrix.families() if (b := tiny_backbone(family=f)).features.kind == kind]
-    assert fitting, f"no backbone reads rows of the kind {kind!r}"
+    require(fitting, f"no backbone reads rows of the kind {kind!r}")
     for backbone in fitting:
         spec = backbone.features
         pipeline = pipeline_for(spec, {"name": name, **(settings or {})})
         waveform = 0.1 * torch.randn(spec.sample_rate // 2, generator=Generator().manual_seed(0))
-        rows, again = (pipeline.checked_rows(waveform.clone(), spec) for _ in range(2))
-        assert len(rows), "half a second of sound gives no rows"
-        assert torch.isfinite(rows).all(), "the rows are not finite"
-        assert torch.equal(rows, again), "the rows of the same sound change"
+        rows, again = (
+            pipeline.checked_rows(waveform.clone(), spec, "half a second of noise")
+            for _ in range(2)
+        )
+        require(len(rows), "half a second of sound gives no rows")
+        require(torch.isfinite(rows).all(), "the rows are not finite")
+        require(torch.equal(rows, again), "the rows of the same sound change")
 
 
 def check_augmentation(augmentation: Augmentation) -> None:
@@ -124,16 +128,18 @@ def check_augmentation(augmentation: Augmentation) -> None:
         kept, state = (features.clone(), targets.clone()), torch.get_rng_state()
         first, again = (_apply(augmentation, features, targets) for _ in range(2))
         name = type(augmentation).__name__
-        assert torch.equal(features, kept[0]), f"{name} changes its input: work on a copy"
-        assert torch.equal(targets, kept[1]), f"{name} changes its targets: work on a copy"
-        assert torch.equal(torch.get_rng_state(), state), f"{name} must draw from its generator"
+        require(torch.equal(features, kept[0]), f"{name} changes its input: work on a copy")
+        require(torch.equal(targets, kept[1]), f"{name} changes its targets: work on a copy")
+        require(torch.equal(torch.get_rng_state(), state), f"{name} must draw from its generator")
         for one, two in zip(first, again, strict=True):
-            assert torch.equal(one, two), f"{name} must depend on its generator alone"
-            assert torch.isfinite(one).all(), f"{name} returns numbers that are not finite"
-            assert one.dtype == torch.float32, f"{name} returns {one.dtype}"
+            require(torch.equal(one, two), f"{name} must depend on its generator alone")
+            require(torch.isfinite(one).all(), f"{name} returns numbers that are not finite")
+            require(one.dtype == torch.float32, f"{name} returns {one.dtype}")
         sums = first[1].sum(dim=1)
-        assert (first[1] >= 0).all(), f"{name} returns targets below 0"
-        assert torch.allclose(sums, torch.ones(clips), atol=1e-5), f"{name}: targets sum to {sums}"
+        require((first[1] >= 0).all(), f"{name} returns targets below 0")
+        require(
+            torch.allclose(sums, torch.ones(clips), atol=1e-5), f"{name}: targets sum to {sums}"
+        )
 
 
 def _apply(augmentation: Augmentation, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

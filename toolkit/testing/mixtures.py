@@ -7,6 +7,7 @@ from toolkit.errors import ConfigError
 from toolkit.peft import insertion
 from toolkit.peft.base import PeftMethod, Recorder
 from toolkit.peft.mixture import Mixture, RoutedMixture, mixtures
+from toolkit.testing.require import require
 from toolkit.testing.tiny import tiny_batch, tiny_classifier, tiny_lengths
 
 
@@ -19,7 +20,7 @@ def check_mixtures(method: PeftMethod, family: str = "ast") -> None:
     backbone = model.backbone
     recorders = [m for m in insertion.inserted(backbone) if isinstance(m, Recorder)]
     found = mixtures(backbone)
-    assert list(found.values()) == recorders, "a module that records must extend Mixture"
+    require(list(found.values()) == recorders, "a module that records must extend Mixture")
     seen: dict[Mixture, Tensor] = {}
     for mixture in found.values():
         mixture.register_forward_pre_hook(lambda module, args: seen.update({module: args[0]}))
@@ -31,25 +32,25 @@ def check_mixtures(method: PeftMethod, family: str = "ast") -> None:
             _check_mixture(mixture, seen[mixture], site)
     for name, value in method.statistics(backbone).items():
         finite = torch.isfinite(torch.as_tensor(value)).all()
-        assert finite, f"the statistic '{name}' is not finite: {value}"
+        require(finite, f"the statistic '{name}' is not finite: {value}")
 
 
 def _check_mixture(mixture: Mixture, x: Tensor, site: str) -> None:
     kind, experts = type(mixture).__name__, mixture.num_experts
     shape = (*x.shape[:2], experts)
-    assert mixture.alive.shape == (experts,), f"{kind}.alive at {site} must be [{experts}]"
-    assert mixture.alive.any(), f"{kind} at {site} has no expert that is alive"
-    assert mixture.records, f"{kind} at {site} records nothing: append to `records` in `forward`"
+    require(mixture.alive.shape == (experts,), f"{kind}.alive at {site} must be [{experts}]")
+    require(mixture.alive.any(), f"{kind} at {site} has no expert that is alive")
+    require(mixture.records, f"{kind} at {site} records nothing: append to `records` in `forward`")
     used = mixture.experts_per_token()
-    assert 0 < used <= experts, f"{kind} at {site} says that {used} of {experts} experts are used"
+    require(0 < used <= experts, f"{kind} at {site} says that {used} of {experts} experts are used")
     _check_gates(f"{kind}.shares at {site}", mixture.shares(x), shape)
     if not mixture.reads_slots:
         gates = mixture.gates(x)
         _check_gates(f"{kind}.gates at {site}", gates, shape)
-        assert not gates[..., ~mixture.alive].any(), f"{kind} at {site} uses a dead expert"
+        require(not gates[..., ~mixture.alive].any(), f"{kind} at {site} uses a dead expert")
         if isinstance(mixture, RoutedMixture) and mixture.k is not None:
             most = int((gates > 0).sum(dim=-1).max())
-            assert most <= mixture.k, f"{kind} at {site} uses {most} experts and k is {mixture.k}"
+            require(most <= mixture.k, f"{kind} at {site} uses {most} experts and k is {mixture.k}")
         return
     try:
         mixture.gates(x)
@@ -59,7 +60,7 @@ def _check_mixture(mixture: Mixture, x: Tensor, site: str) -> None:
 
 
 def _check_gates(what: str, gates: Tensor, shape: tuple[int, ...]) -> None:
-    assert gates.shape == shape, f"{what} has the shape {list(gates.shape)}, not {list(shape)}"
-    assert torch.isfinite(gates).all(), f"{what} is not finite"
-    assert (gates >= 0).all(), f"{what} is negative for some token: give gates, not logits"
-    assert gates.sum() > 0, f"{what} is zero for all tokens"
+    require(gates.shape == shape, f"{what} has the shape {list(gates.shape)}, not {list(shape)}")
+    require(torch.isfinite(gates).all(), f"{what} is not finite")
+    require((gates >= 0).all(), f"{what} is negative for some token: give gates, not logits")
+    require(gates.sum() > 0, f"{what} is zero for all tokens")

@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
+from toolkit.errors import ConfigError
 from toolkit.model import AudioClassifier, Pooling
 from toolkit.peft import insertion
 from toolkit.peft.base import PeftMethod, Recorder
+from toolkit.testing.require import require
 from toolkit.testing.tiny import tiny_classifier, tiny_objective, tiny_rows
 
 
@@ -23,7 +25,8 @@ def compare_padded(batched: AudioClassifier, single: AudioClassifier) -> None:
         single: reads the clips one by one: the same model, or a twin whose counts are compared.
     """
     rows, lengths = tiny_rows(batched.backbone)
-    assert lengths is not None, f"{batched.backbone.name} pads every clip to one length"
+    if lengths is None:
+        raise ConfigError(f"{batched.backbone.name} pads every clip to one length")
     batched.eval(), single.eval()
     with torch.no_grad():
         together = batched.logits(rows, lengths)
@@ -47,11 +50,11 @@ def check_padding_in_training(method: PeftMethod, family: str) -> None:
     off = {name: 0.0 for name in method.as_dict() if name in RANDOM}
     method = type(method)(**{**method.as_dict(), **off})
     expected, found = (_training_step(method, family, padding) for padding in (0, 1))
-    assert found.keys() == expected.keys(), "padding decides which tensors get a gradient"
+    require(found.keys() == expected.keys(), "padding decides which tensors get a gradient")
     for name, tensor in expected.items():
         scale = max(1.0, tensor.abs().max().item()) if tensor.numel() else 1.0
         same = torch.allclose(found[name], tensor, rtol=1e-3, atol=1e-4 * scale)
-        assert same, f"padding changes the {name} by {(found[name] - tensor).abs().max():.2g}"
+        require(same, f"padding changes the {name} by {(found[name] - tensor).abs().max():.2g}")
 
 
 def _training_step(method: PeftMethod, family: str, padding: int) -> dict[str, Tensor]:

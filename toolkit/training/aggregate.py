@@ -8,8 +8,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from toolkit import __version__
+from toolkit.bundle import BUNDLE
 from toolkit.data.manifest import Manifest
-from toolkit.files import write_atomically
+from toolkit.files import errors_name, new_folder, write_atomically
 from toolkit.metrics import Spread, per_class_accuracy
 from toolkit.results import FoldResult, RunResult, RunScore, write_run
 from toolkit.task import task_of
@@ -94,10 +95,11 @@ def keep(output: OutputFolder, result: RunResult) -> None:
     write_atomically(output.path / "predictions.csv", pd.concat(tables).to_csv(index=False))
     if result.confusion is not None:
         picture = draw_confusion(np.array(result.confusion), result.classes)
-        picture.savefig(output.path / "confusion.png")
+        with errors_name(output.path / "confusion.png"):
+            picture.savefig(output.path / "confusion.png")
     best = max(numbers, key=result.valid_score.__getitem__)
-    shutil.rmtree(output.path / "bundle", ignore_errors=True)
-    shutil.copytree(output.fold(best) / "bundle", output.path / "bundle")
+    with new_folder(output.path / "bundle", BUNDLE) as made:
+        shutil.copytree(output.fold(best) / "bundle", made, dirs_exist_ok=True)
     write_run(output.path, result)
 
 

@@ -6,17 +6,21 @@ end. Only the part of the model that training changes is kept.
 """
 
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from speechbrain.utils.checkpoints import Checkpoint, Checkpointer
 from speechbrain.utils.distributed import ddp_barrier, if_main_process, main_process_only
 
+from toolkit.errors import RunError
 from toolkit.model import AudioClassifier
+from toolkit.own_folders import Kind, remove
 
 UNFINISHED = "unfinished"
+CHECKPOINT = Kind("checkpoint", holds=("CKPT.yaml", "*.ckpt", ".*.ckpt.*"), known_by=((),))
+"""SpeechBrain makes it without a mark: it is recognised by its files alone."""
 
 
 class AtomicCheckpointer(Checkpointer):
@@ -30,7 +34,7 @@ class AtomicCheckpointer(Checkpointer):
         super().__init__(folder)
         if if_main_process():
             for left_over in folder.glob(f"{UNFINISHED}*"):
-                shutil.rmtree(left_over)
+                remove(left_over, CHECKPOINT)
         ddp_barrier()
 
     def add_model(self, model: AudioClassifier) -> None:
@@ -39,7 +43,14 @@ class AtomicCheckpointer(Checkpointer):
 
     def save_checkpoint(self, *args: Any, **kwargs: Any) -> Checkpoint | None:
         """Save a checkpoint under a temporary name and rename it once it is complete."""
-        saved = super().save_checkpoint(*args, **kwargs)
+        try:
+            saved = super().save_checkpoint(*args, **kwargs)
+        except (RuntimeError, SafetensorError) as error:  # of torch and safetensors on a full disk
+            raise RunError(
+                f"no checkpoint can be written to {self.checkpoints_dir} "
+                f"({str(error).splitlines()[0]}): free some space there, and start the same "
+                "command again, which continues from the checkpoint before"
+            ) from error
         ddp_barrier()
         if saved is not None:
             final = saved.path.with_name(saved.path.name.removeprefix(UNFINISHED))

@@ -20,12 +20,14 @@ from toolkit.backbones.base import BackboneSource
 from toolkit.config import CommandLine, Configuration
 from toolkit.data.augment import SpecAugment
 from toolkit.data.manifest import Corpus, Manifest, copied, refuse, untrained
-from toolkit.errors import ConfigError, ToolkitError, did_you_mean
+from toolkit.device import require_device
+from toolkit.errors import ConfigError, did_you_mean
 from toolkit.features.cache import FeatureCache, content_hashes, default_cache_folder
 from toolkit.features.pipeline import Pipeline, pipeline_for
 from toolkit.features.spec import FeatureSpec
 from toolkit.model import AudioClassifier, Pooling
 from toolkit.peft.base import PeftMethod
+from toolkit.program import Program
 from toolkit.registry import CORPORA, PEFT, PIPELINES
 from toolkit.settings import Settings, setting
 from toolkit.task import Task
@@ -314,13 +316,7 @@ class Options(Settings):
             if value == "fp16" and self._is_cpu():
                 raise ConfigError(f"'{name}' fp16 needs a GPU; on the CPU use bf16 or fp32")
         if self.device is not None:
-            try:
-                torch.empty(0, device=self.device)
-            except (RuntimeError, AssertionError) as error:
-                reason = str(error).strip().split("\n")[0]
-                raise ConfigError(
-                    f"the device '{self.device}' cannot be used ({reason}); use `--device cpu`"
-                ) from None
+            require_device(self.device)
 
     def _is_cpu(self) -> bool:
         return (self.device or sb.utils.distributed.infer_device()) == "cpu"
@@ -370,18 +366,13 @@ def say(text: str) -> None:
 
 
 def main(run: Callable[[Sequence[str]], object]) -> None:
-    """Run a recipe; an error that the user can solve is one message without a traceback."""
-    try:
-        run(sys.argv[1:])
-    except ToolkitError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command continues where this stopped", file=sys.stderr)
-        sys.exit(130)
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+    """Run a recipe; `Program` says how it ends."""
+    with Program(continues=True):
+        try:
+            run(sys.argv[1:])
+        finally:
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
 
 
 def _join_processes(device: str) -> None:

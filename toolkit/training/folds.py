@@ -34,7 +34,11 @@ def cross_validate(experiment: Experiment) -> RunResult:
         ToolkitError: anything that the user must change.
     """
     debug = experiment.options.debug
-    output = OutputFolder(experiment.output_folder, experiment.configuration, fresh=debug)
+    with OutputFolder(experiment.output_folder, experiment.configuration, fresh=debug) as output:
+        return _cross_validate(experiment, output)
+
+
+def _cross_validate(experiment: Experiment, output: OutputFolder) -> RunResult:
     done = output.result()
     if done is not None and not experiment.options.test_only:
         wanted = chosen_folds(done.folds_of_corpus, experiment.options.folds)

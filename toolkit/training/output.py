@@ -9,12 +9,14 @@ results/<recipe>/<method>/<seed>/
 
 import logging.config
 import platform
-import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import distributions, version
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import pandas as pd
 from filelock import FileLock, Timeout
@@ -22,9 +24,11 @@ from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from speechbrain.utils.train_logger import FileTrainLogger, TensorboardLogger
 
 from toolkit import places
+from toolkit.bundle import BUNDLE
 from toolkit.config import Configuration, flatten
 from toolkit.errors import RunError, listing
 from toolkit.files import write_atomically
+from toolkit.own_folders import Kind, claimed, empty, remove_files, require_replaceable
 from toolkit.results import (
     FOLD_FILE,
     RUN_FILE,
@@ -43,38 +47,68 @@ VOLATILE = (
 """Keys that may differ when a run is continued: they do not change what it computes."""
 
 
-RUN_MARKS = {"hyperparams.yaml", ".lock"}
-"""Files one of which every run has in its folder."""
+OF_RUN_OR_FOLD = (
+    "predictions.csv", "bundle/bundle.json", "bundle/weights.safetensors",
+    ".bundle.*/*",  # what a killed process left of it
+)  # fmt: skip
+RUN = Kind(
+    "run",
+    holds=(
+        "hyperparams.yaml", "identity.json", "env.log", "log.txt", "train_log.txt", "result.json",
+        "confusion.png", ".lock", "tensorboard/*", *OF_RUN_OR_FOLD,
+        "fold-*/fold.json", "fold-*/checkpoints/*", *(f"fold-*/{name}" for name in OF_RUN_OR_FOLD),
+    ),
+    known_by=(("hyperparams.yaml",),),
+    remedy="choose another folder with `--output_folder`",
+)  # fmt: skip
+
+LOCK = ".lock"
 
 DEFAULT_PIPELINES = ("fbank", "waveform")
 """What version 0.1 wrote where the pipeline is now left to the backbone."""
 
 
 class OutputFolder:
-    """The folder of one run.
+    """The folder of one run: a context, which holds it for this process.
+
+    If the block fails before `begin`, nothing of what was made for it stays, so that the corrected
+    command finds the place as it was.
 
     Args:
         path: the folder; created if it does not exist.
         configuration: of the run.
-        fresh: delete an existing folder first (debug runs).
+        fresh: empty an existing folder first (debug runs).
 
     Raises:
-        RunError: it holds files that no run wrote, or a run of another configuration, or another
-            process writes there.
+        PlaceError: it holds files that no run wrote.
+        RunError: it holds a run of another configuration, or another process writes there.
     """
 
     def __init__(self, path: Path, configuration: Configuration, fresh: bool = False) -> None:
-        self.path = path
-        if if_main_process():
-            _refuse_files_of_others(path)
-            if fresh:
-                shutil.rmtree(path, ignore_errors=True)
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock()
-            self._refuse_other(configuration)
-        self._configuration = configuration
-        ddp_barrier()
-        _log_to(path / "log.txt" if if_main_process() else None)
+        self.path, self._configuration, self._fresh = path, configuration, fresh
+        self._begun = False
+
+    def __enter__(self) -> Self:
+        with ExitStack() as held:
+            if if_main_process():
+                held.enter_context(claimed(self.path, RUN))
+                self._require_own_bundles()
+                held.enter_context(self._locked())
+                if self._fresh:
+                    empty(self.path, RUN, keep=(LOCK,))
+                self._refuse_other(self._configuration)
+            ddp_barrier()
+            held.enter_context(self._logged())
+            self._held = held.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._held.__exit__(kind, error, trace)
 
     def begin(self) -> None:
         """Note what is about to train: configuration, environment, an empty log of epochs.
@@ -82,10 +116,11 @@ class OutputFolder:
         A run that trains nothing does not call this, so that the files stay as the training left
         them.
         """
+        self._begun = True
         if if_main_process():
             write_atomically(self.path / "hyperparams.yaml", self._configuration.text)
             write_atomically(self.path / "env.log", _environment())
-            (self.path / "train_log.txt").unlink(missing_ok=True)
+            remove_files(self.path, "train_log.txt")
         ddp_barrier()
 
     def fold(self, number: int) -> Path:
@@ -105,15 +140,49 @@ class OutputFolder:
         """The log of the epochs of a fold."""
         return EpochLog(self.path, fold)
 
-    def _lock(self) -> None:
-        self._held = FileLock(self.path / ".lock")  # until this process ends
+    def _require_own_bundles(self) -> None:
+        for bundle in (self.path / "bundle", *self.path.glob("fold-*/bundle")):
+            require_replaceable(bundle, BUNDLE)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the folder; a lock file of a run that does not begin is removed again."""
+        file = self.path / LOCK
+        made, lock = not file.exists(), FileLock(file)
         try:
-            self._held.acquire(timeout=0)
+            lock.acquire(timeout=0)
         except Timeout:
             raise RunError(
                 f"another process is writing to {self.path}; wait for it, or choose another "
                 "folder with `--output_folder`"
             ) from None
+        try:
+            yield
+        except BaseException:
+            if made and not self._begun:
+                remove_files(self.path, LOCK)
+            raise
+        finally:
+            lock.release()
+
+    @contextmanager
+    def _logged(self) -> Iterator[None]:
+        """Log to `log.txt`; that of a run that does not begin is removed again."""
+        if not if_main_process():
+            _log_to(None)
+            yield
+            return
+        file = self.path / "log.txt"
+        made = not file.exists()
+        _log_to(file)
+        try:
+            yield
+        except BaseException:
+            if made and not self._begun:
+                remove_files(self.path, file.name)
+            raise
+        finally:
+            _log_to(None)
 
     def _refuse_other(self, configuration: Configuration) -> None:
         there = self.path / "hyperparams.yaml"
@@ -135,19 +204,6 @@ class OutputFolder:
             )
 
 
-def _refuse_files_of_others(path: Path) -> None:
-    """Refuse a folder that is not a run's: its files might be replaced."""
-    if path.exists() and not path.is_dir():
-        raise RunError(f"{path} is a file: choose a folder with `--output_folder`")
-    found = {file.name for file in path.iterdir()} if path.is_dir() else set()
-    if found - {"log.txt"} and not found & RUN_MARKS:  # a refused run leaves its log alone
-        raise RunError(
-            f"{path} holds files that no run of this toolkit wrote ({', '.join(sorted(found)[:3])}"
-            f"{', ...' if len(found) > 3 else ''}), and they might be replaced: choose another "
-            "folder with `--output_folder`"
-        )
-
-
 class EpochLog:
     """Logs the epochs of a fold to train_log.txt and to TensorBoard.
 
@@ -159,7 +215,7 @@ class EpochLog:
         self.text = FileTrainLogger(path / "train_log.txt", precision=4)
         events = path / "tensorboard" / f"fold-{fold}"
         if if_main_process():  # a resumed run logs its earlier epochs again
-            shutil.rmtree(events, ignore_errors=True)
+            remove_files(events, "events.out.tfevents.*")
         self.board = TensorboardLogger(str(events))
 
     def __call__(self, record: EpochRecord) -> None:

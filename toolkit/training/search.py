@@ -1,6 +1,7 @@
 """The contract of searches: from a configuration and a budget to a better configuration."""
 
 import dataclasses
+import math
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any, ClassVar
 from toolkit import config
 from toolkit.config import CommandLine
 from toolkit.errors import ConfigError, UnknownKey, did_you_mean
+from toolkit.own_folders import Kind, claimed
 from toolkit.registry import SEARCHES
 from toolkit.settings import Settings, setting
 from toolkit.training.experiment import Experiment
@@ -39,6 +41,14 @@ class SearchReport:
         values = dataclasses.asdict(self)
         costs: dict[str, float] = values.pop("costs")
         return {name: value for name, value in values.items() if value is not None} | costs
+
+
+TRAINING = "training"
+SEARCH = Kind(
+    "search",
+    known_by=((f"{TRAINING}/hyperparams.yaml",),),
+    remedy="choose another folder with `-o`",
+)
 
 
 class Search(Settings, ABC):
@@ -102,7 +112,7 @@ def parse_budget(words: Iterable[str], costs: Mapping[str, str]) -> dict[str, fl
             value = float(text)
         except ValueError:
             value = 0.0
-        if not value > 0:
+        if not 0 < value < math.inf:
             raise ConfigError(f"'--budget {pair}': give a number above 0, e.g. {name}=1e5")
         budget[name] = value
     if not budget:
@@ -139,7 +149,7 @@ def run_search(
             keys[key] = value
     search = SEARCHES.create({"name": name, **own}, name)
     bounds = parse_budget(budget, kind.costs)
-    keys["output_folder"] = str(folder / "training")
+    keys["output_folder"] = str(folder / TRAINING)
     if search.fold is not None:
         keys["folds"] = search.fold
     train = config.recipe_of(file)
@@ -148,4 +158,5 @@ def run_search(
         experiment = Experiment.of(str(train), command)
     except UnknownKey as error:
         raise UnknownKey(f"{error}; settings of the search: {', '.join(settings)}") from None
-    return search.run(experiment, command, bounds, folder)
+    with claimed(folder, SEARCH):
+        return search.run(experiment, command, bounds, folder)

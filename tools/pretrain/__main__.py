@@ -19,17 +19,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from toolkit.errors import ToolkitError
+from toolkit.program import Program
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run one command; a `ToolkitError` is printed without a traceback, exit status 2."""
-    options = _parser().parse_args(arguments)
-    try:
-        _run(options)
-    except ToolkitError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    """Run one command; `Program` says how it ends."""
+    with Program(continues=True):
+        _run(_parser().parse_args(arguments))
 
 
 def _run(options: argparse.Namespace) -> None:

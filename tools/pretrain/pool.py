@@ -20,12 +20,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from toolkit.features.log_mel import log_mel
+from toolkit.own_folders import Kind, claimed
 
 from .clips import RATE, SECONDS, SOUND_RATE, SPEECH_KINDS, Clip, clips, jobs
 from .teacher import SoundTeacher, SpeechTeacher, WordTeacher
 
 COLUMN = 16  # frames
 SOUND_STEP = 8192 / SOUND_RATE  # seconds between the sound teacher's features
+POOL = Kind("pool", known_by=(("*/clips.jsonl",),))
 WIDTHS = {"frames": 128, "sound": 512, "speech": 384, "word": 96}
 
 
@@ -51,9 +53,8 @@ class Teachers:
 
 def build(folder: Path, target: Path, workers: int, scale: float) -> None:
     """Build the pool in `workers` processes, each of which writes one shard."""
-    target.mkdir(parents=True, exist_ok=True)
     tasks = [(folder, target, worker, workers, scale) for worker in range(workers)]
-    with get_context("spawn").Pool(workers) as processes:
+    with claimed(target, POOL), get_context("spawn").Pool(workers) as processes:
         for count in processes.imap_unordered(_build_in_process, tasks):
             print(f"shard finished: {count} clips", flush=True)
 

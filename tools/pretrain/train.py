@@ -14,6 +14,8 @@ from toolkit import backbones, config
 from toolkit.backbones.base import Backbone
 from toolkit.errors import ConfigError
 from toolkit.features.spec import FbankSpec
+from toolkit.files import write_atomically
+from toolkit.own_folders import Kind, claimed
 
 from .feeding import Feeder
 from .loop import Run
@@ -27,6 +29,11 @@ from .student import Student
 from .teacher import SoundTeacher
 
 HERE = Path(__file__).parent
+PRETRAINING = Kind(
+    "pretraining run",
+    known_by=(("hyperparams.yaml", "checkpoint.pt"),),
+    remedy="choose another folder with `--output_folder`",
+)
 SMOKE = {"steps": 6, "batch": 4, "max_length": 128, "warmup": 2, "probe_minutes": 10}
 
 
@@ -136,6 +143,7 @@ def train(arguments: Sequence[str]) -> None:
     torch.set_num_threads(settings.values["threads"])
     torch.manual_seed(settings.values["seed"])
     kind = OwnSounds if "objective" in settings.values else Distil
-    run: Run[Any, Any] = kind(settings.values)
-    (run.folder / "hyperparams.yaml").write_text(settings.text)
-    run.train()
+    with claimed(Path(settings.values["output_folder"]), PRETRAINING):
+        run: Run[Any, Any] = kind(settings.values)
+        write_atomically(run.folder / "hyperparams.yaml", settings.text)
+        run.train()

@@ -3,6 +3,8 @@
 Layout: `audio/*` and `meta/esc50.csv`. ESC-10 is its Creative Commons subset of ten classes.
 """
 
+import lzma
+import struct
 import tempfile
 import urllib.request
 import zipfile
@@ -110,6 +112,13 @@ class ESC50(Corpus):
             raise DataError(f"ESC-50 cannot be unpacked into {folder}: {error}") from error
 
 
+DAMAGED_ARCHIVE = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, RuntimeError,
+    struct.error,
+)  # fmt: skip
+"""What `zipfile` raises on archives with wrong bytes; an unknown coding is a RuntimeError."""
+
+
 def fetch(url: str, path: Path) -> None:
     """Download a file with a progress bar; zip archives are checked.
 
@@ -131,7 +140,7 @@ def fetch(url: str, path: Path) -> None:
         raise DataError(f"{url} cannot be fetched ({error}): {alternatives}") from None
     try:
         damaged = zipfile.ZipFile(path).testzip()
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError):
+    except DAMAGED_ARCHIVE:
         damaged = path.name
     if damaged:
         raise DataError(f"{url} was damaged in transfer ({damaged}): try again, or {alternatives}")

@@ -6,7 +6,6 @@ The table has `path` (relative to the table), `label`, or `labels` where a clip 
 Parts that are not given are made: stratified, without splitting a group or a file.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -17,6 +17,7 @@ from toolkit.data.synthetic.signals import Signal, sample_count
 from toolkit.data.synthetic.sounds import CLASSES, TARGETS
 from toolkit.errors import DataError
 from toolkit.files import make_once
+from toolkit.own_folders import Kind
 
 GENERATOR_VERSION = 3  # raised by every change that alters a sample of any clip
 FOLDS = 5
@@ -24,6 +25,11 @@ COLUMNS = ("filename", "fold", "target", "category", "esc10", "src_file", "take"
 SETTINGS_FILE = "synthetic.json"
 METADATA_FILE = "meta/esc50.csv"
 WAV_HEADER_BYTES = 44
+SYNTHETIC = Kind(
+    "synthetic corpus",
+    holds=(SETTINGS_FILE, METADATA_FILE, "audio/*.wav"),
+    known_by=((SETTINGS_FILE,),),
+)
 
 
 @dataclass(frozen=True)
@@ -88,22 +94,19 @@ def write_corpus(
         `folder`.
 
     Raises:
-        DataError: settings out of range, or a folder that holds something else.
+        DataError: settings out of range.
+        PlaceError: the folder holds something else.
     """
     folder = Path(folder).resolve()
     settings = _Settings(
         int(seed), int(clips_per_class), float(seconds), int(sample_rate), GENERATOR_VERSION
     )
     _check(settings)
-    if folder.exists() and not _replaceable(folder):
-        raise DataError(
-            f"{folder} holds something other than a synthetic corpus, and is left as it is; "
-            "name another folder or an empty one"
-        )
     make_once(
         folder,
         lambda made: _fill(made, settings, progress),
         lambda there: _complete(there, settings),
+        SYNTHETIC,
     )
     return folder
 
@@ -139,11 +142,6 @@ def _complete(folder: Path, settings: _Settings) -> bool:
         and (folder / METADATA_FILE).is_file()
         and all(sizes.get(clip.filename) == expected for clip in _clips(settings))
     )
-
-
-def _replaceable(folder: Path) -> bool:
-    """Whether the folder is empty or one of ours, complete or not, so that nothing is lost."""
-    return folder.is_dir() and ((folder / SETTINGS_FILE).is_file() or not any(folder.iterdir()))
 
 
 def _fill(folder: Path, settings: _Settings, progress: bool) -> None:

@@ -14,11 +14,17 @@ from toolkit.features.batch import padded
 from toolkit.features.cache import Segment
 from toolkit.features.pipeline import split_windows
 from toolkit.features.spec import FbankSpec
-from toolkit.files import write_atomically
+from toolkit.files import errors_name, write_atomically
 from toolkit.mixtures.view import figures
 from toolkit.mixtures.view.collect import LayerView, look, training_record
+from toolkit.own_folders import Kind, claimed, require_ours
 
 PAGE = "index.html"
+VIEW = Kind(
+    "view of experts",
+    known_by=((PAGE, "similarity.png"),),
+    remedy="choose another folder with `-o`",
+)
 STYLE = (
     "body{font:15px/1.5 sans-serif;margin:2em auto;max-width:75em;padding:0 1em}"
     "img{max-width:100%}table{border-collapse:collapse}td,th{padding:.1em .8em;text-align:right}"
@@ -51,7 +57,9 @@ def show_experts(
         ConfigError: the bundle has no mixture or reads no spectrogram, the file has no such window,
             or `most` is below 1.
         DataError: the file cannot be read.
+        PlaceError: `output` is there, and is not what an earlier call has drawn.
     """
+    require_ours(output, VIEW)
     if most < 1:
         raise ConfigError(f"cannot draw {most} experts per layer; ask for one or more")
     bundle = load_bundle(bundle_folder, backbone)
@@ -75,21 +83,22 @@ def show_experts(
     training = figures.draw_training(history)
     if training is not None:
         pictures["training"] = training
-    output.mkdir(parents=True, exist_ok=True)
-    images = {name: _save(figure, output / f"{name}.png") for name, figure in pictures.items()}
     top = probabilities.topk(min(3, len(bundle.classes)))
     best = ", ".join(
         f"{bundle.classes[index]} {100 * share:.1f} %"
         for index, share in zip(top.indices.tolist(), top.values.tolist(), strict=True)
     )
     heading = f"{file.name}, window {window} of {len(windows)}: {best}"
-    write_atomically(output / PAGE, _page(bundle, heading, views, images))
+    with claimed(output, VIEW):
+        images = {name: _save(figure, output / f"{name}.png") for name, figure in pictures.items()}
+        write_atomically(output / PAGE, _page(bundle, heading, views, images))
     return output / PAGE
 
 
 def _save(figure: Figure, path: Path) -> bytes:
     """Write a PNG; returns its content."""
-    figure.savefig(path, format="png")
+    with errors_name(path):
+        figure.savefig(path, format="png")
     return path.read_bytes()
 
 

@@ -15,6 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
+from toolkit.files import errors_name
+from toolkit.own_folders import remove_files
 from toolkit.study.report.load import metric_name
 from toolkit.study.report.tables import Ranking
 
@@ -43,7 +45,7 @@ def save(
     for kind in kinds:
         file = folder / f"{name}.{kind}"
         metadata = {"Date": None} if kind == "svg" else {}
-        with matplotlib.rc_context(STYLE):
+        with matplotlib.rc_context(STYLE), errors_name(file):
             figure.savefig(file, dpi=DPI, bbox_inches="tight", metadata=metadata)
         if kind == "svg":
             file.write_text(_rounded(file.read_text(encoding="utf-8")), encoding="utf-8")
@@ -58,7 +60,7 @@ def save_small(figure: Figure, folder: Path, name: str) -> Path:
     save(figure, folder, name)
     vector, pixels = folder / f"{name}.svg", folder / f"{name}.png"
     small = vector.stat().st_size <= MOST_SVG_BYTES
-    (pixels if small else vector).unlink()
+    remove_files(folder, (pixels if small else vector).name)
     return vector if small else pixels
 
 

@@ -4,6 +4,7 @@ import queue
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,6 +12,7 @@ from toolkit import system
 from toolkit.errors import ConfigError
 from toolkit.study.plan import Run
 from toolkit.study.records import Record
+from toolkit.study.run.children import GRACE_SECONDS, Children, Stopping
 from toolkit.study.run.process import Workplace, execute, record_failure
 
 Attempt = tuple[Run, int]
@@ -28,10 +30,15 @@ def run_locally(attempts: Sequence[Attempt], jobs: int | None) -> Ended:
     for number in range(jobs):
         devices.put(number % gpus if gpus else None)
 
+    children = Children()
+
     def work(attempt: Attempt) -> Record | None:
         (run, before), device = attempt, devices.get()
+        workplace = Workplace("local", str(Path.cwd()), threads, device)
         try:
-            return execute(run, Workplace("local", str(Path.cwd()), threads, device), before)
+            return execute(run, workplace, before, children)
+        except Stopping:
+            return None
         finally:
             devices.put(device)
 
@@ -42,6 +49,7 @@ def run_locally(attempts: Sequence[Attempt], jobs: int | None) -> Ended:
                 yield futures[future], future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            children.end()
             raise
 
 
@@ -64,6 +72,7 @@ def run_on_ray(attempts: Sequence[Attempt], jobs: int | None) -> Ended:
     started_here = not ray.is_initialized()
     if started_here:
         ray.init(include_dashboard=False, log_to_driver=False)
+    waiting: dict[Any, Attempt] = {}
     try:
         gpus = ray.cluster_resources().get("GPU", 0)
         cores = max(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"])
@@ -71,7 +80,8 @@ def run_on_ray(attempts: Sequence[Attempt], jobs: int | None) -> Ended:
         resources = {"num_gpus": 1} if gpus else {"num_cpus": threads}
         workplace = Workplace("ray", str(Path.cwd()), None if gpus else threads)
         remote = ray.remote(max_retries=0, **resources)(execute)
-        waiting = {remote.remote(run, workplace, before): (run, before) for run, before in attempts}
+        for run, before in attempts:
+            waiting[remote.remote(run, workplace, before)] = (run, before)
         while waiting:
             [reference], _ = ray.wait(list(waiting), num_returns=1)
             attempt = waiting.pop(reference)
@@ -80,6 +90,12 @@ def run_on_ray(attempts: Sequence[Attempt], jobs: int | None) -> Ended:
             except ray.exceptions.RayError as error:
                 reason = f"the Ray worker died: {str(error).splitlines()[0]}"
                 yield attempt, record_failure(attempt[0], reason, "ray")
+    except BaseException:
+        for reference in waiting:  # interrupts the task, which then ends its process
+            ray.cancel(reference)
+        if waiting:
+            ray.wait(list(waiting), num_returns=len(waiting), timeout=GRACE_SECONDS)
+        raise
     finally:
         if started_here:
             ray.shutdown()

@@ -39,6 +39,8 @@ def read_outcome(output: Path) -> Outcome:
         raise RunError(f"the recipe ended well but left no {RUN_FILE}")
     result = read_run(output)
     folds = [read_fold(output / f"fold-{number}") for number in sorted(result.score.folds)]
+    if not folds or not all(fold.history for fold in folds):
+        raise RunError(f"{output / RUN_FILE} names no fold with an epoch; run the recipe again")
     bundle = output / "bundle"
     return Outcome(
         recipe=result.recipe,

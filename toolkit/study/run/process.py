@@ -20,8 +20,10 @@ from filelock import FileLock, Timeout
 from toolkit.errors import RunError
 from toolkit.features.cache import default_cache_folder
 from toolkit.files import locked_with_others, write_atomically
+from toolkit.os_errors import sentence
 from toolkit.study.plan import Problem, Run
 from toolkit.study.records import DONE, FAILED, Record, read_record
+from toolkit.study.run.children import Children, end_all
 from toolkit.study.run.outcome import read_outcome
 
 INTERRUPTED = (130, -signal.SIGINT)
@@ -68,7 +70,9 @@ def attempts(run: Run | Problem) -> int:
     return 0 if record is None else record.attempts
 
 
-def execute(run: Run, workplace: Workplace, before: int) -> Record | None:
+def execute(
+    run: Run, workplace: Workplace, before: int, children: Children | None = None
+) -> Record | None:
     """Execute a run, unless another process has just done so.
 
     Args:
@@ -76,10 +80,12 @@ def execute(run: Run, workplace: Workplace, before: int) -> Record | None:
         workplace: where to execute it.
         before: how often it had been executed when the study was started. If it is more now,
             another process has executed it since, and that record counts.
+        children: the processes that end with the study; None: this run's process alone.
 
     Returns:
         the record; None if another process is executing the run, or if it was interrupted.
     """
+    children = children or Children()
     run.folder.mkdir(parents=True, exist_ok=True)
     with _exclusive(run.folder) as free:
         if not free:
@@ -93,8 +99,8 @@ def execute(run: Run, workplace: Workplace, before: int) -> Record | None:
         command = [sys.executable, str(run.train), *run.arguments, "--output_folder", str(output)]
         started, clock = datetime.now(UTC), time.monotonic()
         with machine(shared=True):
-            code, log = _process(command, run, workplace)
-        if code in INTERRUPTED:
+            code, log = _process(command, run, workplace, children)
+        if code in INTERRUPTED or children.stopping:
             return None
         outcome, problem = None, failure_reason(code, log) if code else None
         if not code:
@@ -102,8 +108,8 @@ def execute(run: Run, workplace: Workplace, before: int) -> Record | None:
                 outcome = read_outcome(output)
             except RunError as error:
                 problem = str(error)
-            except Exception as error:  # files of another version, or none: only this run fails
-                problem = f"its results cannot be read: {type(error).__name__}: {error}"
+            except OSError as error:
+                problem = f"its results cannot be read: {sentence(error)}"
         record = Record(
             cell=run.cell,
             digest=run.digest,
@@ -181,29 +187,32 @@ def _prepare(run: Run) -> Path:
     return output
 
 
-def _process(command: list[str], run: Run, workplace: Workplace) -> tuple[int, list[str]]:
+def _process(
+    command: list[str], run: Run, workplace: Workplace, children: Children
+) -> tuple[int, list[str]]:
     """Run a command and return its exit status and its lines of output.
 
     The process is noted in a file: if this process is killed, no other one executes the run before
     the command has ended too.
     """
     log = run.folder / "output.log"
-    with open(log, "w", encoding="utf-8") as stream:
-        process = subprocess.Popen(
+    with (
+        open(log, "w", encoding="utf-8") as stream,
+        children.started(
             command,
             cwd=workplace.cwd,
             env=workplace.environment(),
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,
-        )
+        ) as process,
+    ):
         note = json.dumps(_identity(psutil.Process(process.pid)))
         write_atomically(run.folder / PROCESS, note)
         try:
             code = process.wait(run.timeout)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            end_all([process])
             stream.write(f"\nerror: stopped after {run.timeout:.0f} s, the study's timeout\n")
             code = 1
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -1,7 +1,7 @@
 """The queue of a study: which of its runs are done, and executing the others one after another."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 from toolkit.errors import ConfigError, did_you_mean
 from toolkit.study.plan import Problem, Run
@@ -38,7 +38,7 @@ class StudyQueue:
         self.estimate = Estimate(planner.folder, self.runs)
         self.failures = 0
 
-    def describe(self) -> Iterator[str]:
+    def describe(self) -> Generator[str]:
         """The runs to execute, and how long they will take one after another."""
         known = [(run, self.estimate.seconds(run)) for run in self.open]
         for run, seconds in known:
@@ -52,7 +52,7 @@ class StudyQueue:
             f"{len(self.problems)} cannot run; {_total(times, len(known))}"
         )
 
-    def run(self, engine: str, jobs: int | None) -> Iterator[str]:
+    def run(self, engine: str, jobs: int | None) -> Generator[str]:
         """Execute the open runs, with a line of text for each run that ends.
 
         Raises:

@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def distinct(runs: Sequence[Run]) -> list[Run]:
     return list({run.step: run for run in reversed(runs)}.values())[::-1]
 
 
-def take_timings(folder: Path, runs: Sequence[Run], rounds: int) -> Iterator[str]:
+def take_timings(folder: Path, runs: Sequence[Run], rounds: int) -> Generator[str]:
     """Measure configurations until each has `rounds` measurements; wait until the machine is free.
 
     Args:
