@@ -14,7 +14,7 @@ from toolkit.errors import RunError
 from toolkit.files import write_atomically
 from toolkit.metrics import Spread
 from toolkit.parameters import ParameterCount
-from toolkit.typed_json import read_json, to_json
+from toolkit.typed_json import read_json, to_json, write_json
 
 RUN_FILE, FOLD_FILE = "result.json", "fold.json"
 Statistics = dict[str, float | list[float]]
@@ -68,6 +68,10 @@ class FoldResult:
         peak_memory_bytes: of the process, or of the GPU.
         training_clips: how many there were.
         history: one record per epoch.
+        predictions: hash of the fold's `predictions.csv`; None: not known.
+        identity: hash of the clips, the backbone and the source that it was made with; None: not
+            known.
+        processes: how many trained it; None: not known.
     """
 
     test_fold: int
@@ -84,6 +88,9 @@ class FoldResult:
     peak_memory_bytes: int
     training_clips: int
     history: list[EpochRecord]
+    predictions: str | None = None
+    identity: str | None = None
+    processes: int | None = None
 
     @property
     def best(self) -> EpochRecord:
@@ -136,6 +143,7 @@ class RunResult:
         configuration: every key, flattened.
         configuration_hash: of the keys that decide what is computed.
         toolkit, commit, python, packages: versions.
+        processes: test fold -> how many processes trained it; None: not known.
     """
 
     recipe: str
@@ -164,11 +172,12 @@ class RunResult:
     commit: str | None
     python: str
     packages: dict[str, str]
+    processes: dict[int, int | None] = dataclasses.field(default_factory=dict)
 
 
 def write_run(folder: Path, result: RunResult) -> None:
     """Write `result.json` into the folder of a run."""
-    write_atomically(folder / RUN_FILE, to_json(result, indent=2))
+    write_json(folder / RUN_FILE, result, indent=2)
 
 
 def read_run(folder: Path) -> RunResult:
@@ -183,7 +192,7 @@ def read_run(folder: Path) -> RunResult:
 
 def write_fold(folder: Path, result: FoldResult) -> None:
     """Write `fold.json` into the folder of a fold."""
-    write_atomically(folder / FOLD_FILE, to_json(result))
+    write_json(folder / FOLD_FILE, result)
 
 
 def read_fold(folder: Path) -> FoldResult:
@@ -192,7 +201,10 @@ def read_fold(folder: Path) -> FoldResult:
     Raises:
         RunError: it is missing or damaged.
     """
-    remedy = "delete it and start the run again, which trains this fold again"
+    remedy = (
+        "delete it and start the run again, which tests this fold again if its checkpoint is "
+        "still there, or else trains it again"
+    )
     return _read(folder / FOLD_FILE, FoldResult, with_scores, remedy)
 
 

@@ -54,7 +54,8 @@ class Prediction:
 def predict(
     bundle: Bundle, clips: Iterable[Clip], device: str = "cpu", batch_size: int = 16
 ) -> Iterator[Prediction]:
-    """Classify clips; one that is longer than the backbone reads is cut into windows.
+    """Classify clips; one that is longer than the backbone reads is cut into windows, of which
+    those count that counted when the bundle was tested (`Bundle.windows`).
 
     Args:
         bundle: from `load_bundle`.
@@ -87,7 +88,7 @@ def _predictions(
     for number, clip in enumerate(clips, start=1):
         rows = rows_of(clip, pipeline, spec)
         with evaluating(bundle.model, device):
-            logits = in_windows(rows, spec, bundle.model.logits, device, batch_size)
+            logits = in_windows(rows, spec, bundle.model.logits, device, batch_size, bundle.windows)
         windows = bundle.probabilities(logits)
         mean = windows.mean(dim=0)
         [found] = bundle.task.predictions([mean.tolist()])

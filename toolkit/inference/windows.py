@@ -8,21 +8,15 @@ from torch import Tensor, nn
 
 from toolkit.features.batch import padded
 from toolkit.features.spec import FeatureSpec
+from toolkit.features.windows import Windows, window_bounds
 
 Compute = Callable[[Tensor, Tensor | None], Tensor]
 """Rows [W, T, F] and the real rows per window [W] (None: all) -> a result per window [W, ...]."""
 
 
-def split_windows(rows: Tensor, length: int) -> list[Tensor]:
-    """Rows [T, F] -> windows [length, F], and a last shorter one if it is not a sliver.
-
-    A rest shorter than a tenth of a window is left out, unless it is all there is: it would weigh
-    as much as a full window and is mostly padding.
-    """
-    windows = list(rows.split(length))
-    if len(windows) > 1 and len(windows[-1]) < length / 10:
-        windows.pop()
-    return windows
+def split_windows(rows: Tensor, length: int, windows: Windows = "average") -> list[Tensor]:
+    """The windows [length, F] of a clip [T, F]; see `window_bounds`."""
+    return [rows[begin:end] for begin, end in window_bounds(len(rows), length, windows)]
 
 
 @contextmanager
@@ -37,7 +31,12 @@ def evaluating(model: nn.Module, device: str) -> Iterator[None]:
 
 
 def in_windows(
-    rows: Tensor, spec: FeatureSpec, compute: Compute, device: str, batch_size: int
+    rows: Tensor,
+    spec: FeatureSpec,
+    compute: Compute,
+    device: str,
+    batch_size: int,
+    windows: Windows = "average",
 ) -> Tensor:
     """What `compute` finds of each window of a clip, on the CPU.
 
@@ -47,14 +46,15 @@ def in_windows(
         compute: is given batches of windows on `device`.
         device: where to compute.
         batch_size: windows per batch.
+        windows: all of them, or only the first.
 
     Returns:
         [W, ...].
     """
-    windows = split_windows(rows, spec.rows)
+    parts = split_windows(rows, spec.rows, windows)
     found = []
-    for begin in range(0, len(windows), batch_size):
-        batch, lengths = padded([w.numpy() for w in windows[begin : begin + batch_size]], spec)
+    for begin in range(0, len(parts), batch_size):
+        batch, lengths = padded([part.numpy() for part in parts[begin : begin + batch_size]], spec)
         lengths = None if lengths is None else lengths.to(device)
         found.append(compute(batch.to(device), lengths).cpu())
     return torch.cat(found)

@@ -22,7 +22,7 @@ from toolkit.study.plan import Cell, Method, Plan, Problem, Run
 from toolkit.study.records import read_timing
 from toolkit.study.spec import CorpusSpec, Study, resolve
 from toolkit.training.experiment import Options, configured
-from toolkit.training.output import VOLATILE
+from toolkit.training.identity import VOLATILE
 
 ANYWHERE = (*VOLATILE, "data_folder", "seed")
 """Keys that do not make a configuration another one: where it runs, and the seed, which is part of

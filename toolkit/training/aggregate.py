@@ -15,7 +15,8 @@ from toolkit.results import FoldResult, RunResult, RunScore, write_run
 from toolkit.task import task_of
 from toolkit.training.confusion import draw_confusion
 from toolkit.training.experiment import Experiment
-from toolkit.training.output import VOLATILE, OutputFolder, commit, package_versions
+from toolkit.training.identity import VOLATILE
+from toolkit.training.output import OutputFolder, commit, package_versions
 
 HARDEST = 3
 """How many classes with low scores the summary names."""

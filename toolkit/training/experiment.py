@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pandas as pd
 import speechbrain as sb
@@ -24,6 +24,7 @@ from toolkit.errors import ConfigError, ToolkitError, did_you_mean
 from toolkit.features.cache import FeatureCache, content_hashes, default_cache_folder
 from toolkit.features.pipeline import Pipeline, pipeline_for
 from toolkit.features.spec import FeatureSpec
+from toolkit.features.windows import Windows
 from toolkit.model import AudioClassifier, Pooling
 from toolkit.peft.base import PeftMethod
 from toolkit.registry import CORPORA, PEFT, PIPELINES
@@ -244,6 +245,11 @@ class Options(Settings):
     few_shot: int | None = setting(None, "training clips of each class; none: all", minimum=1)
     cache_folder: str | None = setting(None, "folder of the features")
     max_length: int = setting(1024, "length of a clip in frames of 10 ms", minimum=1)
+    windows: Windows = setting(
+        "average",
+        "longer clips: average trains on one of their windows and tests on the mean of all; first "
+        "cuts them",
+    )
     pooling: Pooling = setting("all", "how tokens become the vector that the head reads")
     epochs: int = setting(1, "passes over the training clips", minimum=1)
     batch_size: int = setting(32, "clips per update", minimum=1)
@@ -269,6 +275,10 @@ class Options(Settings):
     noprogressbar: bool = setting(False, "show no progress bar")
     debug: bool = setting(False, "two batches, one fold, one epoch")
     test_only: bool = setting(False, "evaluate the best checkpoints again")
+    overwrite: bool = setting(False, "replace the results of another run in the output folder")
+
+    ADDED: ClassVar[tuple[str, ...]] = ("windows", "overwrite")
+    """Options that configurations written for version 0.1 lack."""
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> "Options":
@@ -279,17 +289,21 @@ class Options(Settings):
         """
         names = [field.name for field in dataclasses.fields(cls)]
         for name in (*names, *OBJECTS):
-            if name not in values:
+            if name not in values and name not in cls.ADDED:
                 raise ConfigError(f"the configuration lacks the key '{name}'")
         if not callable(values["optimizer"]):
             raise ConfigError("'optimizer' must make an optimiser, e.g. !name:torch.optim.AdamW")
         augment = values["augment"]
         if not isinstance(augment, list) or not all(callable(a) for a in augment):
             raise ConfigError("'augment' must be a list of augmentations; [] for none")
-        return cls(**{name: values[name] for name in names})
+        return cls(**{name: values[name] for name in names if name in values})
 
     def check(self) -> None:
-        """Refuse devices and precisions that are not available."""
+        """Refuse devices and precisions that are not available, and options that exclude others."""
+        if self.overwrite and self.test_only:
+            raise ConfigError(
+                "`--overwrite` removes what `--test_only` would test: leave one of them out"
+            )
         for name in ("precision", "eval_precision"):
             value, known = getattr(self, name), ("fp32", "bf16", "fp16")
             if value not in known:

@@ -1,7 +1,7 @@
 """The output folder of a run: who may write there, what the run was, and what it found.
 
 results/<recipe>/<method>/<seed>/
-    hyperparams.yaml  env.log  log.txt  train_log.txt  tensorboard/fold-<k>/
+    hyperparams.yaml  identity.json  env.log  log.txt  train_log.txt  tensorboard/fold-<k>/
     fold-<k>/  checkpoints/  predictions.csv  bundle/  fold.json
     predictions.csv  confusion.png  bundle/
     result.json       written last: it exists if and only if the run is finished
@@ -22,8 +22,8 @@ from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from speechbrain.utils.train_logger import FileTrainLogger, TensorboardLogger
 
 from toolkit import places
-from toolkit.config import Configuration, flatten
-from toolkit.errors import RunError, listing
+from toolkit.config import Configuration
+from toolkit.errors import RunError
 from toolkit.files import write_atomically
 from toolkit.results import (
     FOLD_FILE,
@@ -35,19 +35,20 @@ from toolkit.results import (
     read_fold,
     read_run,
 )
+from toolkit.training import identity
+from toolkit.training.identity import Identity
 
-VOLATILE = (
-    "output_folder", "cache_folder", "device", "noprogressbar", "num_workers", "download",
-    "debug", "test_only", "folds", "ckpt_interval_minutes",
-)  # fmt: skip
-"""Keys that may differ when a run is continued: they do not change what it computes."""
-
+PREDICTIONS = "predictions.csv"
 
 RUN_MARKS = {"hyperparams.yaml", ".lock"}
 """Files one of which every run has in its folder."""
 
-DEFAULT_PIPELINES = ("fbank", "waveform")
-"""What version 0.1 wrote where the pipeline is now left to the backbone."""
+WRITTEN = (
+    RUN_FILE, "fold-*", "bundle", PREDICTIONS, "confusion.png", "tensorboard", "train_log.txt",
+    "env.log", identity.CONFIGURATION, identity.FILE,
+)  # fmt: skip
+"""What a run writes, in the order in which `--overwrite` removes it: a run that is killed meanwhile
+does not look finished, and is still known as the old one."""
 
 
 class OutputFolder:
@@ -57,24 +58,57 @@ class OutputFolder:
         path: the folder; created if it does not exist.
         configuration: of the run.
         fresh: delete an existing folder first (debug runs).
+        overwrite: ignore the results of an earlier run, which `begin` removes.
 
     Raises:
         RunError: it holds files that no run wrote, or a run of another configuration, or another
             process writes there.
     """
 
-    def __init__(self, path: Path, configuration: Configuration, fresh: bool = False) -> None:
-        self.path = path
+    def __init__(
+        self,
+        path: Path,
+        configuration: Configuration,
+        fresh: bool = False,
+        overwrite: bool = False,
+    ) -> None:
+        self.path, self._overwrite = path, overwrite
+        self._identity: Identity | None = None
         if if_main_process():
             _refuse_files_of_others(path)
             if fresh:
                 shutil.rmtree(path, ignore_errors=True)
             path.mkdir(parents=True, exist_ok=True)
             self._lock()
-            self._refuse_other(configuration)
+            found = None if overwrite else identity.recorded(path)
+            if found is not None:
+                changed = found.changed_configuration(configuration)
+                identity.refuse_changes(path, "another configuration", changed)
         self._configuration = configuration
         ddp_barrier()
         _log_to(path / "log.txt" if if_main_process() else None)
+
+    def require(self, now: Identity) -> str | None:
+        """Refuse a folder whose run had other clips, another backbone or another source.
+
+        Returns:
+            a remark for the user, if the folder does not say what its run had.
+
+        Raises:
+            RunError: it had others; the message lists what has changed.
+        """
+        self._identity = now
+        found = None if self._overwrite else identity.recorded(self.path)
+        if found is None:
+            return None
+        if not found.content:
+            return (
+                f"{self.path} is of a version that did not keep which clips, backbone and source "
+                "a run had: they are taken to be as they were."
+            )
+        changed = found.changed_content(now)
+        identity.refuse_changes(self.path, "other clips, backbone or source", changed)
+        return None
 
     def begin(self) -> None:
         """Note what is about to train: configuration, environment, an empty log of epochs.
@@ -83,23 +117,48 @@ class OutputFolder:
         them.
         """
         if if_main_process():
-            write_atomically(self.path / "hyperparams.yaml", self._configuration.text)
+            if self._overwrite:
+                self._remove_results()
+            if self._identity is not None:
+                self._identity.write(self.path)
+            write_atomically(self.path / identity.CONFIGURATION, self._configuration.text)
             write_atomically(self.path / "env.log", _environment())
             (self.path / "train_log.txt").unlink(missing_ok=True)
         ddp_barrier()
+        self._overwrite = False
+
+    def _remove_results(self) -> None:
+        for found in (found for pattern in WRITTEN for found in sorted(self.path.glob(pattern))):
+            if found.is_dir():
+                shutil.rmtree(found)
+            else:
+                found.unlink()
 
     def fold(self, number: int) -> Path:
         """The folder of one fold."""
         return self.path / f"fold-{number}"
 
     def finished_fold(self, number: int) -> FoldResult | None:
-        """What a finished fold found, or None."""
+        """What a finished fold found, or None.
+
+        Raises:
+            RunError: the file is damaged, or the fold is of another run.
+        """
         folder = self.fold(number)
-        return read_fold(folder) if (folder / FOLD_FILE).is_file() else None
+        if self._overwrite or not (folder / FOLD_FILE).is_file():
+            return None
+        found = read_fold(folder)
+        if self._identity is not None and found.identity not in (None, self._identity.digest):
+            raise RunError(
+                f"{folder} was made with other clips, another backbone or another source than "
+                f"this run: {identity.REMEDY}"
+            )
+        return found
 
     def result(self) -> RunResult | None:
         """The result of a finished run, or None."""
-        return read_run(self.path) if (self.path / RUN_FILE).is_file() else None
+        there = (self.path / RUN_FILE).is_file() and not self._overwrite
+        return read_run(self.path) if there else None
 
     def log(self, fold: int) -> "EpochLog":
         """The log of the epochs of a fold."""
@@ -114,25 +173,6 @@ class OutputFolder:
                 f"another process is writing to {self.path}; wait for it, or choose another "
                 "folder with `--output_folder`"
             ) from None
-
-    def _refuse_other(self, configuration: Configuration) -> None:
-        there = self.path / "hyperparams.yaml"
-        if not there.is_file():
-            return
-        old, new = flatten(there.read_text(encoding="utf-8")), configuration.flat
-        if new.get("pipeline", "") is None and old.get("pipeline.name") in DEFAULT_PIPELINES:
-            old["pipeline"] = old.pop("pipeline.name")  # 0.1 named what is the default since
-            new["pipeline"] = old["pipeline"]
-        changed = [
-            f"{key}: {old.get(key, 'not set')} there, {new.get(key, 'not set')} now"
-            for key in sorted(old.keys() | new)
-            if key.split(".")[0] not in VOLATILE and old.get(key) != new.get(key)
-        ]
-        if changed:
-            raise RunError(
-                f"{self.path} holds a run of another configuration:\n{listing(changed)}\n"
-                "choose another folder with `--output_folder`, or delete that one"
-            )
 
 
 def _refuse_files_of_others(path: Path) -> None:

@@ -1,0 +1,230 @@
+"""What a run computes: its configuration, clips, backbone and source, by which it is recognised.
+
+A run's folder keeps them as `identity.json`. A run that would continue, or be answered from, a
+folder of another identity is refused with what has changed.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from toolkit import __version__
+from toolkit.backbones.base import BackboneSource
+from toolkit.config import Configuration, flatten
+from toolkit.data.manifest import Manifest, class_matrix
+from toolkit.errors import ConfigError, RunError, listing
+from toolkit.features.cache import content_hashes, segments_of
+from toolkit.files import write_atomically
+from toolkit.results import RUN_FILE, read_run
+from toolkit.settings import Settings
+from toolkit.source_code import source_digest
+from toolkit.training.experiment import Experiment, Options
+from toolkit.typed_json import read_json, write_json
+
+FILE, CONFIGURATION = "identity.json", "hyperparams.yaml"
+
+VOLATILE = (
+    "output_folder", "cache_folder", "device", "noprogressbar", "num_workers", "download",
+    "debug", "test_only", "overwrite", "folds", "ckpt_interval_minutes",
+)  # fmt: skip
+"""Keys that may differ when a run is continued: they do not change what it computes."""
+
+WHERE = ("data_folder",)
+"""Keys that may differ where the clips themselves are compared."""
+
+DEFAULT_PIPELINES = ("fbank", "waveform")
+"""What version 0.1 wrote where the pipeline is now left to the backbone."""
+
+REMEDY = "choose another folder with `--output_folder`, or replace what is there with `--overwrite`"
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """What a run computes; two runs of one identity find the same.
+
+    Attributes:
+        configuration: every key of the configuration, flattened.
+        content: what is not in the configuration (clips, backbone, source) -> how many or which,
+            with hashes; empty for a run from before this was kept.
+    """
+
+    configuration: dict[str, Any]
+    content: dict[str, str]
+
+    @property
+    def digest(self) -> str:
+        """Hash of the content."""
+        return _digest(json.dumps(self.content, sort_keys=True))
+
+    def changed_content(self, now: "Identity") -> list[str]:
+        """What is not the same in the content of another identity, one line each."""
+        return [
+            f"{key}: {self.content.get(key, 'none')} there, {now.content.get(key, 'none')} now"
+            for key in dict.fromkeys((*self.content, *now.content))
+            if self.content.get(key) != now.content.get(key)
+        ]
+
+    def changed_configuration(self, now: Configuration) -> list[str]:
+        """What is not the same in a configuration, one line each."""
+        old, new = dict(self.configuration), _plain(now.flat)
+        if new.get("pipeline", "") is None and old.get("pipeline.name") in DEFAULT_PIPELINES:
+            old["pipeline"] = old.pop("pipeline.name")  # 0.1 named what is the default since
+            new["pipeline"] = old["pipeline"]
+        ignored = {*VOLATILE, *(WHERE if self.content else ())}
+        ignored |= {key for key in Options.ADDED if key not in old and _is_default(key, new)}
+        return [
+            f"{key}: {old.get(key, 'not set')} there, {new.get(key, 'not set')} now"
+            for key in sorted(old.keys() | new)
+            if key.split(".")[0] not in ignored and old.get(key) != new.get(key)
+        ]
+
+    def write(self, folder: Path) -> None:
+        """Keep the identity in the folder of a run."""
+        write_json(folder / FILE, self, indent=1)
+
+
+def identity_of(experiment: Experiment, manifest: Manifest) -> Identity:
+    """The identity of an experiment on a corpus.
+
+    Files that are as they were when they were last hashed, by size and times, are not read.
+    """
+    root = experiment.cache_folder
+    fingerprint = _fingerprint(experiment.source, experiment.options.max_length, root)
+    content = {
+        **_clips(manifest, root),
+        "backbone": f"{experiment.source.registered_name} ({fingerprint})",
+        "features of the backbone": str(experiment.spec),
+        **dict(_sources(experiment)),
+    }
+    return Identity(_plain(experiment.configuration.flat), content)
+
+
+def recorded(folder: Path) -> Identity | None:
+    """The identity of the run in a folder; None if nothing has been computed there.
+
+    Of a run from before identities were kept, the configuration alone is known.
+
+    Raises:
+        RunError: the file is damaged, or there are results and nothing says of what.
+    """
+    if (folder / FILE).is_file():
+        remedy = (
+            "delete it, if you are sure that clips, backbone and method are still the same; then "
+            f"only {CONFIGURATION} is compared"
+        )
+        return _read(folder / FILE, remedy)
+    file = folder / CONFIGURATION
+    if file.is_file():
+        try:
+            return Identity(_plain(flatten(file.read_text(encoding="utf-8"))), {})
+        except (ConfigError, ValueError, AttributeError) as error:
+            raise RunError(f"{file} is damaged ({str(error).splitlines()[0]}): {REMEDY}") from None
+    if (folder / RUN_FILE).is_file():
+        return Identity(dict(read_run(folder).configuration), {})
+    computed = [*folder.glob("fold-*/fold.json"), *folder.glob("fold-*/checkpoints/CKPT*")]
+    if computed:
+        raise RunError(
+            f"{folder} holds results, and neither {FILE} nor {CONFIGURATION} says of what: {REMEDY}"
+        )
+    return None
+
+
+def refuse_changes(folder: Path, what: str, changed: list[str], remedy: str = REMEDY) -> None:
+    """Raise a `RunError` that lists what has changed, if anything has."""
+    if changed:
+        raise RunError(f"{folder} holds a run of {what}:\n{listing(changed)}\n{remedy}")
+
+
+def _read(file: Path, remedy: str) -> Identity:
+    try:
+        return read_json(file, Identity, lambda values: values, remedy)
+    except OSError as error:
+        raise RunError(f"{file} cannot be read ({error.strerror}): {remedy}") from None
+
+
+def _plain(flat: dict[str, Any]) -> dict[str, Any]:
+    """A flattened configuration with the values that JSON gives back."""
+    plain: dict[str, Any] = json.loads(json.dumps(flat, default=str))
+    return plain
+
+
+def _is_default(option: str, values: dict[str, Any]) -> bool:
+    default = Options.__dataclass_fields__[option].default
+    return bool(values.get(option, default) == default)
+
+
+def _clips(manifest: Manifest, root: Path) -> dict[str, str]:
+    """Number and hash of the clips of each class and each fold, and who trains and tests."""
+    contents = content_hashes(root, sorted(set(manifest.clips["path"])))
+    labels = class_matrix(manifest.clips["label"], len(manifest.classes)).astype(bool)
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    clips = zip(
+        manifest.clips["id"], manifest.clips["fold"], segments_of(manifest.clips), labels,
+        strict=True,
+    )  # fmt: skip
+    for name, fold, segment, held in clips:
+        classes = [manifest.classes[i] for i in held.nonzero()[0]]
+        clip = str([name, contents[segment.path], segment.start, segment.stop, int(fold), classes])
+        for group in (f"fold {int(fold)}", *(f"class {label}" for label in classes)):
+            groups[group].append(clip)
+    rounds = "; ".join(
+        f"{' '.join(map(str, split.train))} train, {split.valid} validates, {split.test} tests"
+        for split in manifest.splits
+    )
+    classes = manifest.classes
+    return {
+        "classes": f"{len(classes)} classes ({_digest(str(classes))})",
+        **{
+            f"clips of {group}": f"{len(clips)} clips ({_digest(*sorted(clips))})"
+            for group, clips in sorted(groups.items())
+        },
+        "folds": rounds,
+    }
+
+
+def _sources(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    """The source of the method, and of everything else that is neither the library's nor torch's."""
+    digest = source_digest(type(experiment.method))
+    if digest is not None:
+        yield f"source of the method {experiment.method.registered_name}", digest
+    values = experiment.configuration.values
+    for part in (
+        experiment.source, experiment.corpus, experiment.pipeline, *values["augment"],
+        values["optimizer"],
+    ):  # fmt: skip
+        kind = _class_of(part)
+        if kind.__module__.partition(".")[0] not in ("toolkit", "torch", "speechbrain"):
+            name = part.registered_name if isinstance(part, Settings) else kind.__name__
+            yield f"source of {name}", source_digest(kind) or "unknown"
+
+
+def _class_of(part: Any) -> type:
+    """The class of an object, or the class (or function) that a partial call makes."""
+    made = getattr(part, "func", part)
+    return made if isinstance(made, type) else type(made)
+
+
+def _fingerprint(source: BackboneSource, max_length: int, root: Path) -> str:
+    """The fingerprint of a backbone; one whose files are unchanged is not read again."""
+    version = source.version()
+    if not version:
+        return source.load(max_length).fingerprint
+    key = str([__version__, source.registered_name, source, max_length, version])
+    remembered = root / "fingerprints" / _digest(key)
+    if remembered.is_file():
+        return remembered.read_text(encoding="utf-8")
+    found = source.load(max_length).fingerprint
+    remembered.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(remembered, found)
+    return found
+
+
+def _digest(*texts: str) -> str:
+    digest = hashlib.blake2b(digest_size=6)
+    for text in texts:
+        digest.update(f"{len(text)} {text}".encode(errors="surrogateescape"))
+    return digest.hexdigest()
