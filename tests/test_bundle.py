@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from toolkit.backbones.ast import ASTTiny
-from toolkit.bundle import load_bundle, save_bundle
+from toolkit.bundle import Origin, load_bundle, save_bundle
 from toolkit.errors import BundleError
 from toolkit.model import AudioClassifier
 from toolkit.registry import PEFT
@@ -23,7 +23,7 @@ def _saved(folder: Path, method: str = "soft_moa") -> AudioClassifier:
     with torch.no_grad():
         for parameter in model.trainable().values():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    save_bundle(folder, model, NAMES, ONE_CLASS, origin={"corpus": "none"})
+    save_bundle(folder, model, NAMES, ONE_CLASS, origin=Origin(corpus="none"))
     return model
 
 
@@ -44,7 +44,7 @@ def test_round_trip(method: str, tmp_path: Path) -> None:
 def test_saving_again_replaces_the_old_one(tmp_path: Path) -> None:
     _saved(tmp_path / "bundle", "lora")
     _saved(tmp_path / "bundle", "adapter")
-    assert load_bundle(tmp_path / "bundle").info["peft"]["name"] == "adapter"
+    assert load_bundle(tmp_path / "bundle").info.peft.name == "adapter"
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
 
 
@@ -77,7 +77,10 @@ def test_a_bundle_from_before_tasks_had_names(
 def test_an_unknown_task_is_refused(tmp_path: Path) -> None:
     _saved(tmp_path / "bundle", "lora")
     _edit(tmp_path / "bundle", task="counting")
-    with pytest.raises(BundleError, match=r"task 'counting'.*known: one_class, several_classes"):
+    with pytest.raises(
+        BundleError,
+        match=r"task should be one of one_class, several_classes, not 'counting'.*version",
+    ):
         load_bundle(tmp_path / "bundle")
 
 

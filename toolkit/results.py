@@ -14,7 +14,8 @@ from toolkit.errors import RunError
 from toolkit.files import write_atomically
 from toolkit.metrics import Spread
 from toolkit.parameters import ParameterCount
-from toolkit.typed_json import read_json, to_json, write_json
+from toolkit.settings import NamedSettings
+from toolkit.typed_json import Scalar, read_json, to_json, write_json
 
 RUN_FILE, FOLD_FILE = "result.json", "fold.json"
 Statistics = dict[str, float | list[float]]
@@ -120,58 +121,68 @@ class RunScore:
 
 
 @dataclasses.dataclass(frozen=True)
-class RunResult:
+class RunFacts:
+    """What was run, where, and what it cost: what a run and a study keep alike.
+
+    Attributes:
+        recipe, method, corpus: names.
+        classes: class names in the order of the logits.
+        metric: name of the metric that all scores hold.
+        seconds_per_epoch: mean time of training an epoch.
+        peak_memory_bytes: the largest of all folds.
+        device: on which it ran.
+        peft, backbone: what was adapted, and how.
+        configuration: every key, flattened.
+        toolkit, commit, python, packages: versions.
+    """
+
+    recipe: str
+    method: str
+    corpus: str
+    classes: list[str]
+    metric: str
+    seconds_per_epoch: float
+    peak_memory_bytes: int
+    device: str
+    peft: NamedSettings
+    backbone: NamedSettings
+    configuration: dict[str, Scalar]
+    toolkit: str
+    commit: str | None
+    python: str
+    packages: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult(RunFacts):
     """Everything that a run found, as `result.json` keeps it.
 
     Attributes:
-        recipe, hparams, method, corpus: names.
+        hparams: name of the configuration.
         embedded: whether this was the demonstration without a data folder.
-        classes: class names in the order of the logits.
         folds_of_corpus: the test folds that the corpus has, also those that were not run.
-        metric: name of the metric that `score` and `valid_score` hold.
         metrics: every metric of the task, over the folds.
         score: on the test folds.
         valid_score: test fold -> score of its best epoch on the validation fold.
         best_epoch: test fold -> number of its best epoch.
         confusion: [C, C] counts over all folds; None where a clip may have several classes.
         parameters: of the classifier.
-        seconds_per_epoch: mean time of training an epoch.
-        peak_memory_bytes: the largest of all folds.
         seed: that the run was started with.
-        device: on which it ran.
-        peft, backbone: settings with the registered `name`.
-        configuration: every key, flattened.
         configuration_hash: of the keys that decide what is computed.
-        toolkit, commit, python, packages: versions.
         processes: test fold -> how many processes trained it; None: not known.
     """
 
-    recipe: str
     hparams: str
-    method: str
-    corpus: str
     embedded: bool
-    classes: list[str]
     folds_of_corpus: list[int]
-    metric: str
     metrics: dict[str, Spread]
     score: RunScore
     valid_score: dict[int, float]
     best_epoch: dict[int, int]
     confusion: list[list[int]] | None
     parameters: ParameterCount
-    seconds_per_epoch: float
-    peak_memory_bytes: int
     seed: int
-    device: str
-    peft: dict[str, Any]
-    backbone: dict[str, Any]
-    configuration: dict[str, Any]
     configuration_hash: str
-    toolkit: str
-    commit: str | None
-    python: str
-    packages: dict[str, str]
     processes: dict[int, int | None] = dataclasses.field(default_factory=dict)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Union, dataclass_transform
 
 from toolkit.errors import ConfigError, did_you_mean
+from toolkit.typed_json import ShapeError
 
 
 def setting(
@@ -27,6 +28,38 @@ def setting(
     if isinstance(default, list | dict):
         return dataclasses.field(default_factory=lambda: default.copy(), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedSettings:
+    """A registered name and its settings: what a registry makes the same thing from again.
+
+    In JSON, as in YAML, both are in one mapping: `{"name": "lora", "rank": 8}`.
+
+    Attributes:
+        name: the registered name.
+        settings: by name; which there are is up to the registered class.
+    """
+
+    name: str
+    settings: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The mapping, as `Registry.create` takes it."""
+        return {"name": self.name, **self.settings}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> typing.Self:
+        """Read what `as_dict` returned.
+
+        Raises:
+            ShapeError: it has no name.
+        """
+        settings = dict(values)
+        name = settings.pop("name", None)
+        if not isinstance(name, str):
+            raise ShapeError(f"'name' should be a registered name, not {name!r:.60}")
+        return cls(name, settings)
 
 
 @dataclass_transform(kw_only_default=True)
@@ -64,6 +97,10 @@ class Settings:
     def as_dict(self) -> dict[str, Any]:
         """The settings as plain values, fit for JSON."""
         return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+    def named(self) -> NamedSettings:
+        """The settings with the registered name of their class."""
+        return NamedSettings(self.registered_name, self.as_dict())
 
     def __repr__(self) -> str:
         names = [field.name for field in dataclasses.fields(self)]

@@ -7,7 +7,7 @@ import types
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, Union
+from typing import Any, Literal, Protocol, TypeVar, Union, runtime_checkable
 
 from toolkit.errors import RunError
 from toolkit.files import write_atomically
@@ -15,6 +15,24 @@ from toolkit.files import write_atomically
 T = TypeVar("T")
 CHECKSUM = "checksum"
 """The key of a file's checksum, which files of older versions lack."""
+Scalar = bool | int | float | str | None
+"""A JSON value without parts."""
+
+
+@runtime_checkable
+class OwnForm(Protocol):
+    """A dataclass whose JSON form is not simply its fields by name."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Its JSON form."""
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> typing.Self:
+        """The dataclass of a JSON form.
+
+        Raises:
+            ShapeError: the form is another one.
+        """
 
 
 class ShapeError(ValueError):
@@ -23,7 +41,14 @@ class ShapeError(ValueError):
 
 def to_json(value: Any, indent: int | None = None) -> str:
     """A dataclass, or a list of dataclasses, as JSON text."""
-    return json.dumps(value, default=dataclasses.asdict, indent=indent)
+    return json.dumps(value, default=_form, indent=indent)
+
+
+def _form(value: Any) -> dict[str, Any]:
+    """The JSON form of a dataclass, whose values may be dataclasses."""
+    if isinstance(value, OwnForm):
+        return value.as_dict()
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
 
 
 def write_json(file: Path, value: Any, indent: int | None = None) -> None:
@@ -52,9 +77,9 @@ def read_json(file: Path, kind: type[T], upgrade: Callable[[Any], Any], remedy: 
     """
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(values, dict) and CHECKSUM in values:
-            if values.pop(CHECKSUM) != _checksum(values):
-                raise ShapeError("its content is not what was saved")
+        saved = values.pop(CHECKSUM, None) if isinstance(values, dict) else None
+        if saved not in (None, _checksum(values)):
+            raise ShapeError("its content is not what was saved")
         return from_plain(kind, upgrade(values))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"{file} is damaged ({error}); {remedy}") from None
@@ -65,7 +90,7 @@ def from_plain(kind: type[T], value: Any) -> T:
 
     Args:
         kind: the dataclass. Its fields may be dataclasses, lists, dictionaries with keys of type
-            `str` or `int`, unions of these, plain values, and `Any`.
+            `str` or `int`, unions of these, literals, plain values, and `Any`.
         value: what `json.loads` returned. Keys without a field are left out, and a field with a
             default may be missing.
 
@@ -82,6 +107,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return value
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
         return _made(hint, value, where)
+    if origin is Literal:
+        return _one_of(arguments, value, where)
     if origin in (Union, types.UnionType):
         return _first_that_fits(arguments, value, where)
     if origin is list and isinstance(value, list):
@@ -93,11 +120,25 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return float(value)
     if type(value) is hint:
         return value
-    expected = getattr(hint, "__name__", str(hint))
-    raise ShapeError(f"{where.lstrip('.') or 'the file'} should be {expected}, not {value!r:.60}")
+    raise _wrong(getattr(hint, "__name__", str(hint)), value, where)
+
+
+def _wrong(expected: str, value: Any, where: str) -> ShapeError:
+    return ShapeError(f"{where.lstrip('.') or 'the file'} should be {expected}, not {value!r:.60}")
+
+
+def _one_of(options: tuple[Any, ...], value: Any, where: str) -> Any:
+    if any(value == option and type(value) is type(option) for option in options):
+        return value
+    raise _wrong(f"one of {', '.join(map(str, options))}", value, where)
 
 
 def _made(kind: Any, values: dict[str, Any], where: str) -> Any:
+    if issubclass(kind, OwnForm):
+        try:
+            return kind.from_dict(values)
+        except ShapeError as error:
+            raise ShapeError(f"{where.lstrip('.')}: {error}") from None
     hints, found = typing.get_type_hints(kind), {}
     for field in dataclasses.fields(kind):
         place = f"{where}.{field.name}"

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
-from toolkit.bundle import save_bundle
+from toolkit.bundle import Origin, save_bundle
 from toolkit.config import CommandLine, recipe_of
 from toolkit.files import write_atomically
 from toolkit.model import AudioClassifier
@@ -25,6 +25,7 @@ from toolkit.registry import REGISTRIES
 from toolkit.training.experiment import Experiment, say
 from toolkit.training.folds import Fold
 from toolkit.training.output import VOLATILE
+from toolkit.training.search import SearchReport
 
 from .automoe import inherit, method_of
 from .costs import COSTS, FINAL, Costs, Predictor, Stopwatch
@@ -39,6 +40,31 @@ UNITS = {
     "flops": "FLOPs of the mixtures, one clip",
     "latency_ms": "latency of one clip, ms",
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoMoEReport(SearchReport):
+    """What the search found.
+
+    Attributes:
+        winner: the genome, as `peft.genome` takes it.
+        generations: how many there were.
+        front: number of architectures on the Pareto front.
+        train_folds, valid_fold: which folds did what.
+        measured_latency_ms: of the winner; None: the budget does not bound latency.
+        predictor_error_ms: mean gap of the predictor on the samples that it was fitted to; None:
+            there was no predictor.
+        predictor_error_on_front_ms: its mean gap on the Pareto front.
+    """
+
+    winner: list[dict[str, Any]]
+    generations: int
+    front: int
+    train_folds: list[int]
+    valid_fold: int
+    measured_latency_ms: float | None = None
+    predictor_error_ms: float | None = None
+    predictor_error_on_front_ms: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +93,7 @@ class Outcome:
         """The largest allowed value by cost."""
         return self.costs.budget
 
-    def write(self, folder: Path, stopwatch: Stopwatch) -> dict[str, Any]:
+    def write(self, folder: Path, stopwatch: Stopwatch) -> AutoMoEReport:
         """Write all files of the search, `report.json` last.
 
         Args:
@@ -75,7 +101,7 @@ class Outcome:
             stopwatch: measures the front again if the budget bounds latency.
 
         Returns:
-            The content of `report.json`.
+            what `report.json` holds.
         """
         front = pareto_front(self.state, list(self.budget))
         measured = {}
@@ -92,32 +118,35 @@ class Outcome:
         winner = self.state.best
         write_atomically(folder / "winner.yaml", self.winner_yaml(folder))
         self.write_bundle(folder, winner)
-        report = {
-            "winner": to_config(winner),
-            **self.state.found[winner],
-            "budget": dict(self.budget),
-            "evaluated": len(self.state.found),
-            "generations": len(self.state.generations),
-            "front": len(front),
-            "train_folds": list(self.fold.split.train),
-            "valid_fold": self.fold.split.valid,
-            **self._latencies(measured),
-        }
-        write_atomically(folder / "report.json", json.dumps(report, indent=2))
+        report = self._report(front, measured)
+        write_atomically(folder / "report.json", json.dumps(report.as_dict(), indent=2))
         say(f"Train the winner from scratch: {self.train_command(folder)}")
         return report
 
-    def _latencies(self, measured: Mapping[Genome, float]) -> dict[str, Any]:
-        if not measured:
-            return {}
-        found = {"measured_latency_ms": measured[self.state.best]}
-        if self.predictor is not None:
-            gaps = [abs(self.state.found[g]["latency_ms"] - ms) for g, ms in measured.items()]
-            found |= {
-                "predictor_error_ms": self.predictor.error_ms,
-                "predictor_error_on_front_ms": float(np.mean(gaps)),
-            }
-        return found
+    def _report(self, front: Sequence[Genome], measured: Mapping[Genome, float]) -> AutoMoEReport:
+        winner = self.state.best
+        found = self.state.found[winner]
+        report = AutoMoEReport(
+            valid_loss=found["valid_loss"],
+            valid_score=found["valid_score"],
+            costs={name: found[name] for name in COSTS if name in found},
+            budget=dict(self.budget),
+            evaluated=len(self.state.found),
+            winner=to_config(winner),
+            generations=len(self.state.generations),
+            front=len(front),
+            train_folds=list(self.fold.split.train),
+            valid_fold=self.fold.split.valid,
+            measured_latency_ms=measured.get(winner),
+        )
+        if self.predictor is None or not measured:
+            return report
+        gaps = [abs(self.state.found[g]["latency_ms"] - ms) for g, ms in measured.items()]
+        return dataclasses.replace(
+            report,
+            predictor_error_ms=self.predictor.error_ms,
+            predictor_error_on_front_ms=float(np.mean(gaps)),
+        )
 
     def table(self, front: Sequence[Genome], measured: Mapping[Genome, float]) -> pd.DataFrame:
         """One row per evaluated architecture, in the order of evaluation."""
@@ -193,15 +222,15 @@ class Outcome:
         classes = self.fold.job.manifest.classes
         model = experiment.model(len(classes)).eval()
         inherit(self.model, model)
-        origin = {
-            "recipe": experiment.options.recipe,
-            "corpus": self.fold.job.manifest.corpus,
-            "seed": experiment.options.seed,
-            "test_fold": self.fold.split.test,
-            "metric": self.fold.task.metric,
-            "valid_score": self.state.found[winner]["valid_score"],
-            "search": "automoe, inherited weights",
-        }
+        origin = Origin(
+            recipe=experiment.options.recipe,
+            corpus=self.fold.job.manifest.corpus,
+            seed=experiment.options.seed,
+            test_fold=self.fold.split.test,
+            metric=self.fold.task.metric,
+            valid_score=self.state.found[winner]["valid_score"],
+            search="automoe, inherited weights",
+        )
         save_bundle(
             folder / "bundle",
             model,

@@ -20,7 +20,7 @@ from toolkit.task import Label
 from toolkit.training.experiment import Experiment, say
 from toolkit.training.folds import Fold, Job
 from toolkit.training.output import VOLATILE, OutputFolder
-from toolkit.training.search import Search
+from toolkit.training.search import Search, SearchReport
 
 from .automoe import AutoMoE, method_of
 from .costs import COSTS, ClosedForm, Costs, Predictor, Stopwatch
@@ -74,7 +74,7 @@ class AutoMoESearch(Search):
         command: CommandLine,
         budget: Mapping[str, float],
         folder: Path,
-    ) -> dict[str, Any]:
+    ) -> SearchReport:
         """Train the supernet, evolve within the budget, and write what was found."""
         method = experiment.method
         if not isinstance(method, AutoMoE) or method.genome is not None:

@@ -611,8 +611,8 @@ def test_the_winners_bundle_has_its_genome(search: Path) -> None:
     report = json.loads((search / "report.json").read_text())
     bundle = load_bundle(search / "bundle")
     assert to_config(from_config(bundle.model.method.genome)) == report["winner"]
-    assert bundle.info["origin"]["test_fold"] == 2
-    assert bundle.info["origin"]["valid_score"] == report["valid_score"]
+    assert bundle.info.origin.test_fold == 2
+    assert bundle.info.origin.valid_score == report["valid_score"]
 
 
 @pytest.mark.parametrize(

@@ -289,7 +289,7 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = load_bundle(folder)
     for number, mixture in enumerate(topk_mixtures(bundle.model.backbone)):
         mixture.router.alive.copy_(torch.arange(8) == number)
-    origin = bundle.info["origin"]
+    origin = bundle.info.origin
     save_bundle(folder, bundle.model, bundle.classes, bundle.task, origin=origin)
     one = change_bundle("prune", folder, "single_expert", "one")
     report = json.loads((one / "report.json").read_text())
@@ -300,7 +300,7 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert report["parameters_before"] - report["parameters_after"] == removed
     assert report["bytes_before"] - report["bytes_after"] >= 4 * removed
     exported = load_bundle(one)
-    assert exported.info["peft"]["name"] == "adapter" and exported.info["tools"] == []
+    assert exported.info.peft.name == "adapter" and exported.info.tools == []
     features = torch.randn(2, 64, 128, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(

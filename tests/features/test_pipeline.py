@@ -24,6 +24,7 @@ from toolkit.features.spec import FbankSpec, FeatureSpec, WaveformSpec
 from toolkit.features.waveform import Waveform
 from toolkit.inference.predict import predict
 from toolkit.registry import REGISTRIES
+from toolkit.settings import NamedSettings
 from toolkit.training.experiment import Experiment
 from toolkit.training.folds import cross_validate
 
@@ -173,7 +174,7 @@ def test_a_plugin_s_pipeline_trains_predicts_and_is_remembered(
 
     folder = tmp_path / "out" / "fold-1" / "bundle"
     bundle = load_bundle(folder)
-    assert bundle.info["pipeline"] == {"name": "pcen", "smoothing": 0.2}
+    assert bundle.info.pipeline == NamedSettings("pcen", {"smoothing": 0.2})
     recorded = pd.read_csv(tmp_path / "out" / "fold-1" / "predictions.csv").set_index("id")
     manifest = experiment.manifest()
     clips = manifest.of_folds([1]).set_index("id").loc[recorded.index]

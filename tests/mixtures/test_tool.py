@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from bundles import unsaved_bundle
 
-from toolkit.bundle import Bundle
 from toolkit.data.manifest import Corpus, Manifest
 from toolkit.errors import BundleError
 from toolkit.mixtures.tool import Found, MixtureData
@@ -31,7 +31,8 @@ class ThreeClips(Corpus):
 
 @pytest.mark.parametrize("task", [ONE_CLASS, SEVERAL_CLASSES])
 def test_a_corpus_with_another_task_than_the_bundle_is_refused(task: Task) -> None:
-    bundle = Bundle(tiny_mixture("dense_moa"), None, ["x", "y"], task, {"origin": {}})
+    unsaved = unsaved_bundle(tiny_mixture("dense_moa"), task)
+    bundle = dataclasses.replace(unsaved, classes=["x", "y"])
     with pytest.raises(BundleError, match=f"trained for the task '{task.name}'.*name the corpus"):
         MixtureData.of(bundle, ThreeClips(multi_label=task is ONE_CLASS), Path())
     with pytest.raises(BundleError, match="which fold"):

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from bundles import unsaved_bundle
 from torch import Tensor
 
 from toolkit import plugins
 from toolkit.backbones.ast import ASTTiny
-from toolkit.bundle import Bundle, save_bundle
+from toolkit.bundle import Bundle, Origin, save_bundle
 from toolkit.cli import main
 from toolkit.errors import ConfigError
 from toolkit.features.fbank import Fbank
@@ -27,7 +28,7 @@ from toolkit.peft.mixture import Mixture, mixtures
 from toolkit.registry import PEFT
 from toolkit.results import EpochRecord, FoldResult, Statistics, write_fold
 from toolkit.task import ONE_CLASS, SEVERAL_CLASSES, Task
-from toolkit.testing import CLASSES, tiny_backbone, tiny_batch, tiny_classifier, tiny_mixture
+from toolkit.testing import tiny_backbone, tiny_batch, tiny_classifier, tiny_mixture
 
 plugins.load()
 LENGTH = 64
@@ -60,7 +61,7 @@ def leave_record(folder: Path) -> None:
 
 def bundle_of(model: AudioClassifier, task: Task = ONE_CLASS) -> Bundle:
     """A bundle that exists in memory only."""
-    return Bundle(model, Fbank(), [f"class {i}" for i in range(CLASSES)], task, {"origin": {}})
+    return unsaved_bundle(model, task, Fbank())
 
 
 def window(model: AudioClassifier) -> Tensor:
@@ -85,7 +86,7 @@ def saved(
     with torch.no_grad():
         for parameter in model.trainable().values():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    return save_bundle(folder, model, list(classes), ONE_CLASS, origin={"test_fold": 3})
+    return save_bundle(folder, model, list(classes), ONE_CLASS, origin=Origin(test_fold=3))
 
 
 @pytest.fixture

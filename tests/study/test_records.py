@@ -9,6 +9,7 @@ import studies
 
 from toolkit.errors import RunError
 from toolkit.study.records import Record, read_record
+from toolkit.typed_json import to_json
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def record(tmp_path: Path) -> Record:
 
 def old_format(record: Record) -> dict[str, object]:
     """A record as it was while "accuracy" held whatever metric the corpus had."""
-    values = dataclasses.asdict(record)
+    values = json.loads(to_json(record))
     outcome = values["outcome"]
     del outcome["metric"]
     for fold in outcome["folds"]:

@@ -1,6 +1,7 @@
 """Bundles of random mixtures, and the commands that change and use them."""
 
 import contextlib
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -8,13 +9,17 @@ from typing import Any
 
 import torch
 
+from toolkit import __version__
 from toolkit.backbones.ast import ASTTiny
-from toolkit.bundle import load_bundle, save_bundle
+from toolkit.bundle import Bundle, BundleInfo, Origin, load_bundle, save_bundle
+from toolkit.bundle.info import FORMAT
 from toolkit.cli import main
+from toolkit.features.pipeline import Pipeline
 from toolkit.inference.predict import predict
 from toolkit.model import AudioClassifier
 from toolkit.registry import CORPORA, PEFT
-from toolkit.task import ONE_CLASS
+from toolkit.settings import NamedSettings
+from toolkit.task import ONE_CLASS, Task
 
 TINY_CORPUS = {"name": "synthetic", "clips_per_class": 5}
 
@@ -35,8 +40,28 @@ def tiny_bundle(folder: Path, name: str, **settings: Any) -> Path:
         with torch.no_grad():
             for parameter in model.trainable().values():
                 parameter.add_(0.05 * torch.randn_like(parameter))
-    origin = {"test_fold": 2}
+    origin = Origin(test_fold=2)
     return save_bundle(folder / "bundle", model, manifest.classes, ONE_CLASS, origin=origin)
+
+
+def unsaved_bundle(
+    model: AudioClassifier, task: Task = ONE_CLASS, pipeline: Pipeline | None = None
+) -> Bundle:
+    """A bundle that exists in memory only; it does not say where it comes from."""
+    backbone = model.backbone
+    info = BundleInfo(
+        format=FORMAT,
+        toolkit=__version__,
+        peft=model.method.named(),
+        backbone=NamedSettings(backbone.name, {}),
+        fingerprint=backbone.fingerprint,
+        features=dataclasses.asdict(backbone.features),
+        pooling=model.pooling,
+        task=task.name,
+        classes=[f"class {number}" for number in range(model.num_classes)],
+        weights_hash="",
+    )
+    return Bundle(model, pipeline, info.classes, task, info)
 
 
 def change_bundle(verb: str, bundle: Path, tool: str, output: str, *options: str) -> Path:

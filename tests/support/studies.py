@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from recipe import ROOT
 
+from toolkit.settings import NamedSettings
 from toolkit.study.plan import Cell, Run
 from toolkit.study.planner import Planner
 from toolkit.study.records import (
@@ -244,7 +245,7 @@ def _outcome(place: Path, cell: Cell, skill: float, number: int) -> Outcome:
     return Outcome(
         recipe="Made", method=cell.method, corpus=cell.corpus, metric="accuracy", classes=CLASSES,
         device="cpu", seconds_per_epoch=1.0, peak_memory_bytes=64 * 2**20,
-        peft={"name": cell.method}, backbone={"name": cell.backbone},
+        peft=NamedSettings(cell.method, {}), backbone=NamedSettings(cell.backbone, {}),
         configuration={"lr": 0.01, "seed": cell.seed}, toolkit="0.1", commit="abc",
         python="3.11", packages={"torch": "2"}, folds=[fold], parameters=parameters,
         bundle_bytes=40_960,

@@ -109,7 +109,7 @@ def search_architecture(options: argparse.Namespace) -> None:
     report = run_search(
         options.method, options.file, options.settings, options.budget, options.output
     )
-    _print_report(options.output, report)
+    _print_report(options.output, report.as_dict())
 
 
 def _print_report(output: Path, report: Mapping[str, Any]) -> None:

@@ -106,7 +106,7 @@ class Pipeline(Settings, ABC):
             rows: NDArray[np.float32] = self.read(segment, spec).numpy()
             return rows
 
-        settings = {"pipeline": {"name": self.registered_name, **self.as_dict()}, **spec.row_key}
+        settings = {"pipeline": self.named().as_dict(), **spec.row_key}
         return feature_cache(root, segments_of(clips), settings, spec.width, compute, build=build)
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from toolkit.bundle import WEIGHTS, Bundle, load_bundle, save_bundle
+from toolkit.bundle import WEIGHTS, Bundle, ToolChange, load_bundle, save_bundle
 from toolkit.data.manifest import Corpus
 from toolkit.errors import BundleError
 from toolkit.features.batch import Batch, collate
@@ -138,9 +138,9 @@ class MixtureData:
                 f"the bundle was trained for the task {bundle.task.name!r}, the corpus asks for "
                 f"{asked.name!r}: name the corpus on which it was trained"
             )
-        fold = bundle.info["origin"].get("test_fold")
+        fold = bundle.info.origin.test_fold
         splits = {split.test: split for split in manifest.splits}
-        if fold not in splits:
+        if fold is None or fold not in splits:
             raise BundleError("the bundle does not say which fold it was tested on")
         spec = bundle.features
         cache = bundle.reader.cache(manifest.clips, spec, default_cache_folder())
@@ -235,18 +235,16 @@ def run_tool(
     active = active_parameters(bundle.model, trained, sizes, experts_used(bundle.model, data))
     method = bundle.model.method
     plan = tool.apply(bundle.model, data)
-    changes: Sequence[dict[str, Any]] = []
+    changes: list[ToolChange] = []
     if bundle.model.method is method:
-        change = {"tool": {"name": tool.registered_name, **tool.as_dict()}, "plan": plan}
-        changes = [*bundle.info["tools"], change]
-    origin = bundle.info["origin"]
+        changes = [*bundle.info.tools, ToolChange(tool.named(), plan)]
     save_bundle(
         output,
         bundle.model,
         bundle.classes,
         bundle.task,
         pipeline=bundle.pipeline,
-        origin=origin,
+        origin=bundle.info.origin,
         tools=changes,
     )
     changed = load_bundle(output)
@@ -258,10 +256,12 @@ def run_tool(
     else:
         used = dict.fromkeys(sizes, found.active_mean)
     left = trained - found.parameters_removed
+    fold = bundle.info.origin.test_fold
+    assert fold is not None  # `MixtureData.of` refuses a bundle without it
     report = ToolReport(
         tool=tool.registered_name,
         settings=tool.as_dict(),
-        test_fold=bundle.info["origin"]["test_fold"],
+        test_fold=fold,
         test_clips=len(data.test),
         metric=data.task.metric,
         score_before=before,

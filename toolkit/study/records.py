@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from toolkit.errors import RunError
 from toolkit.files import write_atomically
-from toolkit.results import with_scores
+from toolkit.results import RunFacts, with_scores
 from toolkit.study.budget import Fit
 from toolkit.study.plan import Cell
 from toolkit.task import ONE_CLASS, SEVERAL_CLASSES
@@ -91,37 +91,15 @@ class OutcomeParameters:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class Outcome(RunFacts):
     """What a run that ended well found.
 
     Attributes:
-        recipe, method, corpus: names.
-        metric: name of the metric that the scores of the folds hold.
-        classes: class names.
-        device: on which it ran.
-        seconds_per_epoch, peak_memory_bytes: as in `RunResult`.
-        peft, backbone, configuration: settings, as in `RunResult`.
-        toolkit, commit, python, packages: versions.
         folds: one for each test fold.
         parameters: of the classifier.
         bundle_bytes: size of the bundle on disk.
     """
 
-    recipe: str
-    method: str
-    corpus: str
-    metric: str
-    classes: list[str]
-    device: str
-    seconds_per_epoch: float
-    peak_memory_bytes: int
-    peft: dict[str, Any]
-    backbone: dict[str, Any]
-    configuration: dict[str, Any]
-    toolkit: str
-    commit: str | None
-    python: str
-    packages: dict[str, str]
     folds: list[FoldOutcome]
     parameters: OutcomeParameters
     bundle_bytes: int

@@ -9,7 +9,7 @@ from speechbrain.dataio.dataloader import SaveableDataLoader
 from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from torch.utils.data import Sampler
 
-from toolkit.bundle import save_bundle
+from toolkit.bundle import Origin, save_bundle
 from toolkit.data.few_shot import few_shot
 from toolkit.data.manifest import Manifest
 from toolkit.data.sampling import TrainingBatches, derive_seed, evaluation_batches
@@ -265,15 +265,15 @@ class Fold:
             training_clips=len(self.train),
             history=history,
         )
-        origin = {
-            "recipe": self.options.recipe,
-            "corpus": self.job.manifest.corpus,
-            "seed": self.options.seed,
-            "test_fold": result.test_fold,
-            "metric": result.metric,
-            "valid_score": result.valid_score,
-            "best_epoch": result.best_epoch,
-        }
+        origin = Origin(
+            recipe=self.options.recipe,
+            corpus=self.job.manifest.corpus,
+            seed=self.options.seed,
+            test_fold=result.test_fold,
+            metric=result.metric,
+            valid_score=result.valid_score,
+            best_epoch=result.best_epoch,
+        )
         write_table(self.folder / "predictions.csv", predictions, classes)
         save_bundle(
             self.folder / "bundle",

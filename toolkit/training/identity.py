@@ -187,7 +187,7 @@ def _clips(manifest: Manifest, root: Path) -> dict[str, str]:
 
 
 def _sources(experiment: Experiment) -> Iterator[tuple[str, str]]:
-    """The source of the method, and of everything else that is neither the library's nor torch's."""
+    """The source of the method, and of what else is not of the library, torch or SpeechBrain."""
     digest = source_digest(type(experiment.method))
     if digest is not None:
         yield f"source of the method {experiment.method.registered_name}", digest

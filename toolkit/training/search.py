@@ -13,7 +13,31 @@ from toolkit.registry import SEARCHES
 from toolkit.settings import Settings, setting
 from toolkit.training.experiment import Experiment
 
-__all__ = ["Search", "parse_budget", "run_search"]
+__all__ = ["Search", "SearchReport", "parse_budget", "run_search"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchReport:
+    """What a search found; a search with more to say extends it.
+
+    Attributes:
+        valid_loss, valid_score: of the winner, on the validation clips.
+        costs: of the winner, by name.
+        budget: the largest allowed value by cost.
+        evaluated: number of architectures that were compared.
+    """
+
+    valid_loss: float
+    valid_score: float
+    costs: dict[str, float]
+    budget: dict[str, float]
+    evaluated: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """What is not None by name, the costs beside the rest."""
+        values = dataclasses.asdict(self)
+        costs: dict[str, float] = values.pop("costs")
+        return {name: value for name, value in values.items() if value is not None} | costs
 
 
 class Search(Settings, ABC):
@@ -37,7 +61,7 @@ class Search(Settings, ABC):
         command: CommandLine,
         budget: Mapping[str, float],
         folder: Path,
-    ) -> dict[str, Any]:
+    ) -> SearchReport:
         """Search, or continue a search that was interrupted.
 
         Args:
@@ -47,9 +71,6 @@ class Search(Settings, ABC):
                 overrides given with it.
             budget: the largest allowed value by cost.
             folder: where the search writes its files.
-
-        Returns:
-            A report of plain values.
 
         Raises:
             ConfigError: this search cannot work with this configuration.
@@ -90,7 +111,7 @@ def parse_budget(words: Iterable[str], costs: Mapping[str, str]) -> dict[str, fl
 
 def run_search(
     name: str, file: Path, words: Sequence[str], budget: Sequence[str], folder: Path
-) -> dict[str, Any]:
+) -> SearchReport:
     """Run a registered search.
 
     Args:

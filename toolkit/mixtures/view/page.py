@@ -71,7 +71,7 @@ def show_experts(
     shown[len(frames) - (window - 1) * spec.max_length :] = torch.nan
     pictures = {view.site: figures.draw_layer(view, shown, most) for view in views}
     pictures["similarity"] = figures.draw_similarity(views, most)
-    history = training_record(bundle_folder, bundle.info["origin"].get("test_fold"))
+    history = training_record(bundle_folder, bundle.info.origin.test_fold)
     training = figures.draw_training(history)
     if training is not None:
         pictures["training"] = training
@@ -97,7 +97,7 @@ def _page(
     bundle: Bundle, heading: str, views: Sequence[LayerView], images: dict[str, bytes]
 ) -> str:
     """The HTML page."""
-    method = bundle.info["peft"]["name"]
+    method = bundle.info.peft.name
     kinds = list(views[0].weights)
     meaning = "; ".join(f"{kind}: {figures.MEANING[kind]}" for kind in kinds)
     training = (

@@ -150,7 +150,7 @@ def _described(record: Record) -> dict[str, Any]:
         return {}
     return {
         **outcome.configuration,
-        **{f"peft.{key}": value for key, value in outcome.peft.items()},
+        **{f"peft.{key}": value for key, value in outcome.peft.as_dict().items()},
         "toolkit": outcome.toolkit, "commit": outcome.commit, "python": outcome.python,
         "device": outcome.device,
         **outcome.packages,

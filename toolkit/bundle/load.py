@@ -1,0 +1,164 @@
+"""Loading a bundle: the classifier that was saved, or an error that says why not."""
+
+import dataclasses
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor, nn
+
+from toolkit import backbones
+from toolkit.backbones.base import Backbone
+from toolkit.backbones.own import OwnBackbone, RoleMap
+from toolkit.bundle.info import WEIGHTS, BundleInfo, hash_of, not_a_bundle, read_info
+from toolkit.errors import BundleError, UnknownName
+from toolkit.features.pipeline import Pipeline, pipeline_for
+from toolkit.features.spec import FeatureSpec
+from toolkit.model import AudioClassifier
+from toolkit.registry import PEFT, TOOLS
+from toolkit.task import Task, task_named
+
+
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+    """A loaded bundle.
+
+    Attributes:
+        model: the classifier, in eval mode.
+        pipeline: makes the rows that the model was trained on; None for a module of your own,
+            whose input is not made from audio files.
+        classes: class names in the order of the logits.
+        task: whether a clip has exactly one of them or any number.
+        info: everything else in `bundle.json`.
+    """
+
+    model: AudioClassifier
+    pipeline: Pipeline | None
+    classes: list[str]
+    task: Task
+    info: BundleInfo
+
+    @property
+    def features(self) -> FeatureSpec:
+        """What the model reads."""
+        return self.model.backbone.features
+
+    @property
+    def reader(self) -> Pipeline:
+        """The pipeline, for those who need rows of audio files.
+
+        Raises:
+            BundleError: a module of your own, whose input is not made from audio files.
+        """
+        if self.pipeline is None:
+            raise BundleError(
+                "this bundle is of a module of your own, which does not say how audio becomes its "
+                "input: make the input yourself and call `bundle.model` with it"
+            )
+        return self.pipeline
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Logits [B, C] -> [B, C]; they sum to 1 unless a clip may have several classes."""
+        return self.task.probabilities(logits)
+
+
+def load_bundle(
+    folder: str | Path,
+    backbone: str | nn.Module | None = None,
+    *,
+    roles: RoleMap | None = None,
+) -> Bundle:
+    """Rebuild the classifier of a bundle.
+
+    Args:
+        folder: the bundle.
+        backbone: where to find its backbone if it is no longer where it was: a registered name,
+            a folder or a hub id. For a bundle of a module of your own, that module, not adapted.
+        roles: where the parts of a module of your own are.
+
+    Raises:
+        BundleError: no bundle, a damaged one, or another backbone than it was trained on.
+        BackboneError: the backbone cannot be loaded.
+    """
+    folder = Path(folder)
+    info = read_info(folder)
+    weights = _weights(folder, info)
+    frozen = _frozen(folder, info, backbone, roles)
+    if frozen.fingerprint != info.fingerprint:
+        trained_on = "a module of your own" if info.backbone is None else info.backbone.name
+        raise BundleError(
+            f"{folder} was trained on another backbone: {trained_on} with the fingerprint "
+            f"{info.fingerprint}, not {frozen.name} with {frozen.fingerprint}; name the right "
+            "one (`--backbone`, or `backbone` in Python)"
+        )
+    pipeline = None if info.backbone is None else _pipeline(folder, info, frozen.features)
+    method = PEFT.create(info.peft.as_dict())
+    model = AudioClassifier(frozen, method, len(info.classes), info.pooling)
+    for change in info.tools:
+        TOOLS.create(change.tool.as_dict()).restructure(model, change.plan)
+    model.load_state(weights)
+    return Bundle(model.eval(), pipeline, info.classes, task_named(info.task), info)
+
+
+def _frozen(
+    folder: Path, info: BundleInfo, backbone: str | nn.Module | None, roles: RoleMap | None
+) -> Backbone:
+    """The backbone of a bundle, as it was before training."""
+    if isinstance(backbone, nn.Module):
+        if isinstance(backbone, Backbone):
+            _require_stock(folder, info, backbone)
+            return backbone
+        if roles is None:
+            raise BundleError(
+                f"{type(backbone).__name__} is not a backbone of this toolkit: give the RoleMap "
+                "that it was adapted with as `roles`"
+            )
+        return OwnBackbone(backbone, roles)
+    if backbone is not None:
+        return backbones.load_backbone(backbone, info.max_length)
+    if info.backbone is None:
+        raise BundleError(
+            f"{folder} was trained on a module of your own: give it to `load_bundle` as "
+            "`backbone`, with its `roles`"
+        )
+    return backbones.create(info.backbone.as_dict()).load(info.max_length)
+
+
+def _require_stock(folder: Path, info: BundleInfo, backbone: Backbone) -> None:
+    """Refuse a backbone that is not as it was loaded, or that reads another length."""
+    if backbone.adapted_by is not None or backbone.fingerprint_now() != backbone.fingerprint:
+        raise BundleError(
+            f"the backbone given for {folder} has been adapted or trained: load a fresh one"
+        )
+    if backbone.features.max_length != info.max_length:
+        raise BundleError(
+            f"the backbone given for {folder} reads {backbone.features.max_length} frames, and the "
+            f"bundle was trained with {info.max_length}: load it with "
+            f"`max_length={info.max_length}`"
+        )
+
+
+def _pipeline(folder: Path, info: BundleInfo, spec: FeatureSpec) -> Pipeline:
+    """The recorded pipeline; a bundle older than the record was trained with the default one."""
+    if info.pipeline is None:
+        return pipeline_for(spec)
+    try:
+        return pipeline_for(spec, info.pipeline.as_dict())
+    except UnknownName:
+        raise BundleError(
+            f"{folder} was trained with the data pipeline '{info.pipeline.name}', which is "
+            "not registered here: name the folder of its plugin with `--plugins DIR`"
+        ) from None
+
+
+def _weights(folder: Path, info: BundleInfo) -> dict[str, Tensor]:
+    try:
+        content = (folder / WEIGHTS).read_bytes()
+    except OSError as error:
+        raise not_a_bundle(folder, error) from None
+    if hash_of(content) != info.weights_hash:
+        raise BundleError(f"{folder / WEIGHTS} is damaged: its content is not what was saved")
+    try:
+        return load(content)
+    except SafetensorError as error:
+        raise BundleError(f"{folder / WEIGHTS} is damaged: {error}") from None

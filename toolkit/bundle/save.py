@@ -1,0 +1,111 @@
+"""Writing a bundle."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors.torch import save
+
+from toolkit import __version__
+from toolkit.bundle.info import (
+    DESCRIPTION,
+    FORMAT,
+    WEIGHTS,
+    BundleInfo,
+    Origin,
+    ToolChange,
+    hash_of,
+)
+from toolkit.errors import BundleError, ConfigError
+from toolkit.features.pipeline import Pipeline, pipeline_for
+from toolkit.files import new_folder
+from toolkit.model import AudioClassifier
+from toolkit.task import Task, TaskName, task_named
+from toolkit.typed_json import to_json
+
+
+def save_bundle(
+    folder: str | Path,
+    model: AudioClassifier,
+    classes: Sequence[str],
+    task: Task | TaskName,
+    *,
+    pipeline: Pipeline | None = None,
+    origin: Origin | None = None,
+    tools: Sequence[ToolChange] = (),
+) -> Path:
+    """Write a bundle; one that is there is replaced when the new one is whole.
+
+    Args:
+        folder: where.
+        model: what was trained.
+        classes: class names in the order of the logits.
+        task: `"one_class"`, or `"several_classes"` if a clip may have any number of them.
+        pipeline: what made the rows that it was trained on; None: the backbone's own.
+        origin: where it comes from (corpus, fold, seed, ...).
+        tools: what tools changed in the trained mixture, in order.
+
+    Returns:
+        the folder.
+
+    Raises:
+        BundleError: something else than a bundle is there.
+        ConfigError: not one name per logit, no such task, or a pipeline of another kind of rows.
+    """
+    folder, backbone, outputs = Path(folder).resolve(), model.backbone, model.num_classes
+    if not outputs:
+        raise ConfigError(
+            "a model without a head names no classes: adapt with `num_classes`, or save "
+            "`model.state()` yourself"
+        )
+    _require_replaceable(folder)
+    if len(set(classes)) != len(classes):
+        raise ConfigError("two classes have the same name: give every class its own")
+    if len(classes) != outputs:
+        raise ConfigError(
+            f"the model has {outputs} classes and {len(classes)} names were given: give one name "
+            "per class, in the order of the logits"
+        )
+    asked = task_named(task) if isinstance(task, str) else task
+    source = backbone.source
+    if source is None and pipeline is not None:
+        raise ConfigError(
+            "a pipeline makes rows of audio files, and the input of a module of your own is not "
+            "made from these: leave `pipeline` out"
+        )
+    if pipeline is not None:
+        pipeline.require(backbone.features)
+    elif source is not None:
+        pipeline = pipeline_for(backbone.features)
+    weights = save({name: t.cpu().contiguous() for name, t in model.state().items()})
+    info = BundleInfo(
+        format=FORMAT,
+        toolkit=__version__,
+        peft=model.method.named(),
+        backbone=None if source is None else source.named(),
+        fingerprint=backbone.fingerprint,
+        features=dataclasses.asdict(backbone.features),
+        pooling=model.pooling,
+        task=asked.name,
+        classes=list(classes),
+        weights_hash=hash_of(weights),
+        origin=origin or Origin(),
+        pipeline=None if pipeline is None else pipeline.named(),
+        tools=list(tools),
+    )
+    with new_folder(folder) as made:
+        (made / WEIGHTS).write_bytes(weights)
+        (made / DESCRIPTION).write_text(to_json(info, indent=2), encoding="utf-8")
+    return folder
+
+
+def _require_replaceable(folder: Path) -> None:
+    """Refuse to replace anything but a bundle or an empty folder."""
+    if folder.is_dir():
+        if (folder / DESCRIPTION).is_file() or not any(folder.iterdir()):
+            return
+    elif not folder.exists():
+        return
+    raise BundleError(
+        f"{folder} is there and is not a bundle, and would be replaced: name another folder"
+    )
