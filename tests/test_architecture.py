@@ -8,6 +8,7 @@ LEVELS = [
     {
         "errors",
         "files",
+        "literal_text",
         "parameters",
         "places",
         "system",
@@ -17,7 +18,7 @@ LEVELS = [
         "__init__",
     },
     {"registry"},
-    {"plugins", "description"},
+    {"plugins", "description", "source_code"},
     {"routing"},
     {"experts"},
     {"features"},

@@ -188,7 +188,9 @@ class Fitness:
         self.model, self.task = model, fold.task
         chosen = fold.valid if clips is None else some_of(fold.valid, clips)
         device = fold.experiment.device
-        self.batches = [batch.to(device) for batch in fold.evaluation_loader(chosen)]
+        self.batches = [
+            batch.to(device) for batch in fold.evaluation_loader(chosen, windows="first")
+        ]
         self.count = len(chosen)
 
     @torch.inference_mode()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import BundleError
+from toolkit.features.windows import Windows
 from toolkit.model import Pooling
 from toolkit.settings import NamedSettings
 from toolkit.task import ONE_CLASS, SEVERAL_CLASSES, TaskName
@@ -74,6 +75,7 @@ class BundleInfo:
         pipeline: what made the rows that it was trained on; None: the default of the backbone, or
             the user's own code where the backbone is.
         tools: what tools changed in the trained mixture, in order.
+        windows: which windows of a clip count that is longer than the backbone reads.
     """
 
     format: int
@@ -89,6 +91,7 @@ class BundleInfo:
     origin: Origin = Origin()
     pipeline: NamedSettings | None = None
     tools: list[ToolChange] = dataclasses.field(default_factory=list)
+    windows: Windows = "average"
 
     @property
     def max_length(self) -> int:

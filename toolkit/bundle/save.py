@@ -18,8 +18,10 @@ from toolkit.bundle.info import (
 )
 from toolkit.errors import BundleError, ConfigError
 from toolkit.features.pipeline import Pipeline, pipeline_for
+from toolkit.features.windows import Windows
 from toolkit.files import new_folder
 from toolkit.model import AudioClassifier
+from toolkit.source_code import source_digest
 from toolkit.task import Task, TaskName, task_named
 from toolkit.typed_json import to_json
 
@@ -33,6 +35,7 @@ def save_bundle(
     pipeline: Pipeline | None = None,
     origin: Origin | None = None,
     tools: Sequence[ToolChange] = (),
+    windows: Windows = "average",
 ) -> Path:
     """Write a bundle; one that is there is replaced when the new one is whole.
 
@@ -44,6 +47,7 @@ def save_bundle(
         pipeline: what made the rows that it was trained on; None: the backbone's own.
         origin: where it comes from (corpus, fold, seed, ...).
         tools: what tools changed in the trained mixture, in order.
+        windows: which windows of a clip count that is longer than the backbone reads.
 
     Returns:
         the folder.
@@ -89,14 +93,21 @@ def save_bundle(
         task=asked.name,
         classes=list(classes),
         weights_hash=hash_of(weights),
-        origin=origin or Origin(),
+        origin=_with_source(origin or Origin(), model),
         pipeline=None if pipeline is None else pipeline.named(),
         tools=list(tools),
+        windows=windows,
     )
     with new_folder(folder) as made:
         (made / WEIGHTS).write_bytes(weights)
         (made / DESCRIPTION).write_text(to_json(info, indent=2), encoding="utf-8")
     return folder
+
+
+def _with_source(origin: Origin, model: AudioClassifier) -> Origin:
+    """The origin with the source of the method, unless it has one."""
+    source = origin.method_source or source_digest(type(model.method))
+    return dataclasses.replace(origin, method_source=source)
 
 
 def _require_replaceable(folder: Path) -> None:

@@ -1,6 +1,12 @@
-"""Which parts of a clip a backbone reads that is longer than it can."""
+"""The windows of a clip that is longer than a backbone reads, and one answer from theirs."""
 
-from typing import Literal
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
 
 Windows = Literal["average", "first"]
 """Of a clip that is longer than the backbone reads: the mean over all of its windows counts, or its
@@ -23,3 +29,53 @@ def window_bounds(rows: int, length: int, windows: Windows = "average") -> list[
     if len(bounds) > 1 and end - begin < length / 10:
         bounds.pop()
     return bounds[:1] if windows == "first" else bounds
+
+
+def with_windows(
+    clips: pd.DataFrame, rows: NDArray[np.int64], length: int, windows: Windows
+) -> pd.DataFrame:
+    """A table of windows: the rows of the clips, each as often as it has windows.
+
+    Args:
+        clips: N clips, from a manifest.
+        rows: length of each clip [N].
+        length: the most that the backbone reads.
+        windows: which windows count.
+
+    Returns:
+        the columns of `clips`, and `begin` and `end` of the window; windows of a clip follow each
+        other.
+    """
+    bounds = [window_bounds(int(count), length, windows) for count in rows]
+    repeated = clips.iloc[np.repeat(np.arange(len(clips)), [len(found) for found in bounds])]
+    flat = np.array([bound for found in bounds for bound in found], dtype=np.int64).reshape(-1, 2)
+    return repeated.assign(begin=flat[:, 0], end=flat[:, 1])
+
+
+def over_clips(windows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One answer per clip from the answers to its windows, in any order.
+
+    Args:
+        windows: `id` of the clip, `probabilities`, `loss`, and what all windows of a clip share.
+
+    Returns:
+        the same for the clips, with the means of probabilities and loss; exact, so that the order
+        of the windows does not matter.
+    """
+    clips: dict[str, list[dict[str, Any]]] = {}
+    for window in windows:
+        clips.setdefault(window["id"], []).append(window)
+    return [
+        {
+            **own[0],
+            "probabilities": [
+                _mean(values) for values in zip(*(one["probabilities"] for one in own), strict=True)
+            ],
+            "loss": _mean([one["loss"] for one in own]),
+        }
+        for own in clips.values()
+    ]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)

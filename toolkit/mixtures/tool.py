@@ -245,6 +245,7 @@ def run_tool(
         bundle.task,
         pipeline=bundle.pipeline,
         origin=bundle.info.origin,
+        windows=bundle.windows,
         tools=changes,
     )
     changed = load_bundle(output)

@@ -107,6 +107,11 @@ class Experiment:
         return Path(f"{self.options.output_folder}{'-debug' if self.options.debug else ''}")
 
     @property
+    def data_folder(self) -> Path:
+        """The folder of the corpus."""
+        return Path(self.options.data_folder or self.cache_folder / self.corpus.registered_name)
+
+    @property
     def epochs(self) -> int:
         """Passes over the training clips."""
         return 1 if self.options.debug else self.options.epochs
@@ -158,7 +163,7 @@ class Experiment:
         Raises:
             DataError: the corpus is missing or inconsistent.
         """
-        folder = Path(self.options.data_folder or self.cache_folder / self.corpus.registered_name)
+        folder = self.data_folder
         if if_main_process():
             if self.embedded:
                 self.corpus.embed(folder)

@@ -10,6 +10,7 @@ from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from torch.utils.data import Sampler
 
 from toolkit.bundle import Origin, save_bundle
+from toolkit.bundle.info import hash_of
 from toolkit.data.few_shot import few_shot
 from toolkit.data.manifest import Manifest
 from toolkit.data.sampling import TrainingBatches, derive_seed, evaluation_batches
@@ -17,14 +18,18 @@ from toolkit.data.splits import Split, chosen_folds, selected
 from toolkit.features.batch import collate
 from toolkit.features.cache import FeatureCache
 from toolkit.features.dataset import clip_dataset
+from toolkit.features.spec import FRAMES_PER_SECOND
+from toolkit.features.windows import Windows, with_windows
 from toolkit.results import FoldResult, RunResult, read_run, write_fold
 from toolkit.task import Task, balanced_class_weights, balanced_clip_weights, task_of
 from toolkit.training.aggregate import keep, sum_up, summary
 from toolkit.training.brain import ClassificationBrain, TrainingPlan
 from toolkit.training.checkpoints import AtomicCheckpointer, validation_score
 from toolkit.training.experiment import Experiment, say
-from toolkit.training.output import OutputFolder, write_table
+from toolkit.training.identity import identity_of
+from toolkit.training.output import PREDICTIONS, OutputFolder, write_table
 from toolkit.training.progress import Progress
+from toolkit.training.windows import DrawnWindows
 
 
 def cross_validate(experiment: Experiment) -> RunResult:
@@ -33,19 +38,23 @@ def cross_validate(experiment: Experiment) -> RunResult:
     Raises:
         ToolkitError: anything that the user must change.
     """
-    debug = experiment.options.debug
-    output = OutputFolder(experiment.output_folder, experiment.configuration, fresh=debug)
-    done = output.result()
-    if done is not None and not experiment.options.test_only:
-        wanted = chosen_folds(done.folds_of_corpus, experiment.options.folds)
-        if all(number in done.score.folds for number in wanted):
-            say(f"This run is finished and stays as it is; its results are in {output.path}.")
-            say(summary(done))
-            return done
+    options = experiment.options
+    output = OutputFolder(
+        experiment.output_folder,
+        experiment.configuration,
+        fresh=options.debug,
+        overwrite=options.overwrite,
+    )
+    done = _finished(experiment, output)
+    if done is not None:
+        say(f"This run is finished and stays as it is; its results are in {output.path}.")
+        say(summary(done))
+        return done
     experiment.introduce()
     manifest = experiment.manifest()
+    _require_same(experiment, manifest, output)
     job = Job.of(experiment, manifest, output)
-    if not experiment.options.test_only:
+    if not options.test_only:
         output.begin()
     for split in job.splits:
         Fold(job, split).run()
@@ -56,6 +65,30 @@ def cross_validate(experiment: Experiment) -> RunResult:
     result = read_run(output.path)
     say(summary(result))
     return result
+
+
+def _finished(experiment: Experiment, output: OutputFolder) -> RunResult | None:
+    """The result of the run if it is finished, and still the same run."""
+    done = output.result()
+    if done is None or experiment.options.test_only:
+        return None
+    wanted = chosen_folds(done.folds_of_corpus, experiment.options.folds)
+    if not all(number in done.score.folds for number in wanted):
+        return None
+    if experiment.embedded or experiment.data_folder.is_dir():
+        _require_same(experiment, experiment.manifest(), output)
+    else:
+        say(f"{experiment.data_folder} is no longer there: its clips are not compared.")
+    return done
+
+
+def _require_same(experiment: Experiment, manifest: Manifest, output: OutputFolder) -> None:
+    """Refuse an output folder whose run had other clips, another backbone or another source."""
+    if if_main_process():
+        remark = output.require(identity_of(experiment, manifest))
+        if remark:
+            say(remark)
+    ddp_barrier()
 
 
 class Parts(NamedTuple):
@@ -115,6 +148,7 @@ class Job:
             f"{', '.join(str(split.test) for split in splits)}"
         )
         cache = experiment.features(clips)
+        _tell_of_longer_clips(experiment, cache)
         progress = Progress(0, options.noprogressbar)
         job = cls(experiment, manifest, output, splits, parts, rows, cache, progress)
         progress.bar.total = sum(Fold(job, split).batches for split in splits)
@@ -145,9 +179,8 @@ class Fold:
     def batches(self) -> int:
         """The batches of this process: training and validation in every epoch, and the test."""
         size = self.options.batch_size
-        train, valid, test = (
-            -(-len(clips) // size) for clips in (self.train, self.valid, self.test)
-        )
+        tested = (self._windows(clips, self.options.windows) for clips in (self.valid, self.test))
+        train, valid, test = (-(-len(part) // size) for part in (self.train, *tested))
         return self.experiment.epochs * (train + valid) + test
 
     def run(self) -> None:
@@ -202,21 +235,26 @@ class Fold:
             brain.rank,
             brain.world_size,
             weights,
-            self._lengths(self.train),
+            self._lengths(self._windows(self.train, "first")),
         )
+        windows = self._windows(self.train, self.options.windows)
+        counts = windows["id"].value_counts().loc[self.train["id"]].tolist()
         brain.train_on(
-            self._loader(self.train, batches),
+            self._loader(windows, DrawnWindows(batches, counts)),
             batches,
             self._share_of(self.valid, brain),
         )
 
-    def _lengths(self, clips: pd.DataFrame) -> list[int] | None:
-        """The rows of each clip; None if the backbone pads all clips to one length."""
-        spec = self.experiment.spec
-        if not spec.variable:
-            return None
+    def _windows(self, clips: pd.DataFrame, windows: Windows) -> pd.DataFrame:
+        """The windows of some clips; a clip that is not longer than the backbone reads has one."""
         rows = self.job.cache.lengths[self.job.rows[clips["id"]].to_numpy()]
-        lengths: list[int] = rows.clip(max=spec.rows).tolist()
+        return with_windows(clips, rows, self.experiment.spec.rows, windows)
+
+    def _lengths(self, windows: pd.DataFrame) -> list[int] | None:
+        """The rows of each window; None if the backbone pads all clips to one length."""
+        if not self.experiment.spec.variable:
+            return None
+        lengths: list[int] = (windows["end"] - windows["begin"]).tolist()
         return lengths
 
     def _share_of(self, clips: pd.DataFrame, brain: ClassificationBrain) -> SaveableDataLoader:
@@ -236,12 +274,24 @@ class Fold:
         )
 
     def evaluation_loader(
-        self, clips: pd.DataFrame, rank: int = 0, world_size: int = 1
+        self,
+        clips: pd.DataFrame,
+        rank: int = 0,
+        world_size: int = 1,
+        windows: Windows | None = None,
     ) -> SaveableDataLoader:
-        """Batches of the clips that belong to one process."""
-        lengths = self._lengths(clips)
-        share = evaluation_batches(len(clips), self.options.batch_size, rank, world_size, lengths)
-        return self._loader(clips, share)
+        """Batches of the windows that belong to one process.
+
+        Args:
+            clips: their clips.
+            rank, world_size: this process, and the number of processes.
+            windows: instead of the configured ones.
+        """
+        table = self._windows(clips, windows or self.options.windows)
+        share = evaluation_batches(
+            len(table), self.options.batch_size, rank, world_size, self._lengths(table)
+        )
+        return self._loader(table, share)
 
     def _keep(self, brain: ClassificationBrain, predictions: pd.DataFrame) -> None:
         classes = self.job.manifest.classes
@@ -249,6 +299,7 @@ class Fold:
         history = brain.history.epochs
         best = history[brain.best_epoch - 1]
         found = self.task.evaluate(predictions, len(classes))
+        write_table(self.folder / PREDICTIONS, predictions, classes)
         result = FoldResult(
             test_fold=self.split.test,
             valid_fold=self.split.valid,
@@ -264,6 +315,9 @@ class Fold:
             peak_memory_bytes=brain.peak_memory(),
             training_clips=len(self.train),
             history=history,
+            predictions=hash_of((self.folder / PREDICTIONS).read_bytes()),
+            identity=self.job.output.identity_digest,
+            processes=brain.world_size,
         )
         origin = Origin(
             recipe=self.options.recipe,
@@ -274,7 +328,6 @@ class Fold:
             valid_score=result.valid_score,
             best_epoch=result.best_epoch,
         )
-        write_table(self.folder / "predictions.csv", predictions, classes)
         save_bundle(
             self.folder / "bundle",
             brain.model,
@@ -282,6 +335,7 @@ class Fold:
             self.task,
             pipeline=self.experiment.pipeline,
             origin=origin,
+            windows=self.options.windows,
         )
         write_fold(self.folder, result)
         self.job.progress.line(
@@ -289,6 +343,22 @@ class Fold:
             f"with the weights of epoch {result.best_epoch} "
             f"({100 * result.valid_score:.1f} % on fold {self.split.valid})"
         )
+
+
+def _tell_of_longer_clips(experiment: Experiment, cache: FeatureCache) -> None:
+    """Say how many clips are longer than the backbone reads, and what becomes of them."""
+    longer = int((cache.lengths > experiment.spec.rows).sum())
+    if not longer:
+        return
+    seconds = experiment.spec.max_length / FRAMES_PER_SECOND
+    if experiment.options.windows == "average":
+        done = (
+            "training draws one of the windows of each, and its prediction is the mean over all of "
+            "them; `--windows first` reads only the beginning"
+        )
+    else:
+        done = "only their beginning is read; `--windows average` reads all of it"
+    say(f"{longer} of {len(cache)} clips are longer than the {seconds:g} s of the backbone: {done}")
 
 
 def training_clips(experiment: Experiment, manifest: Manifest, split: Split) -> pd.DataFrame:

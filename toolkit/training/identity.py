@@ -109,20 +109,14 @@ def recorded(folder: Path) -> Identity | None:
     Of a run from before identities were kept, the configuration alone is known.
 
     Raises:
-        RunError: the file is damaged, or there are results and nothing says of what.
+        RunError: a file is damaged, or there are results and nothing says of what.
     """
-    if (folder / FILE).is_file():
-        remedy = (
-            "delete it, if you are sure that clips, backbone and method are still the same; then "
-            f"only {CONFIGURATION} is compared"
-        )
-        return _read(folder / FILE, remedy)
-    file = folder / CONFIGURATION
-    if file.is_file():
-        try:
-            return Identity(_plain(flatten(file.read_text(encoding="utf-8"))), {})
-        except (ConfigError, ValueError, AttributeError) as error:
-            raise RunError(f"{file} is damaged ({str(error).splitlines()[0]}): {REMEDY}") from None
+    kept = _read(folder / FILE) if (folder / FILE).exists() else None
+    if (folder / CONFIGURATION).exists():
+        configuration = _read_configuration(folder / CONFIGURATION, kept is not None)
+        return Identity(configuration, {} if kept is None else kept.content)
+    if kept is not None:
+        return kept
     if (folder / RUN_FILE).is_file():
         return Identity(dict(read_run(folder).configuration), {})
     computed = [*folder.glob("fold-*/fold.json"), *folder.glob("fold-*/checkpoints/CKPT*")]
@@ -139,11 +133,25 @@ def refuse_changes(folder: Path, what: str, changed: list[str], remedy: str = RE
         raise RunError(f"{folder} holds a run of {what}:\n{listing(changed)}\n{remedy}")
 
 
-def _read(file: Path, remedy: str) -> Identity:
+def _read(file: Path) -> Identity:
+    remedy = (
+        "delete it, if you are sure that clips, backbone and method are still the same; then only "
+        f"{CONFIGURATION} is compared"
+    )
     try:
         return read_json(file, Identity, lambda values: values, remedy)
     except OSError as error:
         raise RunError(f"{file} cannot be read ({error.strerror}): {remedy}") from None
+
+
+def _read_configuration(file: Path, has_copy: bool) -> dict[str, Any]:
+    remedy = f"delete it, because {FILE} holds the same" if has_copy else REMEDY
+    try:
+        return _plain(flatten(file.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise RunError(f"{file} cannot be read ({error.strerror}): {remedy}") from None
+    except (ConfigError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise RunError(f"{file} is damaged ({str(error).splitlines()[0]}): {remedy}") from None
 
 
 def _plain(flat: dict[str, Any]) -> dict[str, Any]:

@@ -110,6 +110,11 @@ class OutputFolder:
         identity.refuse_changes(self.path, "other clips, backbone or source", changed)
         return None
 
+    @property
+    def identity_digest(self) -> str | None:
+        """Hash of the identity that `require` was given."""
+        return None if self._identity is None else self._identity.digest
+
     def begin(self) -> None:
         """Note what is about to train: configuration, environment, an empty log of epochs.
 
