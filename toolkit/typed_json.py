@@ -85,6 +85,22 @@ def read_json(file: Path, kind: type[T], upgrade: Callable[[Any], Any], remedy: 
         raise RunError(f"{file} is damaged ({error}); {remedy}") from None
 
 
+def read_if_there(
+    file: Path, kind: type[T], upgrade: Callable[[Any], Any], remedy: str
+) -> T | None:
+    """What `read_json` reads, or None if there is no such file.
+
+    Raises:
+        RunError: it is damaged, or cannot be read.
+    """
+    try:
+        return read_json(file, kind, upgrade, remedy)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise RunError(f"{file} cannot be read ({error.strerror}); {remedy}") from None
+
+
 def from_plain(kind: type[T], value: Any) -> T:
     """Turn parsed JSON into a dataclass.
 

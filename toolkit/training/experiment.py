@@ -82,19 +82,26 @@ class Experiment:
         else:
             plugins.discover(command.plugins)
         loaded, options = configured(command, recipe)
-        values = loaded.values
+        experiment = cls.described(loaded, options, _command(Path(recipe_file), command))
+        _join_processes(experiment.device)
+        return experiment
+
+    @classmethod
+    def described(
+        cls, configuration: Configuration, options: "Options", command: str
+    ) -> "Experiment":
+        """Make the experiment that a loaded configuration describes."""
+        values = configuration.values
         pipeline = values["pipeline"]
-        experiment = cls(
-            configuration=loaded,
+        return cls(
+            configuration=configuration,
             options=options,
-            command=_command(Path(recipe_file), command),
+            command=command,
             method=PEFT.create(values["peft"]),
             source=backbones.create(values["backbone"]),
             corpus=CORPORA.create(values["corpus"]),
             chosen_pipeline=None if pipeline is None else PIPELINES.create(pipeline),
         )
-        _join_processes(experiment.device)
-        return experiment
 
     @property
     def embedded(self) -> bool:

@@ -26,7 +26,7 @@ from toolkit.training.aggregate import keep, sum_up, summary
 from toolkit.training.brain import ClassificationBrain, TrainingPlan
 from toolkit.training.checkpoints import AtomicCheckpointer, validation_score
 from toolkit.training.experiment import Experiment, say
-from toolkit.training.identity import identity_of
+from toolkit.training.identity import clips_of, fingerprint, identity_of
 from toolkit.training.output import PREDICTIONS, OutputFolder, write_table
 from toolkit.training.progress import Progress
 from toolkit.training.windows import DrawnWindows
@@ -85,7 +85,9 @@ def _finished(experiment: Experiment, output: OutputFolder) -> RunResult | None:
 def _require_same(experiment: Experiment, manifest: Manifest, output: OutputFolder) -> None:
     """Refuse an output folder whose run had other clips, another backbone or another source."""
     if if_main_process():
-        remark = output.require(identity_of(experiment, manifest))
+        root = experiment.cache_folder
+        backbone = fingerprint(experiment.source, experiment.options.max_length, root)
+        remark = output.require(identity_of(experiment, clips_of(manifest, root), backbone))
         if remark:
             say(remark)
     ddp_barrier()

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +68,15 @@ class Identity:
             if self.content.get(key) != now.content.get(key)
         ]
 
-    def changed_configuration(self, now: Configuration) -> list[str]:
-        """What is not the same in a configuration, one line each."""
+    def changed_configuration(
+        self, now: Configuration, ignored: Collection[str] = VOLATILE
+    ) -> list[str]:
+        """What is not the same in a configuration except for some keys, one line each."""
         old, new = dict(self.configuration), _plain(now.flat)
         if new.get("pipeline", "") is None and old.get("pipeline.name") in DEFAULT_PIPELINES:
             old["pipeline"] = old.pop("pipeline.name")  # 0.1 named what is the default since
             new["pipeline"] = old["pipeline"]
-        ignored = {*VOLATILE, *(WHERE if self.content else ())}
+        ignored = {*ignored, *(WHERE if self.content else ())}
         ignored |= {key for key in Options.ADDED if key not in old and _is_default(key, new)}
         return [
             f"{key}: {old.get(key, 'not set')} there, {new.get(key, 'not set')} now"
@@ -87,20 +89,77 @@ class Identity:
         write_json(folder / FILE, self, indent=1)
 
 
-def identity_of(experiment: Experiment, manifest: Manifest) -> Identity:
-    """The identity of an experiment on a corpus.
+def identity_of(experiment: Experiment, clips: dict[str, str], backbone: str) -> Identity:
+    """The identity of an experiment.
 
-    Files that are as they were when they were last hashed, by size and times, are not read.
+    Args:
+        experiment: the experiment.
+        clips: see `clips_of`.
+        backbone: see `fingerprint`.
     """
-    root = experiment.cache_folder
-    fingerprint = _fingerprint(experiment.source, experiment.options.max_length, root)
     content = {
-        **_clips(manifest, root),
-        "backbone": f"{experiment.source.registered_name} ({fingerprint})",
+        **clips,
+        "backbone": f"{experiment.source.registered_name} ({backbone})",
         "features of the backbone": str(experiment.spec),
         **dict(_sources(experiment)),
     }
     return Identity(_plain(experiment.configuration.flat), content)
+
+
+def clips_of(manifest: Manifest, root: Path) -> dict[str, str]:
+    """Number and hash of the clips of each class and each fold, and which folds do what.
+
+    Args:
+        manifest: the clips. Files of the size and times at which they were last hashed are not
+            read.
+        root: folder of the caches, which remember the hashes.
+    """
+    contents = content_hashes(root, sorted(set(manifest.clips["path"])))
+    labels = class_matrix(manifest.clips["label"], len(manifest.classes)).astype(bool)
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    clips = zip(
+        manifest.clips["id"], manifest.clips["fold"], segments_of(manifest.clips), labels,
+        strict=True,
+    )  # fmt: skip
+    for name, fold, segment, held in clips:
+        classes = [manifest.classes[i] for i in held.nonzero()[0]]
+        clip = str([name, contents[segment.path], segment.start, segment.stop, int(fold), classes])
+        for group in (f"fold {int(fold)}", *(f"class {label}" for label in classes)):
+            groups[group].append(clip)
+    rounds = "; ".join(
+        f"{' '.join(map(str, split.train))} train, {split.valid} validates, {split.test} tests"
+        for split in manifest.splits
+    )
+    classes = manifest.classes
+    return {
+        "classes": f"{len(classes)} classes ({_digest(str(classes))})",
+        **{
+            f"clips of {group}": f"{len(clips)} clips ({_digest(*sorted(clips))})"
+            for group, clips in sorted(groups.items())
+        },
+        "folds": rounds,
+    }
+
+
+def fingerprint(source: BackboneSource, max_length: int, root: Path) -> str:
+    """The fingerprint of a backbone; one whose files are unchanged is not read again.
+
+    Args:
+        source: the backbone.
+        max_length: frames of 10 ms that it reads.
+        root: folder of the caches, which remember the fingerprint.
+    """
+    version = source.version()
+    if not version:
+        return source.load(max_length).fingerprint
+    key = str([__version__, source.registered_name, source, max_length, version])
+    remembered = root / "fingerprints" / _digest(key)
+    if remembered.is_file():
+        return remembered.read_text(encoding="utf-8")
+    found = source.load(max_length).fingerprint
+    remembered.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(remembered, found)
+    return found
 
 
 def recorded(folder: Path) -> Identity | None:
@@ -165,35 +224,6 @@ def _is_default(option: str, values: dict[str, Any]) -> bool:
     return bool(values.get(option, default) == default)
 
 
-def _clips(manifest: Manifest, root: Path) -> dict[str, str]:
-    """Number and hash of the clips of each class and each fold, and who trains and tests."""
-    contents = content_hashes(root, sorted(set(manifest.clips["path"])))
-    labels = class_matrix(manifest.clips["label"], len(manifest.classes)).astype(bool)
-    groups: defaultdict[str, list[str]] = defaultdict(list)
-    clips = zip(
-        manifest.clips["id"], manifest.clips["fold"], segments_of(manifest.clips), labels,
-        strict=True,
-    )  # fmt: skip
-    for name, fold, segment, held in clips:
-        classes = [manifest.classes[i] for i in held.nonzero()[0]]
-        clip = str([name, contents[segment.path], segment.start, segment.stop, int(fold), classes])
-        for group in (f"fold {int(fold)}", *(f"class {label}" for label in classes)):
-            groups[group].append(clip)
-    rounds = "; ".join(
-        f"{' '.join(map(str, split.train))} train, {split.valid} validates, {split.test} tests"
-        for split in manifest.splits
-    )
-    classes = manifest.classes
-    return {
-        "classes": f"{len(classes)} classes ({_digest(str(classes))})",
-        **{
-            f"clips of {group}": f"{len(clips)} clips ({_digest(*sorted(clips))})"
-            for group, clips in sorted(groups.items())
-        },
-        "folds": rounds,
-    }
-
-
 def _sources(experiment: Experiment) -> Iterator[tuple[str, str]]:
     """The source of the method, and of what else is not of the library, torch or SpeechBrain."""
     digest = source_digest(type(experiment.method))
@@ -214,21 +244,6 @@ def _class_of(part: Any) -> type:
     """The class of an object, or the class (or function) that a partial call makes."""
     made = getattr(part, "func", part)
     return made if isinstance(made, type) else type(made)
-
-
-def _fingerprint(source: BackboneSource, max_length: int, root: Path) -> str:
-    """The fingerprint of a backbone; one whose files are unchanged is not read again."""
-    version = source.version()
-    if not version:
-        return source.load(max_length).fingerprint
-    key = str([__version__, source.registered_name, source, max_length, version])
-    remembered = root / "fingerprints" / _digest(key)
-    if remembered.is_file():
-        return remembered.read_text(encoding="utf-8")
-    found = source.load(max_length).fingerprint
-    remembered.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(remembered, found)
-    return found
 
 
 def _digest(*texts: str) -> str:

@@ -87,10 +87,12 @@ def execute(run: Run, workplace: Workplace, before: int) -> Record | None:
         record = read_record(run.folder)
         if record is not None and record.digest != run.digest:
             record = None  # of another configuration
-        if record is not None and (record.done or record.attempts > before):
+        if record is not None and (record.attempts > before or (record.done and not run.again)):
             return record
         output = _prepare(run)
         command = [sys.executable, str(run.train), *run.arguments, "--output_folder", str(output)]
+        if run.again:
+            command += ["--overwrite", "true"]
         started, clock = datetime.now(UTC), time.monotonic()
         with machine(shared=True):
             code, log = _process(command, run, workplace)
@@ -172,7 +174,7 @@ def _identity(process: psutil.Process) -> dict[str, Any]:
 
 def _prepare(run: Run) -> Path:
     """The output folder for the recipe; one of another configuration is moved aside."""
-    output, request = run.folder / "train", run.folder / "request.json"
+    output, request = run.output, run.folder / "request.json"
     if request.is_file() and output.exists():
         digest = json.loads(request.read_text(encoding="utf-8"))["digest"]
         if digest != run.digest:
