@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
-from speechbrain.utils.checkpoints import Checkpoint, Checkpointer
+from speechbrain.utils.checkpoints import Checkpoint, Checkpointer, yaml
 from speechbrain.utils.distributed import ddp_barrier, if_main_process, main_process_only
-from yaml import YAMLError
 
 from toolkit.errors import RunError
 from toolkit.files import write_atomically
@@ -85,7 +84,7 @@ class AtomicCheckpointer(Checkpointer):
         for folder in checkpoint_dirs:
             try:
                 found += Checkpointer._construct_checkpoint_objects([folder])
-            except (YAMLError, ValueError) as error:
+            except (yaml.YAMLError, ValueError) as error:
                 raise _damaged(folder, f"CKPT.yaml: {str(error).splitlines()[0]}") from None
             meta = found[-1].meta
             if not isinstance(meta, dict) or not {"unixtime", "end-of-epoch"} <= meta.keys():
