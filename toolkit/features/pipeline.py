@@ -22,13 +22,14 @@ from toolkit.features.cache import FeatureCache, Segment, feature_cache, segment
 from toolkit.features.spec import FeatureSpec
 from toolkit.registry import PIPELINES
 from toolkit.settings import Settings
+from toolkit.source_code import source_digest
 
 
 class Pipeline(Settings, ABC):
     """From a waveform to rows [T, F]; a subclass declares `kind` and implements `rows`.
 
-    Cached rows are found by the pipeline's registered name and settings: if what it computes
-    changes, give it another name or setting.
+    Cached rows are found by the pipeline's registered name and settings, and those of a pipeline
+    that is not the library's own by its source too.
 
     Attributes:
         kind: the kind of rows that it makes, as `FeatureSpec.kind` names it.
@@ -107,6 +108,8 @@ class Pipeline(Settings, ABC):
             return rows
 
         settings = {"pipeline": self.named().as_dict(), **spec.row_key}
+        if not type(self).__module__.startswith("toolkit."):
+            settings["source"] = source_digest(type(self))
         return feature_cache(root, segments_of(clips), settings, spec.width, compute, build=build)
 
 

@@ -74,8 +74,9 @@ def _about_methods(results: Results) -> str:
     return (
         f"Mean test {results.metric} over folds and seeds; each run is tested at the epoch that "
         "was best on its validation fold. CI is Student's t-interval over these values, if there "
-        "are at least three, and within 0 and 100 %: since folds share training clips and seeds share test clips, it is rather too narrow than too "
-        f"wide, and it says nothing about other corpora or backbones. {_about_timings(results)}"
+        "are at least three, and within 0 and 100 %: since folds share training clips and seeds "
+        "share test clips, it is rather too narrow than too wide, and it says nothing about other "
+        f"corpora or backbones. {_about_timings(results)}"
     )
 
 
