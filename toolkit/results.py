@@ -212,11 +212,26 @@ def read_fold(folder: Path) -> FoldResult:
     Raises:
         RunError: it is missing or damaged.
     """
+    file = folder / FOLD_FILE
     remedy = (
         "delete it and start the run again, which tests this fold again if its checkpoint is "
         "still there, or else trains it again"
     )
-    return _read(folder / FOLD_FILE, FoldResult, with_scores, remedy)
+    found = _read(file, FoldResult, with_scores, remedy)
+    problem = _problem(found)
+    if problem is not None:
+        raise RunError(f"{file} is damaged ({problem}); {remedy}")
+    return found
+
+
+def _problem(fold: FoldResult) -> str | None:
+    """What a fold says that cannot be."""
+    for name in ("score", "valid_score"):
+        if not 0 <= getattr(fold, name) <= 1:
+            return f"'{name}' is {getattr(fold, name)}, not from 0 to 1"
+    if not 1 <= fold.best_epoch <= len(fold.history):
+        return f"'best_epoch' is {fold.best_epoch}, and there are {len(fold.history)} epochs"
+    return None
 
 
 def write_history(file: Path, history: list[EpochRecord]) -> None:

@@ -11,8 +11,10 @@ import json
 import math
 import shutil
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from speechbrain.utils.checkpoints import Checkpoint, Checkpointer, yaml
 from speechbrain.utils.distributed import ddp_barrier, if_main_process, main_process_only
@@ -23,6 +25,10 @@ from toolkit.model import AudioClassifier
 
 UNFINISHED = "unfinished"
 CHECKSUMS = "checksums.json"
+UNREADABLE = (
+    OSError, ValueError, RuntimeError, EOFError, KeyError, SafetensorError, UnpicklingError,
+)  # fmt: skip
+"""What loading a damaged file of a checkpoint raises."""
 
 
 class AtomicCheckpointer(Checkpointer):
@@ -62,7 +68,10 @@ class AtomicCheckpointer(Checkpointer):
             RunError: it is damaged.
         """
         _require_whole(checkpoint.path)
-        super().load_checkpoint(checkpoint)
+        try:
+            super().load_checkpoint(checkpoint)
+        except UNREADABLE as error:  # of version 0.1, without checksums
+            raise _damaged(checkpoint.path, repr(error)[:80]) from None
 
     def best(self) -> Checkpoint | None:
         """The checkpoint of the epoch that validation prefers; None if no epoch was completed.
