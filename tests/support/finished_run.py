@@ -10,7 +10,8 @@ from recipe import SMALL, run
 from toolkit.data.synthetic.corpus import write_corpus
 
 WORDS = (
-    "hparams/linear.yaml", "--data_folder", "mini", *SMALL, "--folds", "1", "--output_folder", "out",
+    "hparams/linear.yaml", *SMALL, "--data_folder", "mini", "--folds", "1",
+    "--output_folder", "out",
 )  # fmt: skip
 """The words of its command line, which is started in the folder that holds `mini` and `out`."""
 

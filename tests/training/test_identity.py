@@ -1,4 +1,4 @@
-"""What makes a run another one: a change is refused with what has changed, and can be overwritten."""
+"""What makes a run another one: a change is refused by name, and can be overwritten."""
 
 import json
 import shutil
