@@ -19,7 +19,7 @@ from toolkit.features.batch import collate
 from toolkit.features.cache import FeatureCache
 from toolkit.features.dataset import clip_dataset
 from toolkit.features.spec import FRAMES_PER_SECOND
-from toolkit.features.windows import Windows, with_windows
+from toolkit.features.windows import Windows, window_bounds, with_windows
 from toolkit.results import FoldResult, RunResult, read_run, write_fold
 from toolkit.task import Task, balanced_class_weights, balanced_clip_weights, task_of
 from toolkit.training.aggregate import keep, sum_up, summary
@@ -349,7 +349,8 @@ class Fold:
 
 def _tell_of_longer_clips(experiment: Experiment, cache: FeatureCache) -> None:
     """Say how many clips are longer than the backbone reads, and what becomes of them."""
-    longer = int((cache.lengths > experiment.spec.rows).sum())
+    rows = experiment.spec.rows
+    longer = sum(len(window_bounds(int(length), rows)) > 1 for length in cache.lengths)
     if not longer:
         return
     seconds = experiment.spec.max_length / FRAMES_PER_SECOND
