@@ -16,6 +16,8 @@ Damage = Callable[[Path], object]
 
 RECIPE = ("python", "{root}/recipes/ESC50/train.py")
 LEFT = ("out/log.txt", "out/.lock")
+BEGUN = (*LEFT, "out/env.log", "out/train_log.txt", "out/tensorboard/*")
+"""What a run changes that notices the damage while it trains."""
 
 
 def one_digit(file: Path) -> None:
@@ -102,9 +104,11 @@ def in_run(name: str, damage: Damage, *first: str) -> Damage:
     return prepare
 
 
-def run_row(name: str, prepare: Damage, says: Sequence[str], *options: str) -> Hostile:
+def run_row(
+    name: str, prepare: Damage, says: Sequence[str], *options: str, leaves: Sequence[str] = LEFT
+) -> Hostile:
     """A row that starts the finished run again."""
-    return Hostile(name, [*RECIPE, *WORDS, *options], says, prepare, leaves=LEFT)
+    return Hostile(name, [*RECIPE, *WORDS, *options], says, prepare, leaves=leaves)
 
 
 RESULT = "result.json"
@@ -177,6 +181,7 @@ PREDICTIONS = [
         "the bundle of a fold is missing",
         in_run("fold-1/bundle", shutil.rmtree, *REOPENED),
         ["bundle is missing", "delete fold.json"],
+        leaves=(*BEGUN, "out/predictions.csv", "out/confusion.png"),
     )
 ]
 
@@ -185,6 +190,7 @@ CHECKPOINTS = [
         f"checkpoint: {file}, {damage.__name__}",
         in_run(f"{CHECKPOINT}/{file}", damage, *RESUMED),
         ["checkpoint .* is damaged", "delete that folder"],
+        leaves=BEGUN,
     )
     for file, damage in (
         ("model.ckpt", flipped),
@@ -207,6 +213,7 @@ CHECKPOINTS = [
         f"checkpoint of 0.1: {file}, {damage.__name__}",
         in_run(f"{CHECKPOINT}/{file}", damage, *RESUMED, f"{CHECKPOINT}/checksums.json"),
         ["damaged"],
+        leaves=BEGUN,
     )
     for file, damage in (
         ("model.ckpt", halved),

@@ -2,29 +2,25 @@
 
 import platform
 import shutil
-from io import BytesIO
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from toolkit import __version__
-from toolkit.bundle.info import hash_of
 from toolkit.data.manifest import Manifest
 from toolkit.errors import RunError
 from toolkit.files import write_atomically
 from toolkit.metrics import Spread, per_class_accuracy
-from toolkit.results import FOLD_FILE, FoldResult, RunResult, RunScore, write_run
+from toolkit.results import FoldResult, RunResult, RunScore, write_run
 from toolkit.task import task_of
 from toolkit.training.confusion import draw_confusion
 from toolkit.training.experiment import Experiment
 from toolkit.training.identity import VOLATILE
-from toolkit.training.output import PREDICTIONS, OutputFolder, commit, package_versions
+from toolkit.training.output import PREDICTIONS, TEST_AGAIN, OutputFolder, commit, package_versions
 
 HARDEST = 3
 """How many classes with low scores the summary names."""
-
-AGAIN = f"delete {FOLD_FILE} beside it and start the run again, which tests this fold again"
 
 
 def sum_up(experiment: Experiment, manifest: Manifest, output: OutputFolder) -> RunResult:
@@ -97,7 +93,7 @@ def keep(output: OutputFolder, result: RunResult) -> None:
     The bundle is that of the fold with the best validation score: test folds choose nothing.
     """
     numbers = list(result.score.folds)
-    tables = pd.concat([_predictions(output, number) for number in numbers])
+    tables = pd.concat([output.predictions(number) for number in numbers])
     write_atomically(output.path / PREDICTIONS, tables.to_csv(index=False))
     if result.confusion is not None:
         picture = draw_confusion(np.array(result.confusion), result.classes)
@@ -105,29 +101,10 @@ def keep(output: OutputFolder, result: RunResult) -> None:
     best = max(numbers, key=result.valid_score.__getitem__)
     source = output.fold(best) / "bundle"
     if not source.is_dir():
-        raise RunError(f"{source} is missing; {AGAIN}")
+        raise RunError(f"{source} is missing; {TEST_AGAIN}")
     shutil.rmtree(output.path / "bundle", ignore_errors=True)
     shutil.copytree(source, output.path / "bundle")
     write_run(output.path, result)
-
-
-def _predictions(output: OutputFolder, number: int) -> pd.DataFrame:
-    """The predictions of a fold, as it wrote them.
-
-    Raises:
-        RunError: they are missing, or not what was written.
-    """
-    file, fold = output.fold(number) / PREDICTIONS, output.finished_fold(number)
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise RunError(f"{file} cannot be read ({error.strerror}); {AGAIN}") from None
-    if fold is not None and fold.predictions not in (None, hash_of(content)):
-        raise RunError(f"{file} is damaged (its content is not what was saved); {AGAIN}")
-    try:
-        return pd.read_csv(BytesIO(content), dtype=str, keep_default_na=False)
-    except ValueError as error:
-        raise RunError(f"{file} is damaged ({error}); {AGAIN}") from None
 
 
 def summary(result: RunResult) -> str:

@@ -90,6 +90,7 @@ def _require_same(experiment: Experiment, manifest: Manifest, output: OutputFold
         remark = output.require(identity_of(experiment, clips_of(manifest, root), backbone))
         if remark:
             say(remark)
+        output.check_folds()
     ddp_barrier()
 
 

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from importlib.metadata import distributions, version
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from speechbrain.utils.train_logger import FileTrainLogger, TensorboardLogger
 
 from toolkit import places
+from toolkit.bundle.info import hash_of
 from toolkit.config import Configuration
 from toolkit.errors import RunError
 from toolkit.files import write_atomically
@@ -39,6 +41,7 @@ from toolkit.training import identity
 from toolkit.training.identity import Identity
 
 PREDICTIONS = "predictions.csv"
+TEST_AGAIN = f"delete {FOLD_FILE} beside it and start the run again, which tests this fold again"
 
 RUN_MARKS = {"hyperparams.yaml", ".lock"}
 """Files one of which every run has in its folder."""
@@ -159,6 +162,35 @@ class OutputFolder:
                 f"this run: {identity.REMEDY}"
             )
         return found
+
+    def predictions(self, number: int) -> pd.DataFrame:
+        """The predictions of a finished fold, as it wrote them.
+
+        Raises:
+            RunError: they are missing, or not what was written.
+        """
+        file, fold = self.fold(number) / PREDICTIONS, self.finished_fold(number)
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise RunError(f"{file} cannot be read ({error.strerror}); {TEST_AGAIN}") from None
+        if fold is not None and fold.predictions not in (None, hash_of(content)):
+            raise RunError(f"{file} is damaged (it is not what was saved); {TEST_AGAIN}")
+        try:
+            return pd.read_csv(BytesIO(content), dtype=str, keep_default_na=False)
+        except ValueError as error:
+            raise RunError(f"{file} is damaged ({error}); {TEST_AGAIN}") from None
+
+    def check_folds(self) -> None:
+        """Refuse finished folds that are damaged or of another run.
+
+        Raises:
+            RunError: the message names the file, and what to do.
+        """
+        for file in sorted(self.path.glob(f"fold-*/{FOLD_FILE}")):
+            number = file.parent.name.removeprefix("fold-")
+            if number.isdigit() and self.finished_fold(int(number)) is not None:
+                self.predictions(int(number))
 
     def result(self) -> RunResult | None:
         """The result of a finished run, or None."""

@@ -53,14 +53,8 @@ def _settings(results: Results) -> pd.DataFrame:
         }
         for record in results.done
     }
-    keys = dict.fromkeys(key for values in rows.values() for key in values)
-    differ = [
-        key for key in keys if len({str(values.get(key, "")) for values in rows.values()}) > 1
+    table = pd.DataFrame([dict(zip(METHOD, row, strict=True)) | rows[row] for row in rows])
+    constant = [
+        key for key in table.columns if key not in METHOD and table[key].map(str).nunique() < 2
     ]
-    return pd.DataFrame(
-        [
-            dict(zip(METHOD, row, strict=True)) | {key: values.get(key) for key in differ}
-            for row, values in rows.items()
-        ],
-        columns=[*METHOD, *differ],
-    )
+    return table.drop(columns=constant)
