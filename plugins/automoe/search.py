@@ -18,7 +18,7 @@ from toolkit.registry import SEARCHES
 from toolkit.settings import setting
 from toolkit.task import Label
 from toolkit.training.experiment import Experiment, say
-from toolkit.training.folds import Fold, Job
+from toolkit.training.folds import Fold, Job, require_same
 from toolkit.training.output import VOLATILE, OutputFolder
 from toolkit.training.search import Search, SearchReport
 
@@ -162,10 +162,15 @@ def train_supernet(experiment: Experiment) -> tuple[Fold, AudioClassifier]:
         The fold, and the classifier after the last epoch, in eval mode.
     """
     output = OutputFolder(
-        experiment.output_folder, experiment.configuration, fresh=experiment.options.debug
+        experiment.output_folder,
+        experiment.configuration,
+        fresh=experiment.options.debug,
+        overwrite=experiment.options.overwrite,
     )
     experiment.introduce()
-    job = Job.of(experiment, experiment.manifest(), output)
+    manifest = experiment.manifest()
+    require_same(experiment, manifest, output)
+    job = Job.of(experiment, manifest, output)
     output.begin()
     fold = Fold(job, job.splits[0])
     job.progress.bar.total = fold.batches

@@ -143,6 +143,22 @@ def test_overwrite_replaces_a_run_and_nothing_else(out: Path) -> None:
     assert again().classes == result.classes
 
 
+def test_overwrite_leaves_the_same_run_alone(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """So that a job that is killed and started by the same command continues."""
+    again("--overwrite")
+    assert "finished and stays as it is" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damaged", ["result.json", "fold-1/fold.json", "identity.json"])
+def test_overwrite_replaces_what_is_damaged(damaged: str, out: Path) -> None:
+    before = read_run(out)
+    (out / damaged).write_text("{")
+    with pytest.raises(RunError, match="is damaged"):
+        again()
+    after = again("--overwrite")
+    assert after.score == before.score and read_run(out) == after
+
+
 def test_overwrite_does_not_go_with_test_only(out: Path) -> None:
     with pytest.raises(ConfigError, match="--test_only"):
         again("--overwrite", "--test_only")

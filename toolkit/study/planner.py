@@ -308,7 +308,7 @@ class Surroundings:
         if key not in self._manifests:
             made = experiment.embedded or experiment.options.download
             try:
-                there = folder.is_dir()
+                there = folder.exists()
                 self._manifests[key] = experiment.corpus.manifest(folder) if there else None
             except DataError:
                 if not made:

@@ -287,7 +287,7 @@ class Options(Settings):
     noprogressbar: bool = setting(False, "show no progress bar")
     debug: bool = setting(False, "two batches, one fold, one epoch")
     test_only: bool = setting(False, "evaluate the best checkpoints again")
-    overwrite: bool = setting(False, "replace the results of another run in the output folder")
+    overwrite: bool = setting(False, "replace another run in the output folder; False refuses it")
 
     ADDED: ClassVar[tuple[str, ...]] = ("windows", "overwrite")
     """Options that configurations written for version 0.1 lack."""

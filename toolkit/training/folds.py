@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 from speechbrain.dataio.dataloader import SaveableDataLoader
-from speechbrain.utils.distributed import ddp_barrier, if_main_process
+from speechbrain.utils.distributed import ddp_barrier, ddp_broadcast, if_main_process
 from torch.utils.data import Sampler
 
 from toolkit.bundle import Origin, save_bundle
@@ -52,7 +52,7 @@ def cross_validate(experiment: Experiment) -> RunResult:
         return done
     experiment.introduce()
     manifest = experiment.manifest()
-    _require_same(experiment, manifest, output)
+    require_same(experiment, manifest, output)
     job = Job.of(experiment, manifest, output)
     if not options.test_only:
         output.begin()
@@ -75,14 +75,14 @@ def _finished(experiment: Experiment, output: OutputFolder) -> RunResult | None:
     wanted = chosen_folds(done.folds_of_corpus, experiment.options.folds)
     if not all(number in done.score.folds for number in wanted):
         return None
-    if experiment.embedded or experiment.data_folder.is_dir():
-        _require_same(experiment, experiment.manifest(), output)
+    if experiment.embedded or experiment.data_folder.exists():
+        require_same(experiment, experiment.manifest(), output)
     else:
         say(f"{experiment.data_folder} is no longer there: its clips are not compared.")
-    return done
+    return None if output.replaces else done
 
 
-def _require_same(experiment: Experiment, manifest: Manifest, output: OutputFolder) -> None:
+def require_same(experiment: Experiment, manifest: Manifest, output: OutputFolder) -> None:
     """Refuse an output folder whose run had other clips, another backbone or another source."""
     if if_main_process():
         root = experiment.cache_folder
@@ -90,8 +90,7 @@ def _require_same(experiment: Experiment, manifest: Manifest, output: OutputFold
         remark = output.require(identity_of(experiment, clips_of(manifest, root), backbone))
         if remark:
             say(remark)
-        output.check_folds()
-    ddp_barrier()
+    output.replaces = ddp_broadcast(output.replaces)
 
 
 class Parts(NamedTuple):

@@ -186,10 +186,10 @@ def recorded(folder: Path) -> Identity | None:
     return None
 
 
-def refuse_changes(folder: Path, what: str, changed: list[str], remedy: str = REMEDY) -> None:
+def refuse_changes(folder: Path, what: str, changed: list[str]) -> None:
     """Raise a `RunError` that lists what has changed, if anything has."""
     if changed:
-        raise RunError(f"{folder} holds a run of {what}:\n{listing(changed)}\n{remedy}")
+        raise RunError(f"{folder} holds a run of {what}:\n{listing(changed)}\n{REMEDY}")
 
 
 def _read(file: Path) -> Identity:

@@ -12,6 +12,8 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import distributions, version
 from io import BytesIO
 from pathlib import Path
@@ -19,7 +21,7 @@ from typing import Any
 
 import pandas as pd
 from filelock import FileLock, Timeout
-from speechbrain.utils.distributed import ddp_barrier, if_main_process
+from speechbrain.utils.distributed import ddp_barrier, ddp_broadcast, if_main_process
 from speechbrain.utils.train_logger import FileTrainLogger, TensorboardLogger
 
 from toolkit import places
@@ -61,7 +63,10 @@ class OutputFolder:
         path: the folder; created if it does not exist.
         configuration: of the run.
         fresh: delete an existing folder first (debug runs).
-        overwrite: ignore the results of an earlier run, which `begin` removes.
+        overwrite: replace another run, or a damaged one, instead of refusing it.
+
+    Attributes:
+        replaces: whether the folder holds such a run, which `begin` removes.
 
     Raises:
         RunError: it holds files that no run wrote, or a run of another configuration, or another
@@ -75,7 +80,7 @@ class OutputFolder:
         fresh: bool = False,
         overwrite: bool = False,
     ) -> None:
-        self.path, self._overwrite = path, overwrite
+        self.path, self._overwrite, self.replaces = path, overwrite, False
         self._identity: Identity | None = None
         if if_main_process():
             _refuse_files_of_others(path)
@@ -83,35 +88,50 @@ class OutputFolder:
                 shutil.rmtree(path, ignore_errors=True)
             path.mkdir(parents=True, exist_ok=True)
             self._lock()
-            found = None if overwrite else identity.recorded(path)
-            if found is not None:
-                changed = found.changed_configuration(configuration)
+            with self._replacing():
+                found = identity.recorded(path)
+                changed = [] if found is None else found.changed_configuration(configuration)
                 identity.refuse_changes(path, "another configuration", changed)
         self._configuration = configuration
-        ddp_barrier()
+        self.replaces = ddp_broadcast(self.replaces)
         _log_to(path / "log.txt" if if_main_process() else None)
 
+    @contextmanager
+    def _replacing(self) -> Iterator[None]:
+        """Let another run, or a damaged one, be replaced if that was asked for."""
+        try:
+            yield
+        except RunError:
+            if not self._overwrite:
+                raise
+            self.replaces = True
+
     def require(self, now: Identity) -> str | None:
-        """Refuse a folder whose run had other clips, another backbone or another source.
+        """Refuse a folder whose run had other clips, another backbone or another source, and
+        finished folds that are damaged; called by the main process.
 
         Returns:
             a remark for the user, if the folder does not say what its run had.
 
         Raises:
-            RunError: it had others; the message lists what has changed.
+            RunError: the message lists what has changed, or names what is damaged.
         """
         self._identity = now
-        found = None if self._overwrite else identity.recorded(self.path)
-        if found is None:
-            return None
-        if not found.content:
-            return (
-                f"{self.path} is of a version that did not keep which clips, backbone and source "
-                "a run had: they are taken to be as they were."
-            )
-        changed = found.changed_content(now)
-        identity.refuse_changes(self.path, "other clips, backbone or source", changed)
-        return None
+        remark = None
+        if self.replaces:
+            return remark
+        with self._replacing():
+            found = identity.recorded(self.path)
+            if found is not None and found.content:
+                changed = found.changed_content(now)
+                identity.refuse_changes(self.path, "other clips, backbone or source", changed)
+            elif found is not None:
+                remark = (
+                    f"{self.path} is of a version that did not keep which clips, backbone and "
+                    "source a run had: they are taken to be as they were."
+                )
+            self._check_folds()
+        return remark
 
     @property
     def identity_digest(self) -> str | None:
@@ -125,7 +145,7 @@ class OutputFolder:
         them.
         """
         if if_main_process():
-            if self._overwrite:
+            if self.replaces:
                 self._remove_results()
             if self._identity is not None:
                 self._identity.write(self.path)
@@ -133,7 +153,7 @@ class OutputFolder:
             write_atomically(self.path / "env.log", _environment())
             (self.path / "train_log.txt").unlink(missing_ok=True)
         ddp_barrier()
-        self._overwrite = False
+        self.replaces = False
 
     def _remove_results(self) -> None:
         for found in (found for pattern in WRITTEN for found in sorted(self.path.glob(pattern))):
@@ -153,7 +173,7 @@ class OutputFolder:
             RunError: the file is damaged, or the fold is of another run.
         """
         folder = self.fold(number)
-        if self._overwrite or not (folder / FOLD_FILE).is_file():
+        if self.replaces or not (folder / FOLD_FILE).is_file():
             return None
         found = read_fold(folder)
         if self._identity is not None and found.identity not in (None, self._identity.digest):
@@ -181,21 +201,23 @@ class OutputFolder:
         except ValueError as error:
             raise RunError(f"{file} is damaged ({error}); {TEST_AGAIN}") from None
 
-    def check_folds(self) -> None:
-        """Refuse finished folds that are damaged or of another run.
-
-        Raises:
-            RunError: the message names the file, and what to do.
-        """
+    def _check_folds(self) -> None:
+        """Refuse finished folds that are damaged or of another run."""
         for file in sorted(self.path.glob(f"fold-*/{FOLD_FILE}")):
             number = file.parent.name.removeprefix("fold-")
             if number.isdigit() and self.finished_fold(int(number)) is not None:
                 self.predictions(int(number))
 
     def result(self) -> RunResult | None:
-        """The result of a finished run, or None."""
-        there = (self.path / RUN_FILE).is_file() and not self._overwrite
-        return read_run(self.path) if there else None
+        """The result of a finished run, or None.
+
+        Raises:
+            RunError: the file is damaged.
+        """
+        if not self.replaces and (self.path / RUN_FILE).is_file():
+            with self._replacing():
+                return read_run(self.path)
+        return None
 
     def log(self, fold: int) -> "EpochLog":
         """The log of the epochs of a fold."""
