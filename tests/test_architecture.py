@@ -11,6 +11,7 @@ LEVELS = [
         "literal_text",
         "parameters",
         "places",
+        "processes",
         "system",
         "typed_json",
         "settings",

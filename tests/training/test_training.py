@@ -198,7 +198,7 @@ def _wait_for_epoch(checkpoints: Path, epoch: int, process: subprocess.Popen) ->
 
 def test_two_processes_equal_one(corpus: Path, tmp_path: Path) -> None:
     arguments = [
-        *_arguments(corpus, "hparams/adapter.yaml"), "--folds", "4", "--augment", "[]",
+        *_arguments(corpus, "hparams/adapter.yaml"), "--folds", "4",
         "--batch_size", "7", "--grad_accumulation_factor", "2",
     ]  # fmt: skip
     tables = []
@@ -216,10 +216,8 @@ def test_two_processes_equal_one(corpus: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["linear", "full"])
 def test_debug_on_the_embedded_default(name: str, tmp_path: Path) -> None:
-    start = time.monotonic()
     done = run(f"hparams/{name}.yaml", "--debug", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - start < 40
     assert "embedded demonstration" in done.stdout and "--data_folder" in done.stdout
     results = list(tmp_path.glob("results/ESC50-embedded/*/10-debug/result.json"))
     assert len(results) == 1

@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
+from toolkit import processes
 from toolkit.routing import dense
 from toolkit.routing.router import Router
 
@@ -173,12 +174,15 @@ def balance(routing: TopKRouting) -> Tensor:
     """E_alive sum_e f_e P_e: f the share of all choices, P the mean probability (Switch, eq. 4-6).
 
     It is 1 where all experts get equally many tokens. For k > 1 every choice counts (GShard counts
-    only the first choices).
+    only the first choices). The shares are those of the whole batch, over all processes of a job.
     """
-    tokens = routing.real.sum().clamp(min=1)
-    choices = routing.chosen.sum().clamp(min=1)
-    shares = routing.chosen.flatten(0, 1).sum(dim=0) / choices
-    mean = (routing.probabilities * routing.real[..., None]).flatten(0, 1).sum(dim=0) / tokens
+    chosen = routing.chosen.flatten(0, 1).sum(dim=0).to(routing.probabilities.dtype)
+    sums = (routing.probabilities * routing.real[..., None]).flatten(0, 1).sum(dim=0)
+    tokens = routing.real.sum()[None].to(sums.dtype)
+    chosen, sums, tokens = processes.total(torch.cat([chosen, sums, tokens])).split(
+        [len(chosen), len(sums), 1]
+    )
+    shares, mean = chosen / chosen.sum().clamp(min=1), sums / tokens.clamp(min=1)
     alive = torch.isfinite(routing.logits).any(dim=0).any(dim=0).sum()
     return alive * (shares * mean).sum()
 
@@ -194,7 +198,10 @@ def entropy(routing: TopKRouting) -> Tensor:
 
 
 def _mean(values: Tensor, real: Tensor) -> Tensor:
-    return (values * real).sum() / real.sum().clamp(min=1)
+    """The mean over the real tokens of all processes."""
+    sums = torch.stack([(values * real).sum(), real.sum().to(values.dtype)])
+    total, tokens = processes.total(sums)
+    return total / tokens.clamp(min=1)
 
 
 def metrics(routing: TopKRouting) -> dict[str, Tensor]:

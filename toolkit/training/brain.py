@@ -21,9 +21,10 @@ from speechbrain.utils.checkpoints import (
 )
 from speechbrain.utils.distributed import ddp_all_reduce
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from toolkit import system
+from toolkit import processes, system
 from toolkit.data.augment import Augmentation
 from toolkit.data.sampling import TrainingBatches, derive_seed
 from toolkit.errors import RunError
@@ -32,6 +33,7 @@ from toolkit.features.windows import over_clips
 from toolkit.model import AudioClassifier
 from toolkit.results import EpochRecord, read_history, write_history
 from toolkit.task import BatchObjective, Task
+from toolkit.training.batch_norm import join_batch_norms
 from toolkit.training.checkpoints import AtomicCheckpointer, validation_score
 from toolkit.training.progress import Progress
 
@@ -86,8 +88,9 @@ class History:
 class ClassificationBrain(sb.Brain):
     """Trains a classifier and evaluates it; every clip counts once with any number of processes.
 
-    Every random number of a step is drawn from (seed, epoch, step, rank), and the learning rate is
-    a function of the step, so an interrupted run continues exactly where it stopped.
+    Augmentation is drawn from (seed, epoch, step), every other random number of a step (dropout, a
+    router's noise) from (seed, epoch, step, rank), and the learning rate is a function of the
+    step, so an interrupted run continues exactly where it stopped.
 
     Args:
         model: the classifier.
@@ -144,8 +147,7 @@ class ClassificationBrain(sb.Brain):
         Every loss but the task's is also added up by name, for the record of the epoch.
         """
         features, targets = self._prepare(batch)
-        for augmentation in self.plan.augment:
-            features, targets = augmentation(features, targets, self.generator)
+        features, targets = self._augmented(features, targets)
         plan, method, backbone = self.plan, self.model.method, self.model.backbone
         objective = BatchObjective(plan.task, targets, plan.label_smoothing, plan.class_weights)
         forward = functools.partial(self.modules.model, lengths=batch.lengths)
@@ -155,10 +157,32 @@ class ClassificationBrain(sb.Brain):
                 self.auxiliary[name] = self.auxiliary.get(name, 0.0) + float(value.detach())
         return torch.stack(list(losses.values())).sum()
 
+    def _augmented(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Augment the batch of the whole job, and return this process's clips of it.
+
+        What an augmentation draws, and with which clip it mixes another, thus does not depend on
+        the number of processes.
+        """
+        if not self.plan.augment:
+            return features, targets
+        clips = self.batches.sizes[self.step - 1]
+        frames = processes.longest(features.shape[1], features.device)
+        padding = (0, 0, 0, frames - features.shape[1])
+        features = processes.gather(functional.pad(features, padding), clips)
+        targets = processes.gather(targets, clips)
+        seed = derive_seed(self.plan.seed, self.epoch, self.step, 0)
+        generator = torch.Generator().manual_seed(seed)
+        for augmentation in self.plan.augment:
+            features, targets = augmentation(features, targets, generator)
+        return processes.own(features), processes.own(targets)
+
     def compute_forward(self, batch: Batch, stage: sb.Stage) -> tuple[Tensor, Tensor]:
-        """Evaluate a batch: logits [B, C] and targets [B, C]."""
+        """Evaluate a batch: logits [B, C] and targets [B, C].
+
+        Without DDP around the model, which would wait for processes that have no clip left.
+        """
         features, targets = self._prepare(batch)
-        return self.modules.model(features, batch.lengths).float(), targets
+        return self.model(features, batch.lengths).float(), targets
 
     def compute_objectives(
         self, predictions: tuple[Tensor, Tensor], batch: Batch, stage: sb.Stage
@@ -199,11 +223,11 @@ class ClassificationBrain(sb.Brain):
     def _wrap_distributed(self) -> None:
         if self.distributed_launch:
             on_gpu = self.device_type == "cuda"
-            model = self.model
-            if on_gpu:
-                model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            join_batch_norms(self.model)
+            empty = [n for n, p in self.model.named_parameters() if p.numel() == 0]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, empty)
             self.modules["model"] = DistributedDataParallel(
-                model,
+                self.model,
                 device_ids=[torch.device(self.device)] if on_gpu else None,
                 find_unused_parameters=self.model.method.sparse,
             )
@@ -239,7 +263,6 @@ class ClassificationBrain(sb.Brain):
         should_step = self.step % factor == 0 or self.step == len(self.batches)
         seed = derive_seed(self.plan.seed, self.epoch, self.step, self.rank)
         torch.manual_seed(seed)
-        self.generator = torch.Generator().manual_seed(seed)
         with self.no_sync(not should_step):
             with self.training_ctx:
                 loss = self.training_loss(batch)
@@ -303,7 +326,14 @@ class ClassificationBrain(sb.Brain):
             self.epoch, self.auxiliary = epoch, {}
             self.progress.describe(f"{self.title}, epoch {epoch}/{self.plan.epochs}")
         if stage == sb.Stage.VALID:
+            self._share_buffers()
             self.model.method.record(self.model.backbone, on=True)
+
+    def _share_buffers(self) -> None:
+        """Give all processes the first one's buffers, as DDP does before each training batch."""
+        if self.distributed_launch:
+            for buffer in self.model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
 
     def evaluate_batch(self, batch: Batch, stage: sb.Stage) -> Tensor:
         """Evaluate one batch and move the progress bar."""
@@ -356,6 +386,20 @@ class ClassificationBrain(sb.Brain):
         predictions: list[Any] = list(self.plan.task.predictions(probabilities))
         return table.assign(prediction=predictions)
 
+    def _statistics(self) -> dict[str, float | list[float]]:
+        """The method's statistics, averaged over the processes that had clips to validate."""
+        here = self.model.method.statistics(self.model.backbone)
+        if not self.distributed_launch:
+            return here
+        shares: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(shares, (len(self.rows), here))
+        used = [(clips, values) for clips, values in shares if clips]
+        clips = [number for number, _ in used]
+        return {
+            key: np.average([values[key] for _, values in used], axis=0, weights=clips).tolist()
+            for key in here
+        }
+
     def _end_epoch(self, epoch: int, valid_seconds: float) -> None:
         method, backbone = self.model.method, self.model.backbone
         record = EpochRecord(
@@ -368,7 +412,7 @@ class ClassificationBrain(sb.Brain):
             train_seconds=self.train_seconds,
             valid_seconds=valid_seconds,
             auxiliary={k: v / len(self.batches) for k, v in self.auxiliary.items()},
-            statistics=method.statistics(backbone),
+            statistics=self._statistics(),
         )
         method.record(backbone, on=False)
         self.history.epochs.append(record)
