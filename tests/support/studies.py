@@ -102,7 +102,8 @@ rows = [f"{i}.wav,{fold},{names[t]},{names[a]}" for i, (t, a) in enumerate(zip(t
               "per_class": [None, None]},
     "valid_score": {str(fold): 0.75}, "best_epoch": {str(fold): 3}, "confusion": counts,
     "parameters": parameters, "seconds_per_epoch": 0.5, "peak_memory_bytes": 2**20, "seed": 0,
-    "device": "cpu", "peft": {"name": method}, "backbone": {"name": "none"}, "configuration": {}, "configuration_hash": "",
+    "device": "cpu", "peft": {"name": method}, "backbone": {"name": "none"}, "configuration": {},
+    "configuration_hash": "",
     "toolkit": "0", "commit": "0", "python": "3", "packages": {},
 }))
 '''
