@@ -17,7 +17,7 @@ from toolkit.training.identity import Identity, clips_of, fingerprint, identity_
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     """A recipe that finishes immediately, beside a corpus `mini`."""
-    write_corpus(tmp_path / "mini", clips_per_class=5, seconds=0.1, progress=False)
+    write_corpus(tmp_path / "mini", clips_per_class=5, seconds=0.5, progress=False)
     return studies.quick_recipe(tmp_path)
 
 
@@ -60,8 +60,8 @@ def test_other_clips_are_refused_or_run_again(recipe: Path) -> None:
     change_a_clip(recipe)
     with pytest.raises(RunError) as refused:
         queue(recipe)
-    for words in ("4 runs in", "clips of fold", "there, 8 clips", "--overwrite", "--output"):
-        assert words in str(refused.value).replace("10 clips", "8 clips")
+    for words in ("4 runs in", "clips of fold", "clips of class", "--overwrite", "--output"):
+        assert words in str(refused.value)
     assert len(studies.executions(recipe)) == 4
     again = queue(recipe, overwrite=True)
     assert [run.again for run in again.open] == [True] * 4

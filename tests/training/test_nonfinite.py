@@ -19,18 +19,18 @@ FORWARD = ClassificationBrain.compute_forward
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("stage", [sb.Stage.VALID, sb.Stage.TEST])
+@pytest.mark.parametrize("spoilt_stage", [sb.Stage.VALID, sb.Stage.TEST])
 def test_a_run_stops_and_names_the_clips(
-    value: float, stage: sb.Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    value: float, spoilt_stage: sb.Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In validation and in the test; no result is left."""
     monkeypatch.chdir(tmp_path)
     copy_finished_run(tmp_path)
     spoilt: list[str] = []
 
-    def spoil(brain: ClassificationBrain, batch: Batch, of: sb.Stage) -> tuple[Tensor, Tensor]:
-        logits, targets = FORWARD(brain, batch, of)
-        if of == stage and not spoilt:
+    def spoil(brain: ClassificationBrain, batch: Batch, stage: sb.Stage) -> tuple[Tensor, Tensor]:
+        logits, targets = FORWARD(brain, batch, stage)
+        if stage == spoilt_stage and not spoilt:
             spoilt.append(batch.ids[1])
             logits = logits.clone()
             logits[1] = torch.full_like(logits[1], value)

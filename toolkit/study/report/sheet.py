@@ -27,8 +27,9 @@ def sheet(results: Results) -> pd.DataFrame:
     )
     found = methods[[*METHOD, *shown]]
     for other in (comparisons[[*METHOD, *COMPARED]], _ranks(results), _settings(results)):
-        found = found.merge(other.dropna(axis="columns", how="all"), on=METHOD, how="left")
-    return found
+        found = found.merge(other, on=METHOD, how="left")
+    empty = [key for key in found.columns if found[key].isna().all()]
+    return found.drop(columns=empty)
 
 
 def _ranks(results: Results) -> pd.DataFrame:
