@@ -66,6 +66,11 @@ class MCMoE(MixtureTool):
         maximum=1,
     )
     calibration_clips: int = setting(128, "clips of the training folds to calibrate on", minimum=1)
+    sequential: bool = setting(
+        False,
+        "calibrate each mixture on what reaches it once those before it are quantised (as the "
+        "published code does); takes as many times longer as there are mixtures",
+    )
 
     def check(self) -> None:
         """Check that codes can have these widths, and that the forced ones are among them."""
@@ -82,33 +87,61 @@ class MCMoE(MixtureTool):
         found = mixtures(model.backbone)
         self._refuse(model, found)
         clips = some_of(data.calibration, self.calibration_clips)
-        usages = {
-            site: calibration.Usage(mixture.experts, self.backend == "gptq")
-            for site, mixture in found.items()
-        }
-        visit(model, data, clips, lambda site, m, x: usages[site].add(m, self._view(m, x)))
-        with torch.no_grad():
-            quantised = {s: self._quantise(m.experts, usages[s]) for s, m in found.items()}
-        errors = self._errors(model, data, clips, quantised)
-        widths = self._programme(usages, errors)
-        plan = {"widths": widths}
-        self.restructure(model, plan)
-        for site, mixture in found.items():
-            for name, at_widths in quantised[site].items():
-                mixture.experts.packed[name].fill(at_widths)
+        sizes = [mixture.num_experts for mixture in found.values()]
+        budgets = dict(zip(found, block_budgets(self.avg_bits, sizes), strict=True))
+        stages = [[site] for site in found] if self.sequential else [list(found)]
+        widths: dict[str, list[int]] = {}
+        usages: dict[str, calibration.Usage] = {}
+        for sites in stages:
+            stage = {site: found[site] for site in sites}
+            seen, quantised = self._calibrated(model, data, clips, stage)
+            errors = self._errors(model, data, clips, quantised)
+            for site, mixture in stage.items():
+                widths[site] = self._widths(seen[site], errors[site], budgets[site])
+                self._pack(mixture, widths[site])
+                for name, at_widths in quantised[site].items():
+                    mixture.experts.packed[name].fill(at_widths)
+            usages |= seen
+        self._surround(model)
         if self.mu is not None:
             for site, router in pruning_routers(model).items():
                 router.mu.fill_(self._threshold(usages[site], self.mu))
-        return plan
+        return {"widths": widths}
+
+    def _calibrated(
+        self, model: AudioClassifier, data: MixtureData, clips: Any, stage: dict[str, Mixture]
+    ) -> tuple[dict[str, calibration.Usage], dict[str, dict[str, dict[int, Quantised]]]]:
+        """How some mixtures use their experts, and each of their packed weights at each width."""
+        usages = {
+            site: calibration.Usage(mixture.experts, self.backend == "gptq")
+            for site, mixture in stage.items()
+        }
+
+        def see(site: str, mixture: Mixture, x: Tensor) -> None:
+            if site in usages:
+                usages[site].add(mixture, self._view(mixture, x))
+
+        visit(model, data, clips, see)
+        with torch.no_grad():
+            quantised = {s: self._quantise(m.experts, usages[s]) for s, m in stage.items()}
+        return usages, quantised
 
     def restructure(self, model: AudioClassifier, plan: dict[str, Any]) -> None:
         """Put packed tensors in place of weights, and pruning routers around routers."""
         for site, mixture in mixtures(model.backbone).items():
-            experts = mixture.experts
-            for name, axis in WEIGHTS.items():
-                shape = getattr(experts, name).shape
-                packed = PackedTensor(shape, axis, plan["widths"][site], self.group_size)
-                replace(experts, name, packed.to(experts.up_bias.device))
+            self._pack(mixture, plan["widths"][site])
+        self._surround(model)
+
+    def _pack(self, mixture: Mixture, widths: list[int]) -> None:
+        """Put packed tensors, still without values, in place of the weights of a mixture."""
+        experts = mixture.experts
+        for name, axis in WEIGHTS.items():
+            shape = getattr(experts, name).shape
+            packed = PackedTensor(shape, axis, widths, self.group_size)
+            replace(experts, name, packed.to(experts.up_bias.device))
+
+    def _surround(self, model: AudioClassifier) -> None:
+        """Put pruning routers around routers, and pack what else is trained."""
         if self.mu is not None:
             for site, routed in routed_mixtures(model.backbone).items():
                 self._insert_pruning(model, site, routed)
@@ -224,6 +257,8 @@ class MCMoE(MixtureTool):
         squares: dict[str, dict[int, Tensor]] = {site: {} for site in weights}
 
         def see(site: str, mixture: Mixture, x: Tensor) -> None:
+            if site not in weights:
+                return
             found = calibration.squared_errors(mixture, self._view(mixture, x), weights[site])
             for bits, square in found.items():
                 squares[site][bits] = squares[site].get(bits, 0) + square
@@ -231,21 +266,15 @@ class MCMoE(MixtureTool):
         visit(model, data, clips, see)
         return {s: {bits: q.sqrt() for bits, q in of.items()} for s, of in squares.items()}
 
-    def _programme(
-        self, usages: dict[str, calibration.Usage], errors: dict[str, dict[int, Tensor]]
-    ) -> dict[str, list[int]]:
-        """The widths of each mixture's experts (PMQ)."""
-        sizes = [len(usage.mass) for usage in usages.values()]
-        budgets = block_budgets(self.avg_bits, sizes)
-        widths = {}
-        for budget, (site, usage) in zip(budgets, usages.items(), strict=True):
-            weight = (usage.activations / usage.tokens) ** self.alpha
-            weight = weight * (usage.mass / usage.tokens) ** self.beta
-            of = errors[site]
-            costs = [(weight * of[bits] ** self.gamma).tolist() for bits in sorted(of)]
-            rows = list(zip(*costs, strict=True))
-            widths[site] = allocate(rows, sorted(of), budget, self.force_widths, self.equality)
-        return widths
+    def _widths(
+        self, usage: calibration.Usage, errors: dict[int, Tensor], budget: int
+    ) -> list[int]:
+        """The widths of a mixture's experts (PMQ)."""
+        weight = (usage.activations / usage.tokens) ** self.alpha
+        weight = weight * (usage.mass / usage.tokens) ** self.beta
+        costs = [(weight * errors[bits] ** self.gamma).tolist() for bits in sorted(errors)]
+        rows = list(zip(*costs, strict=True))
+        return allocate(rows, sorted(errors), budget, self.force_widths, self.equality)
 
     def _threshold(self, usage: calibration.Usage, mu: float | Literal["median"]) -> float:
         return usage.ratios.median().item() if mu == "median" else mu

@@ -19,9 +19,10 @@ from toolkit.bundle import load_bundle
 from toolkit.errors import ConfigError
 from toolkit.experts.base import by_expert
 from toolkit.experts.bottleneck import Bottleneck
-from toolkit.mixtures.tool import trained_in
+from toolkit.mixtures.observe import some_of, visit
+from toolkit.mixtures.tool import MixtureData, trained_in
 from toolkit.model import AudioClassifier
-from toolkit.peft.mixture import mixtures
+from toolkit.peft.mixture import Mixture, mixtures
 from toolkit.registry import PEFT, TOOLS
 from toolkit.testing import (
     compare_padded,
@@ -566,6 +567,37 @@ def test_plan_is_the_programmes_optimum() -> None:
     model = model.float()
     plan = tool(avg_bits=2.25).apply(model, data)
     assert plan["widths"]["blocks.0.mhsa"] == by_force(costs, [1, 2, 3], 9, {2, 3}, True)
+
+
+@pytest.mark.parametrize("placement", ["mhsa", "both"])
+def test_sequential_calibration_sees_what_is_quantised_already(placement: str) -> None:
+    """The last mixture is quantised for what reaches it in the compressed model."""
+    stock = tiny_mixture("dense_moa", num_experts=4, placement=placement)
+    name, own = list(mixtures(stock.backbone).items())[-1]
+    data, equal = tiny_data(stock.backbone), {}
+    for sequential in (False, True):
+        model = copy.deepcopy(stock)
+        plan = tool(backend="gptq", sequential=sequential).apply(model, data)
+        expected = quantised_for(model, data, name, own, plan["widths"][name])
+        found = mixtures(model.backbone)[name].experts.down.movedim(2, -1)
+        equal[sequential] = torch.equal(found, expected)
+    assert equal == {False: False, True: True}
+
+
+def quantised_for(
+    model: AudioClassifier, data: MixtureData, name: str, own: Mixture, widths: list[int]
+) -> Tensor:
+    """The weights `down` of a mixture, quantised for what reaches its site in a model."""
+    usage = calibration.Usage(own.experts, hessians=True)
+
+    def see(site: str, mixture: Mixture, x: Tensor) -> None:
+        if site == name:
+            usage.add(own, calibration.view(own, x, 2))
+
+    visit(model, data, some_of(data.calibration, 128), see)
+    vectors, hessian = own.experts.down.detach().movedim(2, -1), usage.hessians["down"]
+    at_widths = {bits: gptq(vectors, hessian, bits, 128, "within").weights() for bits in widths}
+    return torch.stack([at_widths[bits][expert] for expert, bits in enumerate(widths)])
 
 
 def test_more_bits_change_less() -> None:

@@ -13,11 +13,14 @@ Shapes: d and o widths of the layer's input and output, N_l experts of mode l, R
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from einops import einsum
 from torch import Tensor, nn
 from torch.nn import functional
+
+from toolkit.errors import ConfigError
 
 from .entmax import entmax15
 
@@ -161,25 +164,38 @@ LAYERS: dict[str, type[MultilinearLayer]] = {"cp": CPLayer, "tr": TensorRingLaye
 
 
 class MultilinearBlock(nn.Module):
-    """Two layers d -> b -> d that share the gates, GELU between; the second starts at zero.
+    """Two layers d -> b -> d that share the gates, GELU between; or one layer d -> d.
+
+    The last layer starts at zero.
 
     Args:
         kind: `cp` or `tr`.
         modes: experts of each mode.
         dim: token width d.
-        width: bottleneck b.
-        rank: R of both layers.
+        width: bottleneck b; None: one layer.
+        rank: R of each layer.
         act, norm: as for `MultilinearGates`.
+        input_norm: a layer norm in front of the first layer; gates read the tokens before it.
     """
 
     def __init__(
-        self, kind: str, modes: Sequence[int], dim: int, width: int, rank: int, act: str, norm: str
+        self,
+        kind: str,
+        modes: Sequence[int],
+        dim: int,
+        width: int | None,
+        rank: int,
+        act: str,
+        norm: str,
+        input_norm: bool = False,
     ) -> None:
         super().__init__()
         self.num_experts = math.prod(modes)
         self.gates = nn.ModuleList(MultilinearGates(dim, size, act, norm) for size in modes)
-        self.down = LAYERS[kind](modes, dim, width, rank)
-        self.up = LAYERS[kind](modes, width, dim, rank)
+        self.input_norm = nn.LayerNorm(dim) if input_norm else nn.Identity()
+        layer = LAYERS[kind]
+        self.down = None if width is None else layer(modes, dim, width, rank)
+        self.up = layer(modes, dim if width is None else width, dim, rank)
         nn.init.zeros_(self.up.output)
 
     def route(self, x: Tensor, mask: Tensor | None = None) -> list[Tensor]:
@@ -188,14 +204,49 @@ class MultilinearBlock(nn.Module):
 
     def forward(self, x: Tensor, gates: Sequence[Tensor]) -> Tensor:
         """Tokens [B, T, d] and the gates of each mode -> [B, T, d]."""
-        return self.up(functional.gelu(self.down(x, gates)), gates)
+        hidden = self.input_norm(x)
+        if self.down is not None:
+            hidden = functional.gelu(self.down(hidden, gates))
+        out: Tensor = self.up(hidden, gates)
+        return out
+
+    @torch.no_grad()
+    def silence(self, numbers: Sequence[int], mode: int = 0) -> None:
+        """Take experts out for good: their slices of W become zero, those of others stay.
+
+        The paper edits trained models so, to see what an expert is responsible for.
+
+        Args:
+            numbers: of experts.
+            mode: of experts, 0 or 1; with two modes, all experts (n1, n2) that have one of these
+                numbers there.
+
+        Raises:
+            ConfigError: there is no such expert.
+        """
+        sizes = [len(gates.weight.T) for gates in self.gates]
+        if mode not in range(len(sizes)) or not set(numbers) <= set(range(sizes[mode])):
+            raise ConfigError(
+                f"there are no experts {list(numbers)} in mode {mode}: the modes have "
+                f"{' and '.join(map(str, sizes))} experts, numbered from 0"
+            )
+        for layer in (self.down, self.up):
+            if layer is not None:
+                layer.experts[mode][list(numbers)] = 0
 
     @staticmethod
-    def count(kind: str, modes: Sequence[int], dim: int, width: int, rank: int) -> int:
+    def count(
+        kind: str,
+        modes: Sequence[int],
+        dim: int,
+        width: int | None,
+        rank: int,
+        input_norm: bool = False,
+    ) -> int:
         """Parameters of a block, linear in the rank."""
-        layer = LAYERS[kind]
-        layers = layer.count(modes, dim, width, rank) + layer.count(modes, width, dim, rank)
-        return dim * sum(modes) + layers
+        widths = (dim, dim) if width is None else (dim, width, dim)
+        layers = sum(LAYERS[kind].count(modes, *pair, rank) for pair in pairwise(widths))
+        return dim * sum(modes) + layers + 2 * dim * input_norm
 
 
 def matched_rank(budget: int, count: Callable[[int], int]) -> int:

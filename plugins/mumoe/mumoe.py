@@ -26,13 +26,21 @@ class MuMoE(PeftMethod):
     factorisation: Literal["cp", "tr"] = setting(
         "cp", "sum of outer products (cp) or tensor ring with ranks 4, 4 and `rank` (tr)"
     )
-    rank: int = setting(16, "rank R of both layers", minimum=1)
+    rank: int = setting(16, "rank R of each layer", minimum=1)
     match_params: int | None = setting(
         None,
         "instead of `rank`: the smallest rank with at least this many parameters per block",
         minimum=1,
     )
-    bottleneck: int = setting(16, "width b between the two layers", minimum=1)
+    layers_per_block: Literal[1, 2] = setting(
+        2,
+        "two layers d -> b -> d with a GELU between, or one layer d -> d (the paper's fine-tuning)",
+    )
+    bottleneck: int = setting(16, "width b between two layers", minimum=1)
+    input_norm: bool = setting(
+        False,
+        "a layer norm between gates and layers, which trains (the paper's code offers it)",
+    )
     act: Literal["entmax15", "softmax"] = setting("entmax15", "gates with exact zeros, or without")
     norm: Literal["batch", "layer", "none"] = setting(
         "batch",
@@ -45,12 +53,24 @@ class MuMoE(PeftMethod):
         """Experts of each mode."""
         return (self.num_experts,) if self.hierarchy == 1 else (self.num_experts, self.hierarchy)
 
+    @property
+    def inner_width(self) -> int | None:
+        """The width between two layers; None where there is one."""
+        return self.bottleneck if self.layers_per_block == 2 else None
+
     def insert(self, backbone: Backbone) -> None:
         """Insert one block beside each sublayer."""
         dim, rank = backbone.width, self.rank_at(backbone.width)
         for site in self.sites(backbone, self.placement):
             block = MultilinearBlock(
-                self.factorisation, self.modes, dim, self.bottleneck, rank, self.act, self.norm
+                self.factorisation,
+                self.modes,
+                dim,
+                self.inner_width,
+                rank,
+                self.act,
+                self.norm,
+                self.input_norm,
             )
             insertion.parallel(site, "mumoe", MultilinearMixture(block))
         if self.norms:
@@ -67,7 +87,7 @@ class MuMoE(PeftMethod):
 
         def count(rank: int) -> int:
             return MultilinearBlock.count(
-                self.factorisation, self.modes, dim, self.bottleneck, rank
+                self.factorisation, self.modes, dim, self.inner_width, rank, self.input_norm
             )
 
         rank = multilinear.matched_rank(self.match_params, count)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from toolkit import plugins
+from toolkit.errors import ConfigError
 from toolkit.testing import LargestTensor
 
 plugins.load([Path(__file__).parent])
@@ -91,6 +92,56 @@ def test_factorised_equals_materialised(
     theirs = torch.autograd.grad((expected * upstream).sum(), tensors)
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, other)
+
+
+def random_block(kind: str, modes: tuple[int, ...], width: int | None) -> MultilinearBlock:
+    """A block with an input norm, whose tensors do not have their initial values."""
+    torch.manual_seed(0)
+    block = MultilinearBlock(kind, modes, D, width, R, "softmax", "layer", input_norm=True)
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.normal_()
+    return block.double()
+
+
+@pytest.mark.parametrize("kind", ["cp", "tr"])
+@pytest.mark.parametrize("modes", MODES)
+@pytest.mark.parametrize("width", [None, 4])
+def test_block_of_one_or_two_layers(kind: str, modes: tuple[int, ...], width: int | None) -> None:
+    """The gates read the tokens, the layers read the normalised tokens."""
+    block = random_block(kind, modes, width)
+    x, _ = inputs(modes)
+    gates = [
+        (x @ g.weight)
+        .sub((x @ g.weight).mean(-1, keepdim=True))
+        .div((x @ g.weight).var(-1, unbiased=False, keepdim=True).add(1e-5).sqrt())
+        .softmax(-1)
+        for g in block.gates
+    ]
+    hidden = functional.layer_norm(x, (D,), block.input_norm.weight, block.input_norm.bias)
+    if width is not None:
+        hidden = functional.gelu(applied(materialised(block.down), hidden, gates))
+    expected = applied(materialised(block.up), hidden, gates)
+    torch.testing.assert_close(block(x, block.route(x)), expected)
+    count = MultilinearBlock.count(kind, modes, D, width, R, input_norm=True)
+    assert count == sum(p.numel() for p in block.parameters())
+
+
+@pytest.mark.parametrize("kind", ["cp", "tr"])
+@pytest.mark.parametrize(("modes", "mode"), [((5,), 0), ((3, 4), 0), ((3, 4), 1)])
+def test_silenced_experts_have_no_weights(kind: str, modes: tuple[int, ...], mode: int) -> None:
+    block = random_block(kind, modes, 4)
+    before = [materialised(layer) for layer in (block.down, block.up)]
+    block.silence([0, 2], mode)
+    for layer, old in zip((block.down, block.up), before, strict=True):
+        expected = old.clone()
+        expected.movedim(mode, 0)[[0, 2]] = 0
+        torch.testing.assert_close(materialised(layer), expected)
+
+
+def test_silencing_an_expert_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ConfigError, match="3 and 4 experts, numbered from 0"):
+        random_block("cp", (3, 4), None).silence([3])
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -39,6 +39,7 @@ def mixtures(model: AudioClassifier) -> list[nn.Module]:
         {"hierarchy": 4, "num_experts": 8, "act": "softmax", "placement": "both"},
         {"factorisation": "tr", "rank": 4, "norm": "layer"},
         {"factorisation": "tr", "rank": 4, "hierarchy": 3, "num_experts": 5, "norm": "none"},
+        {"layers_per_block": 1, "input_norm": True},
     ],
 )
 def test_contract(settings: dict[str, Any]) -> None:
@@ -92,6 +93,10 @@ def test_gates_are_shared_by_both_layers_and_read_the_tokens() -> None:
     ("settings", "closed"),
     [
         ({"num_experts": 8, "rank": 3}, 96 * 8 + 2 * 3 * (8 + 96 + 16 + 1)),
+        (
+            {"num_experts": 8, "rank": 3, "layers_per_block": 1, "input_norm": True},
+            96 * 8 + 3 * (8 + 97 + 96) + 2 * 96,
+        ),
         (
             {"num_experts": 8, "hierarchy": 4, "rank": 3},
             96 * 12 + 2 * 3 * (12 + 96 + 16 + 1),
