@@ -19,8 +19,9 @@ from toolkit.settings import setting
 from toolkit.task import Label
 from toolkit.training.experiment import Experiment, say
 from toolkit.training.folds import Fold, Job, require_same
-from toolkit.training.output import VOLATILE, OutputFolder
+from toolkit.training.output import OutputFolder
 from toolkit.training.search import Search, SearchReport
+from toolkit.training.volatile import VOLATILE
 
 from .automoe import AutoMoE, method_of
 from .costs import COSTS, ClosedForm, Costs, Predictor, Stopwatch

@@ -25,13 +25,13 @@ from toolkit.study.records import read_timing
 from toolkit.study.spec import CorpusSpec, Study, resolve
 from toolkit.training.experiment import Experiment, Options, configured
 from toolkit.training.identity import (
-    VOLATILE,
     Identity,
     clips_of,
     fingerprint,
     identity_of,
     recorded,
 )
+from toolkit.training.volatile import VOLATILE
 
 ANYWHERE = (*VOLATILE, "data_folder", "seed")
 """Keys that do not make a configuration another one: where it runs, and the seed, which is part of

@@ -16,8 +16,8 @@ from toolkit.results import FoldResult, RunResult, RunScore, write_run
 from toolkit.task import task_of
 from toolkit.training.confusion import draw_confusion
 from toolkit.training.experiment import Experiment
-from toolkit.training.identity import VOLATILE
 from toolkit.training.output import PREDICTIONS, TEST_AGAIN, OutputFolder, commit, package_versions
+from toolkit.training.volatile import VOLATILE
 
 HARDEST = 3
 """How many classes with low scores the summary names."""

@@ -23,18 +23,10 @@ from toolkit.results import RUN_FILE, read_run
 from toolkit.settings import Settings
 from toolkit.source_code import source_digest
 from toolkit.training.experiment import Experiment, Options
+from toolkit.training.volatile import VOLATILE, WHERE
 from toolkit.typed_json import read_json, write_json
 
 FILE, CONFIGURATION = "identity.json", "hyperparams.yaml"
-
-VOLATILE = (
-    "output_folder", "cache_folder", "device", "noprogressbar", "num_workers", "download",
-    "debug", "test_only", "overwrite", "folds", "ckpt_interval_minutes",
-)  # fmt: skip
-"""Keys that may differ when a run is continued: they do not change what it computes."""
-
-WHERE = ("data_folder",)
-"""Keys that may differ where the clips themselves are compared."""
 
 DEFAULT_PIPELINES = ("fbank", "waveform")
 """What version 0.1 wrote where the pipeline is now left to the backbone."""

@@ -5,7 +5,7 @@ import pandas as pd
 from toolkit.study.report import tables
 from toolkit.study.report.columns import COLUMNS, present
 from toolkit.study.report.load import METHOD, Results, identity
-from toolkit.training.identity import VOLATILE
+from toolkit.training.volatile import VOLATILE
 
 OF_CELL = {"seed", "few_shot", "data_folder"}
 """Keys of a configuration that say which run of a method it is, or where it ran."""
@@ -54,7 +54,8 @@ def _settings(results: Results) -> pd.DataFrame:
         }
         for record in results.done
     }
-    table = pd.DataFrame([dict(zip(METHOD, row, strict=True)) | rows[row] for row in rows])
+    named = [{**dict(zip(METHOD, row, strict=True)), **rows[row]} for row in rows]
+    table = pd.DataFrame(named)
     constant = [
         key for key in table.columns if key not in METHOD and table[key].map(str).nunique() < 2
     ]
