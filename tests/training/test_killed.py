@@ -66,9 +66,9 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Fifty clips of 0.4 s."""
+    """Fifty clips of 0.5 s."""
     folder = tmp_path_factory.mktemp("corpus") / "mini"
-    return write_corpus(folder, clips_per_class=5, seconds=0.4, progress=False)
+    return write_corpus(folder, clips_per_class=5, seconds=0.5, progress=False)
 
 
 @pytest.fixture(scope="module")
