@@ -111,3 +111,19 @@ def test_an_identity_is_read_as_it_was_written(tmp_path: Path) -> None:
     identity = Identity({"lr": 0.1, "peft.name": "lora", "few_shot": None}, {"classes": "2 (ab)"})
     identity.write(tmp_path)
     assert recorded(tmp_path) == identity
+
+
+def test_runs_of_version_0_1_are_recognised(recipe: Path, tmp_path: Path) -> None:
+    """Their digests are of configurations without the options that were added since."""
+    from toolkit.study.planner import ANYWHERE
+
+    def digests(**overrides: object) -> tuple[str, str]:
+        planner = Planner(studies.study_of(recipe, overrides=overrides), tmp_path / "out")
+        run = next(iter(planner.runs()))
+        configuration = planner._planned(run.cell).configuration
+        return run.digest, configuration.digest(ignore=(*ANYWHERE, "windows"))
+
+    now, before = digests()
+    assert now == before
+    now, before = digests(windows="first")
+    assert now != before

@@ -148,7 +148,7 @@ class Planner:
             folder=folder,
             train=planned.train,
             arguments=tuple(arguments),
-            digest=planned.configuration.digest(ignore=ANYWHERE),
+            digest=planned.digest(),
             step=planned.step,
             epochs=planned.options.epochs,
             fit=planned.fit,
@@ -236,7 +236,7 @@ class Planner:
         return self._load(train, corpus, method, cell, {}).count()
 
     def _fit(self, planned: "Planned", target: int, within: float, size: str | None) -> Fit:
-        digest = planned.configuration.digest(ignore=ANYWHERE)
+        digest = planned.digest()
         key = hashlib.blake2b(f"{digest} {target} {within} {size}".encode(), digest_size=8)
         return budget.remembered(
             self.folder / "budget" / f"{key.hexdigest()}.json",
@@ -275,7 +275,12 @@ class Planned:
     @property
     def step(self) -> str:
         """Hash of everything that decides the cost of a training step."""
-        return self.configuration.digest(ignore=SAME_STEP)
+        return self.digest(SAME_STEP)
+
+    def digest(self, ignore: Sequence[str] = ANYWHERE) -> str:
+        """Hash of the configuration; options that version 0.1 did not have count only if they are
+        not at their defaults, so that its runs are recognised."""
+        return self.configuration.digest(ignore=(*ignore, *self.options.added_defaults()))
 
     def count(self, peft: Mapping[str, Any] | None = None) -> int:
         """The number of trainable parameters outside the head.

@@ -310,6 +310,11 @@ class Options(Settings):
             raise ConfigError("'augment' must be a list of augmentations; [] for none")
         return cls(**{name: values[name] for name in names if name in values})
 
+    def added_defaults(self) -> list[str]:
+        """The options in `ADDED` that have their default values."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        return [name for name in self.ADDED if getattr(self, name) == defaults[name]]
+
     def check(self) -> None:
         """Refuse devices and precisions that are not available, and options that exclude others."""
         if self.overwrite and self.test_only:
