@@ -56,7 +56,8 @@ def over_clips(windows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """One answer per clip from the answers to its windows, in any order.
 
     Args:
-        windows: `id` of the clip, `probabilities`, `loss`, and what all windows of a clip share.
+        windows: `id` of the clip, `probabilities`, perhaps `loss`, and what all windows of a clip
+            share.
 
     Returns:
         the same for the clips, with the means of probabilities and loss; exact, so that the order
@@ -65,16 +66,14 @@ def over_clips(windows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     clips: dict[str, list[dict[str, Any]]] = {}
     for window in windows:
         clips.setdefault(window["id"], []).append(window)
-    return [
-        {
-            **own[0],
-            "probabilities": [
-                _mean(values) for values in zip(*(one["probabilities"] for one in own), strict=True)
-            ],
-            "loss": _mean([one["loss"] for one in own]),
-        }
-        for own in clips.values()
-    ]
+    found = []
+    for own in clips.values():
+        columns = zip(*(one["probabilities"] for one in own), strict=True)
+        clip = {**own[0], "probabilities": [_mean(column) for column in columns]}
+        if "loss" in clip:
+            clip["loss"] = _mean([one["loss"] for one in own])
+        found.append(clip)
+    return found
 
 
 def _mean(values: Sequence[float]) -> float:
