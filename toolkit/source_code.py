@@ -1,4 +1,4 @@
-"""The source code of a class as a digest, by which runs and bundles notice that it has changed."""
+"""The source code of a class or function as a digest, by which runs and bundles notice that it has changed."""
 
 import ast
 import hashlib
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from importlib.util import resolve_name
 from io import StringIO
 from pathlib import Path
+from types import FunctionType
 
 METHOD_PARTS = ("toolkit.peft", "toolkit.routing", "toolkit.experts")
 """The parts of the library that methods are made of."""
@@ -15,18 +16,18 @@ METHOD_PARTS = ("toolkit.peft", "toolkit.routing", "toolkit.experts")
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
-def source_digest(kind: type) -> str | None:
-    """Digest of the code of a registered class.
+def source_digest(kind: type | FunctionType) -> str | None:
+    """Digest of the code of a class or a function.
 
     That is the module that defines it and, directly or indirectly, what this imports of the same
     package, of plugins, and of the library's parts that methods are made of. Comments, docstrings
     and blank lines do not count.
 
     Args:
-        kind: the class, such as `PEFT.get("lora")`.
+        kind: such as `PEFT.get("lora")`.
 
     Returns:
-        the digest; None if the class comes from no file (a notebook).
+        the digest; None if it comes from no file (a notebook).
     """
     if _file_of(kind.__module__) is None:
         return None

@@ -10,6 +10,7 @@ import json
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from toolkit import __version__
@@ -226,16 +227,16 @@ def _sources(experiment: Experiment) -> Iterator[tuple[str, str]]:
         experiment.source, experiment.corpus, experiment.pipeline, *values["augment"],
         values["optimizer"],
     ):  # fmt: skip
-        kind = _class_of(part)
+        kind = _code_of(part)
         if kind.__module__.partition(".")[0] not in ("toolkit", "torch", "speechbrain"):
             name = part.registered_name if isinstance(part, Settings) else kind.__name__
             yield f"source of {name}", source_digest(kind) or "unknown"
 
 
-def _class_of(part: Any) -> type:
-    """The class of an object, or the class (or function) that a partial call makes."""
+def _code_of(part: Any) -> type | FunctionType:
+    """The class of an object, or the class or function that a partial call is of."""
     made = getattr(part, "func", part)
-    return made if isinstance(made, type) else type(made)
+    return made if isinstance(made, type | FunctionType) else type(made)
 
 
 def _digest(*texts: str) -> str:
