@@ -1,4 +1,4 @@
-"""The source code of a class or function as a digest, by which runs and bundles notice that it has changed."""
+"""The source code of classes and functions as digests: runs and bundles notice changes by them."""
 
 import ast
 import hashlib
