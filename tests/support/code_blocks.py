@@ -11,8 +11,23 @@ ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"(?P<indent> *)```(?P<language>\w*)(?P<options>.*)")
 TITLE = re.compile(r'title="([^"]+)"')
 NOT_RUN = re.compile(r"\s*<!-- not run: (.+) -->")
-TRAINING = re.compile(r"(toolkit train|python \S*train\.py)\s")
-EMBEDDED = re.compile(r"(toolkit train ESC50|python \S*ESC50/train\.py)\s")
+TRAIN = r"(toolkit train|(python|torchrun) .*train\.py) "
+SHORTENED = {
+    rf"{TRAIN}.*--data_folder data/.*--backbone": "--debug",
+    rf"{TRAIN}.*--data_folder data/": "--debug --backbone ast_tiny --max_length 64",
+    rf"{TRAIN}.*--data_folder": "--epochs 1",
+    r"(toolkit train|python) \S*ESC50": "--epochs 1 --folds 1 --corpus.clips_per_class 5 "
+    "--max_length 64",
+    TRAIN: "--epochs 1",
+    "toolkit search": "--epochs 1 --corpus.clips_per_class 5 --max_length 64 --iterations 1 "
+    "--population 4",
+    "toolkit (compress|prune) (?!.*--data_folder)": "--corpus synthetic:clips_per_class=5 "
+    '--data_folder "$TOOLKIT_CACHE/synthetic"',
+    "toolkit corpus check data/": "2> complaint || grep 'of the published corpus' complaint",
+    "toolkit study time": "--rounds 1 --only '*linear*'",
+    "python -m pytest": "--collect-only -n 0",
+}
+"""How a command begins -> what it is followed by; the first that fits."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,17 +79,18 @@ def blocks(page: Path) -> Iterator[Block]:
 
 
 def shortened(code: str) -> str:
-    """A bash block whose trainings take seconds.
+    """A bash block whose commands take seconds, as `SHORTENED` says.
 
-    One epoch; of the embedded demonstration of ESC50 also one fold and five clips per class.
+    Trainings have one epoch: on corpora in `data`, which are miniatures, of two batches with the
+    embedded backbone; in the embedded demonstration of ESC50, of one fold with five clips per
+    class. The check of a corpus in `data` may complain that it is not the whole published one. The
+    tests of a plugin are only collected: they are run with all others.
     """
     lines = code.replace("\\\n", " ").splitlines()
     return "\n".join(_shortened(line) for line in lines)
 
 
 def _shortened(line: str) -> str:
-    if not TRAINING.match(line):
-        return line
     command = line.partition("  #")[0]
-    small = "--data_folder" not in command and EMBEDDED.match(command)
-    return f"{command} --epochs 1" + (" --folds 1 --corpus.clips_per_class 5" if small else "")
+    added = next((more for begin, more in SHORTENED.items() if re.match(begin, command)), None)
+    return line if added is None else f"{command.rstrip()} {added}"

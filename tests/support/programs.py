@@ -1,4 +1,4 @@
-"""The programs `toolkit` and `python`, started at once by a warm Python: see `warm_python`."""
+"""The programs `toolkit`, `python` and `torchrun`, which start at once: see `warm_python`."""
 
 import contextlib
 import os
@@ -10,20 +10,21 @@ from pathlib import Path
 
 WARM = Path(__file__).with_name("warm_python.py")
 ROOT = Path(__file__).parents[2]
+PROGRAMS = {"python": "", "toolkit": "-m toolkit", "torchrun": "-m torch.distributed.run"}
 
 
 @contextlib.contextmanager
 def warm_programs(folder: Path) -> Iterator[Path]:
-    """Write the two programs into a folder; they work until the context ends."""
+    """Write the programs into a folder; they work until the context ends."""
     server = folder / "server"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen([sys.executable, WARM, server], env=environment) as process:
         while not server.exists():
             assert process.poll() is None, "the warm Python did not start"
             time.sleep(0.1)
-        for name, module in (("toolkit", "-m toolkit "), ("python", "")):
+        for name, module in PROGRAMS.items():
             file = folder / name
-            client = f'exec "{sys.executable}" -I "{WARM}" "{server}" {module}"$@"'
+            client = f'exec "{sys.executable}" -I "{WARM}" "{server}" {module} "$@"'
             file.write_text(f"#!/bin/sh\n{client}\n", encoding="utf-8")
             file.chmod(0o755)
         yield folder

@@ -4,43 +4,58 @@
     python warm_python.py SOCKET -m MODULE WORD ...  do what `python -m MODULE WORD ...` does
     python warm_python.py SOCKET FILE WORD ...       do what `python FILE WORD ...` does
 
-For pages with dozens of commands, each of which would import torch for seconds. What a command
-imports at its start is tested elsewhere.
+For pages with dozens of commands, each of which would import torch for seconds; so would the
+processes that they start with `sys.executable`, which is therefore the program `python` beside the
+socket. What a command imports at its start is tested elsewhere.
 """
 
 import importlib
 import json
 import os
 import runpy
+import signal
 import socket
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 PRELOADED = (
     "toolkit.training.folds", "toolkit.inference.predict", "toolkit.testing.matrix",
     "toolkit.data.survey", "toolkit.backbones.ast", "toolkit.peft.lora", "matplotlib.pyplot",
+    "pytest", "hypothesis",
 )  # fmt: skip
 
 
 def serve(address: str) -> None:
-    """Run the commands of clients, one after the other."""
+    """Run the commands of clients, each as soon as it comes."""
     for module in PRELOADED:
         importlib.import_module(module)
+    sys.executable = str(Path(address).with_name("python"))
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that answer
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen()
         while True:
             client, _ = listener.accept()
             with client:
-                request, streams, _, _ = socket.recv_fds(client, 1 << 20, 3)
-                child = os.fork()
-                if child == 0:
-                    run(streams, **json.loads(request))
-                for stream in streams:
-                    os.close(stream)
-                _, status = os.waitpid(child, 0)
-                client.sendall(bytes([os.waitstatus_to_exitcode(status) % 256]))
+                if os.fork() == 0:
+                    answer(client)
+
+
+def answer(client: socket.socket) -> None:
+    """Run the command of a client and tell it the exit status; ends the process."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    request, streams, _, _ = socket.recv_fds(client, 1 << 20, 3)
+    child = os.fork()
+    if child == 0:
+        client.close()
+        run(streams, **json.loads(request))
+    for stream in streams:
+        os.close(stream)
+    _, status = os.waitpid(child, 0)
+    client.sendall(bytes([os.waitstatus_to_exitcode(status) % 256]))
+    os._exit(0)
 
 
 def run(streams: Sequence[int], words: list[str], folder: str, variables: dict[str, str]) -> None:
@@ -51,6 +66,8 @@ def run(streams: Sequence[int], words: list[str], folder: str, variables: dict[s
     os.environ.update(variables)
     os.chdir(folder)
     status: object = 0
+    if words[0] == "-u":  # as torchrun starts its workers
+        words = words[1:]
     try:
         if words[0] == "-m":
             sys.argv, sys.path[0] = words[1:], folder
