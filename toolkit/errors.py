@@ -56,3 +56,14 @@ def listing(problems: Sequence[str], limit: int = 20) -> str:
     if len(problems) > limit:
         lines.append(f"  ... and {len(problems) - limit} more")
     return "\n".join(lines)
+
+
+def listed(names: Sequence[str], limit: int = 20) -> str:
+    """The first `limit` names in one line, and how many more there are; "none" without any."""
+    more = [f"and {len(names) - limit} more"] if len(names) > limit else []
+    return ", ".join([*names[:limit], *more]) or "none"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message."""
+    return str(error).strip().partition("\n")[0]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.backbones.base import Backbone
-from toolkit.errors import BundleError, ConfigError, did_you_mean
+from toolkit.errors import BundleError, ConfigError, did_you_mean, listed
 from toolkit.parameters import ParameterCount
 from toolkit.peft import insertion
 from toolkit.peft.base import PeftMethod
@@ -228,21 +228,20 @@ class AudioClassifier(nn.Module):
         """Copy tensors that `state` returned into the model.
 
         Raises:
-            BundleError: a tensor is missing, has no place, or is of another shape.
+            BundleError: a tensor is missing, has no place, or is of another shape or type.
         """
         own = self.state()
         missing, extra = sorted(own.keys() - tensors), sorted(tensors.keys() - own)
         wrong = [
-            f"{n} {tuple(tensors[n].shape)} instead of {tuple(own[n].shape)}"
-            for n in own.keys() & tensors
-            if tensors[n].shape != own[n].shape
+            f"{n} {_form(tensors[n])} instead of {_form(own[n])}"
+            for n in sorted(own.keys() & tensors)
+            if not _fits(tensors[n], own[n])
         ]
         if missing or extra or wrong:
             raise BundleError(
                 "these weights do not fit the model: "
-                f"missing: {', '.join(missing) or 'none'}; without a place: "
-                f"{', '.join(extra) or 'none'}; of another shape: {', '.join(wrong) or 'none'}; "
-                "use the settings that they were trained with"
+                f"missing: {listed(missing)}; without a place: {listed(extra)}; of another shape "
+                f"or type: {listed(wrong)}; use the settings that they were trained with"
             )
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
@@ -258,3 +257,13 @@ class AudioClassifier(nn.Module):
     def _lasting_name(self, path: str) -> str:
         stock = path.removeprefix("backbone.model.")
         return path if stock == path else self.backbone.canonical(stock)
+
+
+def _fits(tensor: Tensor, own: Tensor) -> bool:
+    """Whether a tensor can be copied into another; floats of any precision are of one type."""
+    floats = tensor.is_floating_point() and own.is_floating_point()
+    return tensor.shape == own.shape and (floats or tensor.dtype == own.dtype)
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} of {tensor.dtype}"

@@ -59,7 +59,7 @@ CURVES: dict[str, tuple[list[str], list[dict[str, Any]]]] = {
     ),
     "SEER": (
         METHODS,
-        [{"name": "seer", "keep_ratio": kept} for kept in (0.75, 0.5, 0.25)],
+        [{"name": "seer", "keep_ratio": kept, "k_schedule": []} for kept in (0.75, 0.5, 0.25)],
     ),
     "AdapMoE": (
         CHOOSING,

@@ -4,25 +4,34 @@ import math
 from collections.abc import Sequence
 
 
-def expected_loads(slots: int, experts: int, active: Sequence[float], accuracy: float) -> float:
-    """Expected number of loads for which a token waits at a mixture: f(t).
+def expected_loads(
+    slots: int, experts: int, active: Sequence[float], accuracy: float, room: int = 1
+) -> float:
+    """Expected number of loads for which a visit waits at a mixture: f(t).
 
-    A token's experts are assumed to be any k of N, of which t are in the cache. If m of them are
-    not, a correct prefetch has loaded one of these, so the token waits for m - beta loads. For k of
-    1 or 2 this is the paper's
+    A visit is what comes at once: a clip, or in the paper, which generates text, a token. Its
+    experts are assumed to be any k of N, of which t are in the cache. If m of them are not, a
+    prefetched expert is one of these with probability beta, so the visit waits for m - beta loads
+    (with one prefetched expert). For k of 1 or 2 this is the paper's
     `p (1 - t/N)(1 - b) + (1 - p)[P_2 (2 (1 - b) + b) + P_1 (1 - b)]`.
 
     Args:
         slots: t.
         experts: N.
-        active: probability that a token has 0, 1, 2, ... experts.
-        accuracy: beta, probability that a prefetch is correct.
+        active: probability that a visit uses 0, 1, 2, ... experts.
+        accuracy: beta, probability that a prefetched expert is needed.
+        room: experts that are prefetched.
     """
     outside, total = experts - slots, 0.0
     for count, probability in enumerate(active):
         for missing in range(1, min(count, outside) + 1):
             ways = math.comb(outside, missing) * math.comb(slots, count - missing)
-            total += probability * ways / math.comb(experts, count) * (missing - accuracy)
+            total += (
+                probability
+                * ways
+                / math.comb(experts, count)
+                * (missing - accuracy * min(missing, room))
+            )
     return total
 
 

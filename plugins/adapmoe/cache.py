@@ -4,6 +4,7 @@ The policy knows nothing of tensors, so the simulator runs the same one.
 """
 
 import dataclasses
+import functools
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
@@ -15,68 +16,94 @@ from torch.func import functional_call
 from toolkit.experts.base import Experts
 from toolkit.experts.bottleneck import Bottleneck
 
+from .gating import AdaptiveRouter
+from .predictor import Predictor
+
 V = TypeVar("V")
 
 
 class LRUCache(Generic[V]):
-    """Keeps the values that were used last.
+    """Keeps the values that were used last, and beside them those that were prefetched.
+
+    A prefetched value waits in a spare buffer and evicts nothing. When it is used, it joins those
+    used last; if it is not among those that are needed next, it is dropped.
 
     Args:
         slots: how many values it holds; with 0 slots, a value is used once and dropped.
+        room: how many values the spare buffer holds.
 
     Attributes:
         values: expert -> value, the least recently used first.
-        counts: `hits`, `misses`, `prefetched`, and `used`: prefetched values that were needed.
+        ahead: expert -> prefetched value.
+        counts: `hits`, `misses`, `prefetched`, and `used`: hits in the spare buffer.
     """
 
-    def __init__(self, slots: int) -> None:
-        self.slots = slots
+    def __init__(self, slots: int, room: int = 1) -> None:
+        self.slots, self.room = slots, room
         self.values: OrderedDict[int, V] = OrderedDict()
+        self.ahead: dict[int, V] = {}
         self.counts: Counter[str] = Counter()
-        self._ahead: set[int] = set()
 
     def access(self, needed: Sequence[int], load: Callable[[int], V]) -> Iterator[tuple[int, V]]:
         """Yield the needed experts with their values.
 
-        Those in the cache come first, so that loading one does not evict another that is needed.
+        Those in the cache come first, then the prefetched ones, so that loading one does not evict
+        another that is needed.
 
         Args:
             needed: experts, each once.
-            load: loads an expert that is not in the cache.
+            load: loads an expert that is in neither.
         """
-        here = [expert for expert in needed if expert in self.values]
-        for expert in [*here, *(expert for expert in needed if expert not in here)]:
-            known = expert in self.values
-            self.counts["hits" if known else "misses"] += 1
-            self.counts["used"] += known and expert in self._ahead
-            self._ahead.discard(expert)
-            yield expert, self._bring(expert, load)
+        self.ahead = {expert: self.ahead[expert] for expert in self.ahead if expert in needed}
+        places = {e: 0 if e in self.values else 1 if e in self.ahead else 2 for e in needed}
+        for expert in sorted(needed, key=places.__getitem__):
+            yield expert, self._use(expert, load)
 
-    def prefetch(self, wanted: Sequence[int], load: Callable[[int], V]) -> None:
-        """Load as many experts as there are slots, so that the first are evicted last.
+    def prefetch(self, wanted: Sequence[int], load: Callable[[int], V]) -> bool:
+        """Load as many experts as the spare buffer has room for.
 
         Args:
             wanted: experts, the likeliest first.
-            load: loads an expert that is not in the cache.
+            load: loads an expert that is in neither the cache nor the buffer.
+
+        Returns:
+            Whether any was loaded.
         """
-        for expert in reversed(wanted[: self.slots]):
-            if expert not in self.values:
-                self.counts["prefetched"] += 1
-                self._ahead.add(expert)
-            self._bring(expert, load)
+        missing = [e for e in wanted if e not in self.values and e not in self.ahead]
+        chosen = missing[: self.room - len(self.ahead)]
+        self.ahead |= {expert: load(expert) for expert in chosen}
+        self.counts["prefetched"] += len(chosen)
+        return bool(chosen)
 
     def clear(self) -> None:
         """Drop all values; the counts stay."""
         self.values.clear()
-        self._ahead.clear()
+        self.ahead.clear()
 
-    def _bring(self, expert: int, load: Callable[[int], V]) -> V:
-        value = self.values.pop(expert) if expert in self.values else load(expert)
+    def _use(self, expert: int, load: Callable[[int], V]) -> V:
+        ahead = expert in self.ahead
+        known = ahead or expert in self.values
+        self.counts["hits" if known else "misses"] += 1
+        self.counts["used"] += ahead
+        value = (self.ahead if ahead else self.values).pop(expert) if known else load(expert)
         self.values[expert] = value
         while len(self.values) > self.slots:
-            gone, _ = self.values.popitem(last=False)
-            self._ahead.discard(gone)
+            self.values.popitem(last=False)
         return value
+
+
+def prefetch_nearest(
+    targets: Iterable[tuple[LRUCache[V], Sequence[int], Callable[[int], V]]],
+) -> None:
+    """Prefetch for the first of several mixtures that lacks an expert it is guessed to need.
+
+    Args:
+        targets: the next mixtures, the nearest first: cache, experts by likelihood, and how one is
+            loaded.
+    """
+    for cache, wanted, load in targets:
+        if cache.prefetch(wanted, load):
+            return
 
 
 def total_counts(caches: Iterable[LRUCache[Any]]) -> dict[str, int]:
@@ -120,19 +147,22 @@ class CachedExperts(nn.Module):
         store: the experts.
         single: one expert of the same kind, whose weights are not used.
         slots: experts that the cache holds.
+        room: experts that its spare buffer holds.
 
     Attributes:
         cache: the experts in it, and its counts.
-        following: the router and the cached experts of the next mixture, for prefetching.
+        following: the adaptive routers and the cached experts of the next mixtures, nearest first,
+            for which experts are prefetched here.
     """
 
-    def __init__(self, store: Experts, single: Experts, slots: int) -> None:
+    def __init__(self, store: Experts, single: Experts, slots: int, room: int = 1) -> None:
         super().__init__()
         self.store, self.single = store, (single.eval(),)  # in tuples: not children
         self.num_experts, self.dim = store.num_experts, store.dim
-        self.cache: LRUCache[Copy] = LRUCache(slots)
+        self.cache: LRUCache[Copy] = LRUCache(slots, room)
         self._version = 0
-        self.following: tuple[()] | tuple[Any, CachedExperts] = ()
+        self.following: tuple[tuple[AdaptiveRouter, CachedExperts], ...] = ()
+        self.predictor: Predictor
         self._stream: torch.cuda.Stream | None = None
 
     def mix(self, x: Tensor, gates: Tensor) -> Tensor:
@@ -173,11 +203,25 @@ class CachedExperts(nn.Module):
         return out[inverse, places[1]]
 
     @torch.no_grad()
+    def foresee(self, tokens: Tensor) -> None:
+        """Prefetch for clips that enter the backbone, as `predictor` says.
+
+        Args:
+            tokens: mean of each clip's tokens in front of the first block, [B, d].
+        """
+        wanted = self.predictor.ranking(tokens)
+        self._current().prefetch(wanted, lambda e: self._load(e, tokens.device))
+
+    @torch.no_grad()
     def _prefetch_next(self, x: Tensor) -> None:
-        if self.following:
-            router, experts = self.following
-            wanted = by_count(router.guess(x))
-            experts._current().prefetch(wanted, lambda e: experts._load(e, x.device))
+        prefetch_nearest(
+            (
+                experts._current(),
+                by_count(router.guess(x)),
+                functools.partial(experts._load, device=x.device),
+            )
+            for router, experts in self.following
+        )
 
     def _current(self) -> LRUCache[Copy]:
         """The cache, emptied if the store's tensors have changed (a bundle was loaded)."""

@@ -11,7 +11,8 @@ import math
 import torch
 from torch import Tensor
 
-from toolkit.peft.mixture import RoutedMixture
+from toolkit.model import AudioClassifier
+from toolkit.peft.mixture import RoutedMixture, routed_mixtures
 from toolkit.routing import dense
 from toolkit.routing.router import WrappedRouter
 
@@ -116,11 +117,17 @@ class AdaptiveRouter(WrappedRouter):
         return adapted
 
     def guess(self, x: Tensor) -> Tensor:
-        """Guess the K strongest experts [B, T, K] of tokens before they arrive here.
+        """Guess the K strongest experts [N, K] of the real tokens before they arrive here.
 
-        `x` are tokens at an earlier mixture: the residual stream changes slowly, so the guess is
-        often right (gate reuse). The trained router guesses, since a router that another tool put
-        around it may need more than tokens; an expert without a gate is not guessed.
+        `x` are tokens [B, T, d] at an earlier mixture: the residual stream changes slowly, so the
+        guess is often right (gate reuse). The trained router guesses, since a router that another
+        tool put around it may need more than tokens; an expert without a gate is not guessed.
         """
         weights, experts = strongest(self.trained(x), self.count)
-        return experts.where(weights > 0, experts[..., :1])
+        return self.mixture[0].real(experts.where(weights > 0, experts[..., :1]))
+
+
+def adaptive_routers(model: AudioClassifier) -> dict[str, AdaptiveRouter]:
+    """The routers that this tool has put around those of the mixtures, by site."""
+    found = {site: m.router for site, m in routed_mixtures(model.backbone).items()}
+    return {site: router for site, router in found.items() if isinstance(router, AdaptiveRouter)}

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
-from .cache import LRUCache, total_counts
+from .cache import LRUCache, prefetch_nearest, total_counts
 
 
 class Visit(NamedTuple):
@@ -12,11 +12,30 @@ class Visit(NamedTuple):
 
     Attributes:
         needed: experts that it uses.
-        guessed: experts of the next mixture to prefetch, the likeliest first.
+        guessed: for each of the next mixtures, experts to prefetch, the likeliest first.
     """
 
     needed: list[int]
-    guessed: list[int]
+    guessed: list[list[int]]
+
+
+class Clip(NamedTuple):
+    """A clip on its way through the backbone.
+
+    Attributes:
+        first: experts of the first mixture to prefetch, the likeliest first.
+        visits: to the mixtures, in order.
+    """
+
+    first: list[int]
+    visits: list[Visit]
+
+    def guessed(self, number: int) -> list[int]:
+        """What was guessed for a mixture in front of it: at the one before, or at the entrance."""
+        if number == 0:
+            return self.first
+        before = self.visits[number - 1].guessed
+        return before[0] if before else []
 
 
 class Channel:
@@ -36,22 +55,22 @@ class Channel:
 
 
 def simulate(
-    trace: Sequence[Sequence[Visit]],
+    trace: Sequence[Clip],
     slots: Sequence[int],
     load: float,
-    prefetch: bool,
+    room: int = 1,
     block: float = 1.0,
     expert: float = 0.1,
 ) -> dict[str, float]:
     """Run clips one after the other.
 
-    The experts that a mixture lacks are loaded first, then those prefetched for the next mixture.
+    The experts that a mixture lacks are loaded first, then those prefetched for a later mixture.
 
     Args:
-        trace: for each clip, its visits to the mixtures in order.
+        trace: the clips.
         slots: slots of each mixture's cache.
         load: time to load one expert over the channel, in any unit.
-        prefetch: whether guessed experts are loaded.
+        room: experts in the spare buffer of each mixture.
         block: time of the computation in front of each mixture.
         expert: time to compute one expert.
 
@@ -60,15 +79,36 @@ def simulate(
         stalls: the part of it spent waiting for experts.
         hits, misses, prefetched, used: the counts of `LRUCache`.
     """
-    caches: list[LRUCache[float]] = [LRUCache(number) for number in slots]  # of arrival times
+    caches: list[LRUCache[float]] = [LRUCache(number, room) for number in slots]  # arrival times
     channel, clock, stalls = Channel(load), 0.0, 0.0
     for clip in trace:
-        for number, visit in enumerate(clip):
+        caches[0].prefetch(clip.first, partial(channel.carry, clock))
+        for number, visit in enumerate(clip.visits):
             clock += block
             bring = partial(channel.carry, clock)
             for _, arrival in caches[number].access(visit.needed, bring):
                 stalls += max(arrival - clock, 0.0)
                 clock = max(arrival, clock) + expert
-            if prefetch and number + 1 < len(clip):
-                caches[number + 1].prefetch(visit.guessed, bring)
+            following = zip(caches[number + 1 :], visit.guessed, strict=False)
+            prefetch_nearest((cache, wanted, bring) for cache, wanted in following)
     return {"time": clock, "stalls": stalls, **total_counts(caches)}
+
+
+def measured_loads(trace: Sequence[Clip], number: int, experts: int, room: int) -> list[float]:
+    """Loads per clip for which mixture `number` waits, with 0, ..., E slots.
+
+    Args:
+        trace: the clips; what was guessed for a mixture more than one ahead is not considered.
+        number: of the mixture.
+        experts: E.
+        room: experts in its spare buffer.
+    """
+    loads = []
+    for slots in range(experts + 1):
+        cache: LRUCache[int] = LRUCache(slots, room)
+        for clip in trace:
+            cache.prefetch(clip.guessed(number), int)
+            for _ in cache.access(clip.visits[number].needed, int):
+                pass
+        loads.append(cache.counts["misses"] / len(trace))
+    return loads

@@ -32,9 +32,17 @@ from toolkit.testing import (
 plugins.load([Path(__file__).parents[1]])
 
 from toolkit_plugins.adapmoe import allocation, gating, sensitivity  # noqa: E402
-from toolkit_plugins.adapmoe.adapmoe import AdapMoE, Trace  # noqa: E402
-from toolkit_plugins.adapmoe.cache import CachedExperts, LRUCache, by_count, total_counts  # noqa: E402
-from toolkit_plugins.adapmoe.simulator import Visit, simulate  # noqa: E402
+from toolkit_plugins.adapmoe.adapmoe import AdapMoE  # noqa: E402
+from toolkit_plugins.adapmoe.cache import (  # noqa: E402
+    CachedExperts,
+    LRUCache,
+    by_count,
+    prefetch_nearest,
+    total_counts,
+)
+from toolkit_plugins.adapmoe.predictor import Predictor  # noqa: E402
+from toolkit_plugins.adapmoe.simulator import Clip, Visit, measured_loads, simulate  # noqa: E402
+from toolkit_plugins.adapmoe.trace import Trace, Uses  # noqa: E402
 
 KINDS = [
     {"name": "dense_moa", "num_experts": 5},
@@ -312,27 +320,50 @@ def test_lru_matches_a_reference_trace(slots: int) -> None:
     assert cache.counts["hits"] == sum(kind == "hit" for kind, _ in expected)
 
 
-def test_prefetched_experts_are_there_and_pushed_out_last() -> None:
+def test_prefetched_experts_wait_in_a_spare_buffer_and_evict_nothing() -> None:
+    """As in the released code: one expert that is used joins the cache, or else is dropped."""
     cache: LRUCache[int] = LRUCache(2)
     list(cache.access([7, 8], int))
-    cache.prefetch([1, 2, 3], int)  # room for two
-    assert list(cache.values) == [2, 1]
-    list(cache.access([1, 5], int))
-    assert list(cache.values) == [1, 5]
-    counts = {"misses": 3, "hits": 1, "prefetched": 2, "used": 1}
+    assert cache.prefetch([7, 1, 2], int)  # 7 is there, and there is room for one
+    assert list(cache.values) == [7, 8] and list(cache.ahead) == [1]
+    assert not cache.prefetch([1, 7], int) and not cache.prefetch([3], int)  # there, or no room
+    list(cache.access([8, 1], int))
+    assert list(cache.values) == [8, 1] and not cache.ahead
+    cache.prefetch([4], int)
+    list(cache.access([8, 5], int))
+    assert list(cache.values) == [8, 5] and not cache.ahead
+    counts = {"misses": 3, "hits": 3, "prefetched": 2, "used": 1}
     assert {name: cache.counts[name] for name in counts} == counts
-    cache.prefetch([1], int)
-    assert cache.counts["prefetched"] == 2  # it was there
+    wide: LRUCache[int] = LRUCache(0, room=2)
+    assert wide.prefetch([1, 2, 3], int) and list(wide.ahead) == [1, 2]
+    assert [expert for expert, _ in wide.access([3, 2, 1], int)] == [2, 1, 3]
+    assert wide.counts["used"] == 2 and wide.counts["misses"] == 1
+
+
+def test_the_nearest_mixture_that_lacks_an_expert_is_served() -> None:
+    caches: list[LRUCache[int]] = [LRUCache(1) for _ in range(3)]
+    list(caches[0].access([4], int))
+    wanted = ([4], [5, 6], [7])
+    for expected in ([[], [5], []], [[], [5], [7]], [[], [5], [7]]):
+        prefetch_nearest((cache, want, int) for cache, want in zip(caches, wanted, strict=True))
+        assert [list(cache.ahead) for cache in caches] == expected
 
 
 def cached(
-    slots: int | None, prefetch: str = "gate_reuse", base_topk: int = 2, **settings: Any
+    slots: int | None,
+    prefetch: str = "gate_reuse",
+    base_topk: int = 2,
+    look_ahead: int = 1,
+    room: int = 1,
+    first_layer: bool = False,
+    **settings: Any,
 ) -> AudioClassifier:
     """A tiny mixture of some experts per token with as many slots at every mixture."""
     model = tiny_mixture(**(settings or SIX))
-    made = tool(prefetch=prefetch, base_topk=base_topk)
+    made = tool(prefetch=prefetch, base_topk=base_topk, look_ahead=look_ahead, room=room)
     slots_of = None if slots is None else dict.fromkeys(mixtures(model.backbone), slots)
-    made.restructure(model, {"slots": slots_of})
+    dim = model.backbone.width if first_layer else None
+    made.restructure(model, {"slots": slots_of, "first_layer": dim})
     return model
 
 
@@ -354,8 +385,11 @@ def test_padding_is_not_counted(method: str, slots: int | None) -> None:
 @pytest.mark.parametrize("settings", [*KINDS, {**KINDS[0], "base_topk": 4}])
 def test_outputs_are_the_same_bits_for_every_cache_size(settings: dict[str, Any]) -> None:
     outputs, experts = [], settings["num_experts"]
-    for slots, prefetch in [(n, "gate_reuse") for n in range(experts + 1)] + [(1, "none")]:
-        model = cached(slots, prefetch, **settings)
+    cases = [{"slots": n} for n in range(experts + 1)]
+    cases += [{"slots": 1, "prefetch": "none"}, {"slots": 1, "look_ahead": 3, "room": 2}]
+    cases += [{"slots": 1, "first_layer": True}]
+    for case in cases:
+        model, slots = cached(**case, **settings), case["slots"]
         outputs += [logits(model), logits(model)]  # whatever is in the cache
         counts = list(mixtures(model.backbone).values())[-1].experts.cache.counts
         if slots == experts:
@@ -375,7 +409,7 @@ def test_packed_experts_are_unpacked_into_the_cache(slots: int) -> None:
         tool().apply(model, tiny_data(model.backbone))
         before = logits(model)
         tool_slots = dict.fromkeys(mixtures(model.backbone), size)
-        tool()._insert_caches(model, tool_slots)
+        tool()._insert_caches(model, tool_slots, None)
         outputs += [logits(model), logits(model)]
         torch.testing.assert_close(outputs[-1], before, rtol=1e-4, atol=1e-5)
         assert not list(first_mixture(model).experts.store.packed.parameters())
@@ -419,37 +453,51 @@ def test_the_store_stays_in_host_memory() -> None:
 def test_a_simulation_by_hand() -> None:
     """Two mixtures, one slot each; loads take 2, blocks 1, experts 0.5."""
     trace = [
-        [Visit([0], [1]), Visit([1], [])],
-        [Visit([0, 2], [1]), Visit([3], [])],
+        Clip([], [Visit([0], [[1]]), Visit([1], [])]),
+        Clip([2], [Visit([0, 2], [[1, 3]]), Visit([3], [])]),
     ]
-    found = simulate(trace, [1, 1], load=2.0, prefetch=True, block=1.0, expert=0.5)
-    # 1: block to 1, load 0 to 3, 3.5; meanwhile 1 is fetched from 3 to 5.
+    found = simulate(trace, [1, 1], load=2.0, block=1.0, expert=0.5)
+    # 1: block to 1, load 0 to 3 (stall 2), 3.5; meanwhile 1 is fetched from 3 to 5.
     #    block to 4.5, 1 arrives at 5 (stall 0.5), 5.5.
-    # 2: block to 6.5, 0 is there, 7; 2 was asked for at 6.5, arrives at 8.5 (stall 1.5), 9; 1 is
-    #    there already.
-    #    block to 10, load 3 to 12 (stall 2), 12.5.
-    expected = {"time": 12.5, "stalls": 6.0, "hits": 2, "misses": 3, "prefetched": 1, "used": 1}
+    # 2: 2 is fetched from 5.5 to 7.5; block to 6.5, 0 is there, 7; 2 arrives at 7.5 (stall 0.5), 8.
+    #    1 is there, so 3 is fetched, asked for at 6.5, from 7.5 to 9.5.
+    #    block to 9, 3 arrives at 9.5 (stall 0.5), 10.
+    expected = {"time": 10.0, "stalls": 3.5, "hits": 4, "misses": 1, "prefetched": 3, "used": 3}
     assert found == expected
 
 
-def random_trace(clips: int, layers: int, experts: int) -> list[list[Visit]]:
-    """Random needs, guessed rightly."""
+def random_trace(
+    clips: int, layers: int, experts: int, used: int = 2, precision: float = 1.0
+) -> list[Clip]:
+    """Independent needs, each as likely, of which the likeliest guess is right that often."""
     generator = torch.Generator().manual_seed(0)
-    needs = [
-        [sorted(torch.randperm(experts, generator=generator)[:2].tolist()) for _ in range(layers)]
-        for _ in range(clips)
-    ]
-    return [
-        [Visit(own, following) for own, following in zip(n, [*n[1:], []], strict=True)]
-        for n in needs
-    ]
+    trace = []
+    for _ in range(clips):
+        orders = [torch.randperm(experts, generator=generator).tolist() for _ in range(layers)]
+        right = (torch.rand(layers, generator=generator) < precision).tolist()
+        guesses = [
+            order[:used] if known else order[used:]
+            for order, known in zip(orders, right, strict=True)
+        ]
+        visits = [
+            Visit(sorted(order[:used]), [guess] if guess else [])
+            for order, guess in zip(orders, [*guesses[1:], []], strict=True)
+        ]
+        trace.append(Clip(guesses[0], visits))
+    return trace
+
+
+def without_guesses(trace: list[Clip]) -> list[Clip]:
+    """The trace of clips for which nothing is prefetched."""
+    return [Clip([], [Visit(v.needed, []) for v in clip.visits]) for clip in trace]
 
 
 def test_simulated_time_has_its_bounds() -> None:
     trace = random_trace(20, 4, 6)
+    plain = without_guesses(trace)
     computing = 20 * 4 * (1 + 2 * 0.1)
     outcomes = {
-        (slots, prefetch): simulate(trace, [slots] * 4, 0.3, prefetch)
+        (slots, prefetch): simulate(trace if prefetch else plain, [slots] * 4, 0.3)
         for slots in (0, 2, 4, 6)
         for prefetch in (True, False)
     }
@@ -457,32 +505,91 @@ def test_simulated_time_has_its_bounds() -> None:
         assert outcome["time"] == pytest.approx(computing + outcome["stalls"])
         assert outcome["hits"] + outcome["misses"] == 20 * 4 * 2
     assert outcomes[6, False]["misses"] == 4 * 6  # each expert once
-    assert outcomes[0, True]["misses"] == outcomes[0, False]["misses"] == 160
+    assert outcomes[0, False]["misses"] == 160 and outcomes[0, True]["misses"] == 80
     misses = [outcomes[slots, False]["misses"] for slots in (0, 2, 4, 6)]
     assert misses == sorted(misses, reverse=True)
-    for slots in (2, 4, 6):  # right guesses, and loads shorter than a block: only the first waits
-        assert outcomes[slots, True]["time"] < outcomes[slots, False]["time"]
+    for slots in (0, 2, 4, 6):  # right guesses
         assert outcomes[slots, True]["used"] == outcomes[slots, True]["prefetched"]
-    free = simulate(trace, [2] * 4, 0.0, False)
+        assert outcomes[slots, True]["time"] < outcomes[slots, False]["time"]
+    both = simulate(trace, [0] * 4, 0.3, room=2)  # and loads shorter than a block
+    assert both["misses"] == 0 and both["stalls"] == 0
+    free = simulate(plain, [2] * 4, 0.0)
     assert free["stalls"] == 0 and free["misses"] > 0
 
 
-@pytest.mark.parametrize(("slots", "prefetch"), [(0, "gate_reuse"), (2, "none"), (3, "gate_reuse")])
-def test_the_simulator_counts_what_the_real_cache_counts(slots: int, prefetch: str) -> None:
-    model, reference = cached(slots, prefetch), cached(None)
+@pytest.mark.parametrize(
+    ("slots", "used", "precision", "room"),
+    [
+        (0, 2, 0.7, 1),
+        (3, 2, 0.7, 1),
+        (3, 1, 0.4, 1),
+        (5, 3, 1.0, 1),
+        (2, 3, 1.0, 2),
+        (4, 2, 0.0, 1),
+    ],
+)
+def test_the_papers_formula_is_the_expectation_of_the_simulated_cache(
+    slots: int, used: int, precision: float, room: int
+) -> None:
+    """Under its assumptions: independent needs, each as likely, and a guess of what is missing."""
+    clips, experts = 4000, 8
+    trace = random_trace(clips, 1, experts, used, precision)
+    cache: LRUCache[int] = LRUCache(slots, room)
+    waits = []
+    for clip in trace:
+        before = cache.counts["misses"]
+        cache.prefetch(clip.first, int)
+        list(cache.access(clip.visits[0].needed, int))
+        waits.append(cache.counts["misses"] - before)
+    active = [float(number == used) for number in range(used + 1)]
+    expected = allocation.expected_loads(slots, experts, active, precision, room)
+    error = 5 * torch.tensor(waits).double().std().item() / math.sqrt(clips)
+    assert sum(waits) / clips == pytest.approx(expected, abs=error + 0.01)
+
+
+def test_measured_loads_are_what_the_simulator_counts() -> None:
+    trace = random_trace(30, 3, 5, precision=0.6)
+    for room in (1, 2):
+        curves = [measured_loads(trace, number, 5, room) for number in range(3)]
+        for slots in itertools.product((0, 2, 5), repeat=3):
+            found = simulate(trace, slots, 1.0, room)["misses"] / 30
+            assert found == pytest.approx(sum(c[n] for c, n in zip(curves, slots, strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("slots", "settings"),
+    [
+        (0, {}),
+        (2, {"prefetch": "none"}),
+        (3, {}),
+        (1, {"room": 2}),
+        (2, {"look_ahead": 3}),
+        (2, {"first_layer": True}),
+    ],
+)
+def test_the_simulator_counts_what_the_real_cache_counts(
+    slots: int, settings: dict[str, Any]
+) -> None:
+    model, reference = cached(slots, **settings), cached(None)
     data, sites = tiny_data(model.backbone, clips=6), list(mixtures(model.backbone))
-    trace = Trace(reference, sites, 2)
-    visit(reference, data, data.calibration, trace.see)
-    visits = trace.visits(dict.fromkeys(sites, 0.0))
-    expected = simulate(visits, [slots] * len(sites), 1.0, prefetch == "gate_reuse")
+    trace = Trace(reference, sites, 2, settings.get("look_ahead", 1))
+    with trace.at_entrance():
+        visit(reference, data, data.calibration, trace.see)
+    thresholds, predictor = dict.fromkeys(sites, 0.0), None
+    if settings.get("first_layer"):
+        predictor = first_mixture(model).experts.predictor
+        predictor.fit(torch.cat(trace.entering), trace.first_shares(thresholds))
+    run = trace.clips(thresholds, predictor, settings.get("prefetch") != "none")
+    expected = simulate(run, [slots] * len(sites), 1.0, settings.get("room", 1))
     with torch.no_grad():
         for batch in data.batches(data.calibration, 1):
             model(model.backbone.features.normalise(batch.features))
     found = total_counts(mixture.experts.cache for mixture in mixtures(model.backbone).values())
     assert found == {name: expected[name] for name in found}
+    assert (found["prefetched"] > 0) == (settings.get("prefetch") != "none")
 
 
-def test_guesses_and_usage_by_loops() -> None:
+def test_guesses_and_uses_by_loops() -> None:
     model = cached(None)
     data = tiny_data(model.backbone, clips=3)
     sites = list(mixtures(model.backbone))
@@ -491,31 +598,76 @@ def test_guesses_and_usage_by_loops() -> None:
     for site, mixture in mixtures(model.backbone).items():
         mixture.register_forward_pre_hook(lambda m, a, s=site: entering[s].append(a[0]))
     trace = Trace(model, sites, 2)
-    visit(model, data, data.calibration, trace.see)
+    with trace.at_entrance():
+        visit(model, data, data.calibration, trace.see)
     thresholds = dict(zip(sites, (0.0, 0.3, 0.4, math.inf), strict=True))
-    usages, visits = trace.usages(thresholds), trace.visits(thresholds)
+    accuracies, run = trace.accuracies(thresholds), trace.clips(thresholds, None, True)
     routers = {site: mixture.router.router for site, mixture in mixtures(model.backbone).items()}
     before: str | None = None
-    for site in sites:
+    for number, site in enumerate(sites):
         right = used = 0
-        counts = [0, 0, 0]
+        sizes, precisions = [0] * 7, []
         for clip, x in enumerate(entering[site]):
             wanted: set[int] = set()
+            votes: dict[int, int] = {}
             for token in range(x.shape[1]):
                 own = routers[site](x)[0, token]
                 first, second = own.argsort(descending=True)[:2].tolist()
                 share = (own[second] / (own[first] + own[second])).item()
                 mine = [first] if share < thresholds[site] else [first, second]
-                counts[len(mine)] += 1
                 used += len(mine)
                 wanted |= set(mine)
                 if before is not None:
                     guess = routers[site](entering[before][clip])[0, token].topk(2).indices
                     right += sum(expert in guess.tolist() for expert in mine)
-            assert visits[clip][sites.index(site)].needed == sorted(wanted)
-        assert usages[site].active == pytest.approx([c / sum(counts) for c in counts])
-        assert usages[site].accuracy == pytest.approx(right / used)
+                    for expert in guess.tolist():
+                        votes[expert] = votes.get(expert, 0) + 1
+            assert run[clip].visits[number].needed == sorted(wanted)
+            sizes[len(wanted)] += 1
+            ranked = sorted(votes, key=lambda e: (-votes[e], e))
+            assert run[clip].guessed(number) == ranked
+            precisions.append(len(wanted & set(ranked[: len(wanted)])) / len(wanted))
+        uses = Uses.of(run, number, 6)
+        assert uses.shares == pytest.approx([size / 3 for size in sizes])
+        assert uses.precision == pytest.approx(sum(precisions) / 3)
+        assert accuracies[site] == pytest.approx(right / used)
         before = site
+
+
+# The first mixture
+
+
+def test_the_predictor_learns_what_is_linear_in_the_mean_token() -> None:
+    tokens = random(60, 20)
+    shares = (tokens @ random(20, 5, seed=1) + 3).double()
+    predictor = Predictor(20, 5)
+    predictor.fit(tokens[:50], shares[:50])
+    unseen, truth = predictor(tokens[50:]).double(), shares[50:]
+    spread = (truth - shares[:50].mean(dim=0)).square().mean()
+    assert (unseen - truth).square().mean() < 0.05 * spread
+    order = predictor.ranking(tokens[:1])
+    assert order == predictor(tokens[:1])[0].argsort(descending=True).tolist()
+
+
+def test_the_first_mixture_is_foreseen_in_front_of_the_first_block() -> None:
+    """From the mean of the tokens that enter it, padding left out."""
+    model = cached(2, first_layer=True)
+    experts, seen = first_mixture(model).experts, []
+    ranking = experts.predictor.ranking
+    experts.predictor.ranking = lambda tokens: (seen.append(tokens), ranking(tokens))[1]
+    stock: list[Tensor] = []
+    model.backbone.tokens.module.register_forward_hook(lambda m, a, out: stock.append(out))
+    logits(model)
+    torch.testing.assert_close(seen[0], stock[0][:, model.backbone.prefix_tokens :].mean(dim=1))
+    assert experts.cache.counts["prefetched"] == 1
+
+
+def test_bundles_without_a_predictor_load() -> None:
+    """Those of 0.1, whose plan does not speak of one."""
+    model = tiny_mixture(**SIX)
+    tool().restructure(model, {"slots": dict.fromkeys(mixtures(model.backbone), 2)})
+    assert not any(isinstance(module, Predictor) for module in model.modules())
+    logits(model)
 
 
 def test_the_likeliest_experts_come_first() -> None:
@@ -576,9 +728,19 @@ def test_restructured_model_loads_exactly(settings: dict[str, Any], slots: int |
         assert sum(report["slots"].values()) == min(slots, capacity)
         loads = {name: s["expected_loads"] for name, s in report["simulation"].items()}
         assert loads["chosen"] <= loads["uniform"] + 1e-12
+        assert isinstance(first_mixture(fresh).experts.predictor, Predictor)
         assert sum(report["cache"].values()) > 0
         if slots >= capacity:
             assert loads["chosen"] == 0
+
+
+def test_slots_by_counting_are_never_worse_than_others_on_the_clips_that_were_counted() -> None:
+    loads = {}
+    for alloc in ("trace", "dp", "uniform"):
+        model = tiny_mixture("dense_moa", num_experts=6, placement="both")
+        plan = tool(alloc=alloc, cache_slots=9).apply(model, tiny_data(model.backbone))
+        loads[alloc] = plan["calibration"]["simulation"]["chosen"]["loads"]
+    assert loads["trace"] <= min(loads.values())
 
 
 def test_target_is_met_on_the_calibration_clips() -> None:
@@ -600,7 +762,7 @@ def test_target_is_met_on_the_calibration_clips() -> None:
         ({"name": "adapter"}, "router"),
         ({"name": "lora"}, "router"),
         ({"name": "dynmoe"}, "softmax"),
-        ({"name": "dense_moa", "num_experts": 1}, "two adapters"),
+        ({"name": "dense_moa", "num_experts": 1}, "at least two experts"),
     ],
 )
 def test_refusals(method: dict[str, Any], message: str) -> None:
@@ -613,7 +775,7 @@ def test_a_cached_mixture_is_refused() -> None:
     model = tiny_mixture("dense_moa")
     tool(cache_slots=4).apply(model, tiny_data(model.backbone))
     assert isinstance(first_mixture(model).experts, CachedExperts)
-    with pytest.raises(ConfigError, match="no cache yet"):
+    with pytest.raises(ConfigError, match="not yet given a cache"):
         tool().apply(copy.deepcopy(model), tiny_data(model.backbone))
 
 

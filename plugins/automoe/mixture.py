@@ -9,6 +9,7 @@ from torch.nn import functional
 from toolkit.backbones.base import Site
 from toolkit.experts.bottleneck import Bottleneck
 from toolkit.peft.mixture import RoutedMixture
+from toolkit.peft.topk import pass_metrics
 from toolkit.routing import topk
 
 from .genome import Gene, Genome
@@ -43,12 +44,17 @@ class SwitchMixture(RoutedMixture):
             return x.new_zeros(())
         gates = self.router(x, self.mask)
         if self.recording:
-            self.records.append(self._metrics(x))
+            self.records.append(self._metrics(x, gates))
         return pack.mix(x, gates[..., : pack.num_experts])
 
-    def _metrics(self, x: Tensor) -> dict[str, Tensor]:
-        found = topk.metrics(self.router.routing_of(x, self.mask))
-        more = (0, self.most - len(self.router.alive))
+    @property
+    def mixes_adapters(self) -> bool:
+        """False: experts have widths of their own, packed side by side or cut from larger ones."""
+        return False
+
+    def _metrics(self, x: Tensor, gates: Tensor) -> dict[str, Tensor]:
+        found = pass_metrics(self.router, x, self.mask, gates)
+        more = (0, self.most - len(self.alive))
         return {name: functional.pad(t, more) if t.ndim else t for name, t in found.items()}
 
 

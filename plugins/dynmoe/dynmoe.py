@@ -3,7 +3,9 @@
 Guo et al., Dynamic Mixture of Experts (arXiv:2405.14297), with adapters as experts.
 """
 
+import dataclasses
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +24,23 @@ from toolkit.registry import PEFT
 from . import top_any
 
 
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """Which of every `period` steps are recorded: `first` to `last`, counted from 0."""
+
+    period: int
+    first: int
+    last: int
+
+    def is_open(self, step: int) -> bool:
+        """Whether step `step` (from 1) is recorded."""
+        return self.first <= (step - 1) % self.period <= self.last
+
+    def ends(self, step: int) -> bool:
+        """Whether step `step` (from 1) is the last one that is recorded."""
+        return (step - 1) % self.period == self.last
+
+
 @PEFT.register("dynmoe", paper="arXiv:2405.14297")
 class DynMoE(BlockMethod):
     """Dynamic mixture of adapters: any number of experts per token, of a changing number."""
@@ -30,15 +49,36 @@ class DynMoE(BlockMethod):
     reduction: int = setting(128, "inner width is the token width divided by this", minimum=1)
     n_init: int = setting(8, "experts alive at the start", minimum=1)
     n_max: int = setting(16, "most experts that there can be", minimum=1)
+    gate: top_any.Gradient | None = setting(
+        None,
+        "whose gradient the gates have: that of the paper's code for DeepSpeed, where the number "
+        "of experts that fire is a constant, or for Tutel, where it is differentiated; none: tutel "
+        "with `learn_tau`, which only Tutel's has, else deepspeed",
+    )
     tau: float = setting(1.0, "factor of the cosines in the gate", minimum=0.01, maximum=100)
-    learn_tau: bool = setting(False, "train that factor (the code for GLUE does, from 10)")
-    adapt_every: int = setting(20, "steps between births and removals; 0: never", minimum=0)
+    learn_tau: bool = setting(False, "train that factor (a gate of the Tutel code does, from 10)")
+    schedule: Literal["steps", "glue", "llava"] = setting(
+        "steps",
+        "when experts are born and removed: every `adapt_every` steps; in every epoch after three "
+        "quarters, recorded from its half on (glue, as the paper's code); or every 900 steps, "
+        "recorded for 300 (llava, as the paper's code)",
+    )
+    adapt_every: int = setting(
+        20,
+        "steps: those between births and removals; 0: never (1: as the code for DomainBed)",
+        minimum=0,
+    )
     record_window: int = setting(
-        10, "steps before births and removals whose routing decides on them", minimum=1
+        10, "steps: those before births and removals whose routing decides on them", minimum=1
     )
     w_div: float = setting(0.01, "weight of the loss that drives keys apart", minimum=0)
     w_simple: float = setting(0.01, "weight of the loss that keeps keys short", minimum=0)
     w_balance: float = setting(0.0, "weight of the loss that balances experts", minimum=0)
+    balance_over: Literal["alive", "slots"] = setting(
+        "alive",
+        "factor of that loss: the experts alive, so that it is 1 at best, or all slots (as the "
+        "paper's code)",
+    )
     w_eff: float = setting(0.0, "weight of the loss on how many experts fire", minimum=0)
     fallback: bool = setting(True, "in evaluation, tokens that no expert takes go to the best one")
 
@@ -47,6 +87,11 @@ class DynMoE(BlockMethod):
         if self.n_init > self.n_max:
             raise ConfigError(
                 f"'n_init' {self.n_init} is more than 'n_max' {self.n_max}: raise 'n_max'"
+            )
+        if self.learn_tau and self.gate == "deepspeed":
+            raise ConfigError(
+                "only the gate of the Tutel code learns tau: set `gate` to tutel, or leave out "
+                "'learn_tau'"
             )
         if self.adapt_every and self.record_window > self.adapt_every:
             raise ConfigError(
@@ -57,8 +102,15 @@ class DynMoE(BlockMethod):
     def insert(self, backbone: Backbone) -> None:
         """Insert one mixture beside each sublayer."""
         for site in self.sites(backbone, self.placement):
+            gradient = self.gate or ("tutel" if self.learn_tau else "deepspeed")
             router = top_any.TopAnyGate(
-                backbone.width, self.n_max, self.n_init, self.tau, self.learn_tau, self.fallback
+                backbone.width,
+                self.n_max,
+                self.n_init,
+                self.tau,
+                self.learn_tau,
+                self.fallback,
+                gradient,
             )
             mixture = DynamicMixture(self.experts(backbone, self.n_max), router)
             insertion.parallel(site, "dynmoe", mixture)
@@ -74,28 +126,51 @@ class DynMoE(BlockMethod):
         loss = self.w_div * top_any.diversity(gate.keys, gate.alive)
         loss = loss + self.w_simple * top_any.simplicity(gate.keys)
         if routing is not None and self.w_balance:
-            loss = loss + self.w_balance * top_any.balance(routing, gate.alive)
+            count = gate.alive.sum() if self.balance_over == "alive" else len(gate.alive)
+            loss = loss + self.w_balance * top_any.balance(routing, count)
         if routing is not None and self.w_eff:
             loss = loss + self.w_eff * top_any.efficiency(routing)
         return loss
+
+    def on_epoch_start(self, backbone: Backbone, epoch: int, steps: int) -> None:
+        """Note how many steps an epoch has, which the schedule `glue` counts in."""
+        for mixture in _mixtures(backbone):
+            mixture.steps_per_epoch = steps
 
     @torch.no_grad()
     def on_step(
         self, backbone: Backbone, optimizer: Optimizer, step: int, total_steps: int
     ) -> None:
-        """Record within the window before a multiple of `adapt_every`, and adapt at its end."""
+        """Record while the window is open, and adapt at its end."""
         mixtures = _mixtures(backbone)
         seen = torch.stack([mixture.take_seen() for mixture in mixtures])
-        if not self.adapt_every:
+        window = self.window(mixtures[0].steps_per_epoch)
+        if window is None:
             return
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(seen)
-        if (step - 1) % self.adapt_every >= self.adapt_every - self.record_window:
+        if window.is_open(step):
             for mixture, row in zip(mixtures, seen, strict=True):
                 mixture.record.add_(row)
-        if step % self.adapt_every == 0:
+        if window.ends(step):
             for mixture in mixtures:
                 mixture.adapt(optimizer, lambda: self.experts(backbone, 1))
+
+    def window(self, steps_per_epoch: int | None) -> Window | None:
+        """The steps that are recorded; None: experts are never born or removed.
+
+        Args:
+            steps_per_epoch: optimiser steps of an epoch, if it is known.
+        """
+        if self.schedule == "llava":
+            return Window(900, 300, 600)
+        if self.schedule == "glue":
+            if steps_per_epoch is None:
+                raise RuntimeError("call `on_epoch_start` before the steps of an epoch")
+            return Window(steps_per_epoch, steps_per_epoch // 2, 3 * steps_per_epoch // 4)
+        if not self.adapt_every:
+            return None
+        return Window(self.adapt_every, self.adapt_every - self.record_window, self.adapt_every - 1)
 
 
 def _mixtures(backbone: Backbone) -> list["DynamicMixture"]:
@@ -112,6 +187,7 @@ class DynamicMixture(RoutedMixture):
     Attributes:
         record: [E + 1 + d]: how often each expert fired on the training tokens since recording
             began, the number of tokens on which none fired, and the sum of these tokens.
+        steps_per_epoch: optimiser steps of an epoch, once one has begun.
         born: number of experts that were born in training.
         seed: seed of their weights; the same in every process of a job.
     """
@@ -129,6 +205,7 @@ class DynamicMixture(RoutedMixture):
         self.register_buffer("record", torch.zeros(size))
         self.register_buffer("born", torch.zeros((), dtype=torch.long))
         self.register_buffer("seed", torch.randint(2**31, ()))
+        self.steps_per_epoch: int | None = None
         # Of the passes since the last step; a buffer would be overwritten by the first process's.
         self._seen: Tensor | None = None
         self._routing: top_any.TopAnyRouting | None = None

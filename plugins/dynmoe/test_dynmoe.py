@@ -77,9 +77,13 @@ def test_mixture_equals_a_loop_in_values_and_expert_gradients(training: bool, ta
         torch.testing.assert_close(parameter.grad, looped.experts.get_parameter(name).grad)
 
 
-def test_gradient_goes_straight_through_the_sign_alone() -> None:
-    """dL/d margin_e = upstream . E_e(x) / K where e fires; nothing where it does not."""
-    made = mixture(tau=2.0, learn_tau=True).train()
+@pytest.mark.parametrize("gradient", ["deepspeed", "tutel"])
+def test_gradient_goes_straight_through_the_sign_alone(gradient: str) -> None:
+    """dL/d margin_e = u_e / K where e fires, u_e = upstream . E_e(x); nothing where it does not.
+
+    Tutel's differentiates K too: u_e is then compared with the mean of those that fire.
+    """
+    made = mixture(tau=2.0, learn_tau=True, gradient=gradient).train()
     x, upstream = tokens(1, 30), tokens(1, 30).flip(1)
     (made(x) * upstream).sum().backward()
     gate = made.router
@@ -95,12 +99,41 @@ def test_gradient_goes_straight_through_the_sign_alone() -> None:
          for e in range(5)], dim=2,
     ).detach()  # fmt: skip
     worth = torch.einsum("b t d, b t e d -> b t e", upstream, each)
-    worth = worth / fired.sum(dim=-1, keepdim=True).clamp(min=1)
+    number = fired.sum(dim=-1, keepdim=True).clamp(min=1)
+    if gradient == "tutel":
+        worth = worth - (worth * fired).sum(dim=-1, keepdim=True) / number
+    worth = worth / number
     (margin * worth * fired).sum().backward()
     torch.testing.assert_close(gate.keys.grad, keys.grad)
     torch.testing.assert_close(gate.thresholds.grad, thresholds.grad)
     torch.testing.assert_close(gate.log_tau.grad, log_tau.grad)
     assert torch.count_nonzero(gate.keys.grad[3:]) == 0  # dead slots
+
+
+def test_a_single_expert_teaches_its_gate_only_in_the_deepspeed_code() -> None:
+    """With one expert that fires, Tutel's gate is 1 whatever its score."""
+    found = {}
+    for gradient in ("deepspeed", "tutel"):
+        made, x = mixture(alive=1, gradient=gradient).train(), tokens()
+        assert (made.router.route(x).fired.sum(dim=-1) <= 1).all()
+        (made(x) * tokens().flip(1)).sum().backward()
+        found[gradient] = made.router.keys.grad.abs().max().item()
+    assert found["deepspeed"] > 0.1 and found["tutel"] < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, "deepspeed"),
+        ({"learn_tau": True, "tau": 10}, "tutel"),
+        ({"gate": "tutel"}, "tutel"),
+        ({"gate": "deepspeed"}, "deepspeed"),
+    ],
+)
+def test_tau_is_learned_with_the_gate_that_learns_it(
+    settings: dict[str, Any], expected: str
+) -> None:
+    assert mixtures(adapted(**settings))[0].router.gradient == expected
 
 
 def test_uncovered_tokens_yield_nothing_in_training_and_the_best_expert_in_evaluation() -> None:
@@ -136,15 +169,16 @@ def test_one_expert_is_the_single_adapter() -> None:
 # Losses and statistics
 
 
-def test_auxiliary_loss_is_the_weighted_sum_over_mixtures() -> None:
+@pytest.mark.parametrize(("over", "count"), [("alive", 3), ("slots", 5)])
+def test_auxiliary_loss_is_the_weighted_sum_over_mixtures(over: str, count: int) -> None:
     weights = {"w_div": 0.3, "w_simple": 0.2, "w_balance": 0.7, "w_eff": 0.5}
-    model = adapted(**weights).train()
+    model = adapted(**weights, balance_over=over).train()
     model(tiny_batch(model.backbone)[0])
     routings = [(m.router, m._routing) for m in mixtures(model)]
     expected = sum(
         0.3 * top_any.diversity(gate.keys, gate.alive)
         + 0.2 * top_any.simplicity(gate.keys)
-        + 0.7 * top_any.balance(routing, gate.alive)
+        + 0.7 * top_any.balance(routing, count)
         + 0.5 * top_any.efficiency(routing)
         for gate, routing in routings
     )
@@ -215,6 +249,7 @@ def test_contract() -> None:
             "adapt_every": 2, "record_window": 1,
         },
     )  # fmt: skip
+    check_method("dynmoe", {"gate": "tutel", "schedule": "glue", "balance_over": "slots"})
 
 
 @pytest.mark.parametrize("block", ["conformer", "convpass"])
@@ -231,9 +266,13 @@ def test_parameter_count() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"n_init": 9, "n_max": 8}, "n_max"), ({"adapt_every": 5, "record_window": 6}, "adapt_every")],
+    [
+        ({"n_init": 9, "n_max": 8}, "n_max"),
+        ({"adapt_every": 5, "record_window": 6}, "adapt_every"),
+        ({"gate": "deepspeed", "learn_tau": True}, "only the gate of the Tutel code"),
+    ],
 )
-def test_settings_that_cannot_work(settings: dict[str, int], message: str) -> None:
+def test_settings_that_cannot_work(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         PEFT.create({"name": "dynmoe", **settings})
 
@@ -344,6 +383,37 @@ def test_only_the_window_is_recorded() -> None:
     never = adapted(adapt_every=0)
     train(never, optimizer_of(never), range(1, 3))
     assert all(torch.count_nonzero(m.record) == 0 for m in mixtures(never))
+
+
+def steps_of(schedule: str, steps_per_epoch: int, total: int) -> tuple[list[int], list[int]]:
+    """The steps, from 0, that are recorded, and those after which experts come and go."""
+    model = adapted(schedule=schedule)
+    model.method.on_epoch_start(model.backbone, 1, steps_per_epoch)
+    optimizer, made = optimizer_of(model), mixtures(model)[0]
+    recorded, adapted_at, last = [], [], [-1]
+    made.adapt = lambda *_: (adapted_at.append(last[0]), made.record.zero_())
+    for step in range(total):
+        last[0], before = step, made.record.clone()
+        for each in mixtures(model):
+            each._seen = torch.ones_like(each.record)
+        model.method.on_step(model.backbone, optimizer, step + 1, total)
+        if step in adapted_at or not torch.equal(made.record, before):
+            recorded.append(step)
+    return recorded, adapted_at
+
+
+def test_the_released_schedules_step_by_step() -> None:
+    """GLUE: from batch n // 2 on, up to and with 3 n // 4. LLaVA: forwards 300 to 600 of 900."""
+    assert steps_of("glue", 8, 16) == ([4, 5, 6, 12, 13, 14], [6, 14])
+    assert steps_of("glue", 7, 7) == ([3, 4, 5], [5])
+    recorded, adapted_at = steps_of("llava", 8, 1600)
+    assert recorded == [*range(300, 601), *range(1200, 1501)] and adapted_at == [600, 1500]
+
+
+def test_a_schedule_in_epochs_must_know_them() -> None:
+    model = adapted(schedule="glue")
+    with pytest.raises(RuntimeError, match="on_epoch_start"):
+        model.method.on_step(model.backbone, optimizer_of(model), 1, 100)
 
 
 def test_processes_decide_together(monkeypatch: pytest.MonkeyPatch) -> None:

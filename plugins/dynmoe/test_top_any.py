@@ -103,7 +103,7 @@ def test_losses_of_the_routing_by_hand() -> None:
     shares = [sum(row[e] for row in rows) / number for e in range(5)]
     expected = 3 * sum(mean * share for mean, share in zip(gates, shares, strict=True))
     assert number < 80
-    assert top_any.balance(routing, gate.alive).item() == pytest.approx(expected.item())
+    assert top_any.balance(routing, 3).item() == pytest.approx(expected.item())
     efficiency = top_any.efficiency(routing)
     assert efficiency.item() == pytest.approx(routing.fired.detach().sum().item() / (80 * 5))
     efficiency.backward()
@@ -111,4 +111,13 @@ def test_losses_of_the_routing_by_hand() -> None:
     even = torch.eye(4).expand(3, 4, 4)
     nowhere = torch.zeros(3, 4, dtype=torch.bool)
     routing = TopAnyRouting(even, even, nowhere, ~nowhere)
-    assert top_any.balance(routing, torch.ones(4, dtype=torch.bool)).item() == pytest.approx(1)
+    assert top_any.balance(routing, 4).item() == pytest.approx(1)
+
+
+def test_balance_differentiates_the_number_that_fires() -> None:
+    """With one expert per token and equal shares, no change of the scores changes the loss."""
+    fired = torch.eye(4).expand(3, 4, 4).clone().requires_grad_()
+    nowhere = torch.zeros(3, 4, dtype=torch.bool)
+    top_any.balance(TopAnyRouting(fired, fired, nowhere, ~nowhere), 4).backward()
+    chosen = fired.grad[fired.detach() > 0]
+    torch.testing.assert_close(chosen, torch.zeros_like(chosen))

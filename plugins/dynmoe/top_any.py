@@ -8,16 +8,31 @@ Shapes: B clips, T tokens, d width, E slots (alive or dead).
 
 import dataclasses
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from toolkit import processes
 from toolkit.routing import dense
 from toolkit.routing.router import Router
 
 MAX_TAU = 100.0
 """Largest learned factor of the cosines (as in the paper's code)."""
+
+Gradient = Literal["deepspeed", "tutel"]
+"""Whose gradient a gate has. Both gates are 1 / K for the K experts that fire on a token. In the
+paper's code for DeepSpeed, K is a constant. In its code for Tutel, K has a gradient too, so only
+differences between a token's experts matter."""
+
+
+def firing(fired: Tensor) -> Tensor:
+    """How many experts fire on each token, [B, T, E] -> [B, T, 1]; 0.5 where none does.
+
+    It divides. A clamp at 1 would cut its gradient where one expert fires.
+    """
+    return fired.sum(dim=-1, keepdim=True).clamp(min=0.5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,17 +45,20 @@ class TopAnyRouting:
             that of `scores - sigmoid(tau G_e)`, elsewhere it has none.
         uncovered: [B, T], True where no expert fired (before any fallback); never for padding.
         real: [B, T], bool, tokens that are not padding.
+        kind: the gradient of `gates`.
     """
 
     scores: Tensor
     fired: Tensor
     uncovered: Tensor
     real: Tensor
+    kind: Gradient = "deepspeed"
 
     @property
     def gates(self) -> Tensor:
         """[B, T, E], `fired` divided by the number of experts that fired (by 1 if none did)."""
-        return self.fired / self.fired.detach().sum(dim=-1, keepdim=True).clamp(min=1)
+        number = firing(self.fired)
+        return self.fired / (number if self.kind == "tutel" else number.detach())
 
 
 class TopAnyGate(Router):
@@ -55,6 +73,7 @@ class TopAnyGate(Router):
         tau: factor of the cosines.
         learn_tau: train it, up to `MAX_TAU`.
         fallback: in evaluation, a token on which no expert fires goes to its best expert.
+        gradient: see `Gradient`.
 
     Attributes:
         keys: w [E, d], orthogonal at the start.
@@ -70,6 +89,7 @@ class TopAnyGate(Router):
         tau: float = 1.0,
         learn_tau: bool = False,
         fallback: bool = True,
+        gradient: Gradient = "deepspeed",
     ) -> None:
         super().__init__()
         self.keys = nn.Parameter(torch.empty(slots, dim))
@@ -77,7 +97,7 @@ class TopAnyGate(Router):
         log_tau = math.log(tau)
         self.log_tau = nn.Parameter(torch.tensor(log_tau)) if learn_tau else log_tau
         self.register_buffer("alive", torch.arange(slots) < alive)
-        self.fallback = fallback
+        self.fallback, self.gradient = fallback, gradient
         nn.init.orthogonal_(self.keys)
 
     @property
@@ -114,7 +134,7 @@ class TopAnyGate(Router):
                 best = scores.masked_fill(~self.alive, -1).argmax(dim=-1)
                 one = functional.one_hot(best, len(self.keys)).to(fired.dtype)
                 fired = torch.where(uncovered[..., None], one, fired)
-        return TopAnyRouting(scores, fired, uncovered, real)
+        return TopAnyRouting(scores, fired, uncovered, real, self.gradient)
 
 
 def diversity(keys: Tensor, alive: Tensor) -> Tensor:
@@ -134,21 +154,33 @@ def simplicity(keys: Tensor) -> Tensor:
     return torch.linalg.vector_norm(keys, dim=-1).mean()
 
 
-def balance(routing: TopAnyRouting, alive: Tensor) -> Tensor:
-    """Alive experts times sum_e (mean gate of e) (share of e), over the tokens that are covered.
+def balance(routing: TopAnyRouting, count: int | Tensor) -> Tensor:
+    """A number of experts times sum_e (mean gate of e) (share of e), over the covered tokens.
 
-    It is 1 if every token goes to one expert and all experts get equally many; the form in which
-    the paper's later code writes the loss of GShard (arXiv:2006.16668).
+    It is 1 if every token goes to one expert and `count` experts get equally many; the form in
+    which the paper's later code writes the loss of GShard (arXiv:2006.16668). As there, the number
+    of experts that fire on a token has a gradient in it, whichever gate is used.
+
+    Args:
+        routing: of the tokens.
+        count: the number of experts: those alive, or all slots.
     """
-    covered = (routing.real & ~routing.uncovered).sum().clamp(min=1)
-    gates = routing.gates.flatten(0, -2).sum(dim=0) / covered
-    shares = routing.fired.detach().flatten(0, -2).sum(dim=0) / covered
-    return alive.sum() * (gates * shares).sum()
+    gates = (routing.fired / firing(routing.fired)).flatten(0, -2).sum(dim=0)
+    shares = routing.fired.detach().flatten(0, -2).sum(dim=0)
+    covered = (routing.real & ~routing.uncovered).sum()[None].to(gates.dtype)
+    gates, shares, covered = processes.total(torch.cat([gates, shares, covered])).split(
+        [len(gates), len(shares), 1]
+    )
+    covered = covered.clamp(min=1)
+    return count * (gates / covered * shares / covered).sum()
 
 
 def efficiency(routing: TopAnyRouting) -> Tensor:
     """Mean share of the slots that fire on a token, which the paper's later code penalises."""
-    return routing.fired[routing.real].mean()
+    fired = routing.fired[routing.real]
+    number = fired.new_tensor(fired.numel())
+    total, number = processes.total(torch.stack([fired.sum(), number]))
+    return total / number.clamp(min=1)
 
 
 def metrics(routing: TopAnyRouting, alive: Tensor) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ Chen et al., Task-Specific Expert Pruning for Sparse Mixture-of-Experts (arXiv:2
 adapters as experts.
 """
 
+import dataclasses
 import math
 from typing import Literal
 
@@ -13,38 +14,90 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 from toolkit.backbones.base import Backbone
+from toolkit.errors import ConfigError
 from toolkit.experts.base import Experts
 from toolkit.peft.base import insertion, setting
 from toolkit.peft.topk import TopKMethod, TopKMixture, forget
 from toolkit.registry import PEFT
 from toolkit.routing.topk import TopKRouter
 
+Criterion = Literal["alpha", "hit"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """What the settings of a schedule are where they are none.
+
+    Attributes:
+        windows, beta, criterion: settings of `ExpertPruning`.
+    """
+
+    windows: int
+    beta: float
+    criterion: Criterion
+
+
+SCHEDULES = {"mc_smoe": Schedule(4, 0.1, "hit"), "growing": Schedule(10, 1.0, "alpha")}
+
 
 @PEFT.register("expert_pruning", paper="arXiv:2206.00277")
 class ExpertPruning(TopKMethod):
     """Task-specific expert pruning: experts are dropped in training until one is left."""
 
-    criterion: Literal["alpha", "hit"] = setting(
-        "alpha", "an expert's score: its share of tokens' gates (alpha), or of their choices (hit)"
+    schedule: Literal["mc_smoe", "growing"] = setting(
+        "mc_smoe",
+        "how experts are scored and dropped: as in the reproduction by the authors of MC-SMoE "
+        "(mc_smoe), or against a threshold that grows from window to window (growing; ours)",
     )
-    windows: int = setting(
-        10, "windows W before `force_at`; experts are dropped at the end of a window", minimum=1
+    criterion: Criterion | None = setting(
+        None,
+        "an expert's score: its share of tokens' gates (alpha), or of their choices (hit); none: "
+        "hit (mc_smoe) or alpha (growing)",
     )
-    beta: float = setting(
-        1.0,
-        "after window t, experts with a score below beta t/W of the mean are dropped",
+    windows: int | None = setting(
+        None,
+        "windows W before `force_at`, at whose ends experts are dropped; none: 4 (mc_smoe) or 10 "
+        "(growing)",
+        minimum=1,
+    )
+    beta: float | None = setting(
+        None,
+        "experts with a score below this multiple of the mean are dropped, growing: below t/W of "
+        "it after window t; none: 0.1 (mc_smoe) or 1 (growing)",
         minimum=0,
     )
-    force_at: float = setting(
-        0.5, "share of the training after which only the best expert is left", minimum=0, maximum=1
+    momentum: float = setting(
+        0.6, "mc_smoe: share of the old scores when new ones are averaged in", minimum=0, maximum=1
     )
+    every: int = setting(4, "mc_smoe: steps between two updates of the scores", minimum=1)
+    force_at: float = setting(
+        0.5,
+        "share of the training after which only the best experts are left",
+        minimum=0,
+        maximum=1,
+    )
+    keep: int = setting(1, "experts that are never dropped: the best", minimum=1)
     w_balance: float = setting(
         0.0, "weight of the loss that balances experts; it works against pruning", minimum=0
     )
 
+    def check(self) -> None:
+        """Check that there are as many experts as are to be kept."""
+        super().check()
+        if self.keep > self.num_experts:
+            raise ConfigError(
+                f"{self.keep} of {self.num_experts} experts cannot be kept: lower 'keep' or raise "
+                "'num_experts'"
+            )
+
+    @property
+    def defaults(self) -> Schedule:
+        """What the settings that are none mean."""
+        return SCHEDULES[self.schedule]
+
     def mixture_of(self, experts: Experts, router: TopKRouter) -> "PrunedMixture":
         """A mixture that keeps its experts' scores."""
-        return PrunedMixture(experts, router, self.criterion)
+        return PrunedMixture(experts, router, self.criterion or self.defaults.criterion)
 
     @torch.no_grad()
     def on_step(
@@ -57,21 +110,27 @@ class ExpertPruning(TopKMethod):
             torch.distributed.all_reduce(seen)
         threshold = self._threshold(step, total_steps)
         for mixture, row in zip(mixtures, seen, strict=True):
-            mixture.add(row)
+            if self.schedule == "growing":
+                mixture.add(row)
+            elif step % self.every == 0:
+                mixture.average(row, self.momentum)
             if threshold is not None:
-                mixture.drop_below(threshold, optimizer, step)
+                mixture.drop_below(threshold, self.keep, optimizer, step)
 
     def _threshold(self, step: int, total_steps: int) -> float | None:
-        """The threshold in multiples of the mean score; infinity drops all but the best expert.
+        """The threshold in multiples of the mean score; infinity drops all but the best experts.
 
         None: no window ends at this step.
         """
         force = max(1, int(self.force_at * total_steps))
         if step >= force:
             return math.inf
-        window = step * self.windows // force
-        ended = window > (step - 1) * self.windows // force
-        return self.beta * window / self.windows if ended else None
+        windows = self.windows or self.defaults.windows
+        window = step * windows // force
+        if window == (step - 1) * windows // force:
+            return None
+        beta = self.defaults.beta if self.beta is None else self.beta
+        return beta * window / windows if self.schedule == "growing" else beta
 
 
 class PrunedMixture(TopKMixture):
@@ -82,17 +141,15 @@ class PrunedMixture(TopKMixture):
         criterion: the setting of `ExpertPruning`.
 
     Attributes:
-        score: [E], sum over steps of the expert's share of the training tokens; that of a dropped
-            expert no longer changes.
+        score: [E], the expert's share of the training tokens, summed over steps or averaged
+            exponentially; zero until it is first known.
         dropped_at: [E], the step at which an expert was dropped; 0: it is alive.
     """
 
     score: Tensor
     dropped_at: Tensor
 
-    def __init__(
-        self, experts: Experts, router: TopKRouter, criterion: Literal["alpha", "hit"]
-    ) -> None:
+    def __init__(self, experts: Experts, router: TopKRouter, criterion: Criterion) -> None:
         super().__init__(experts, router)
         self.criterion = criterion
         self.register_buffer("score", torch.zeros(experts.num_experts))
@@ -104,7 +161,7 @@ class PrunedMixture(TopKMixture):
         """Tokens [B, T, d] -> [B, T, d]; in training the experts' shares are added up."""
         out = super().forward(x, mask)
         if self.training:
-            self._observe(self.router.routing_of(x, mask).gates.detach())
+            self._observe(self.trained_router.routing_of(x, mask).gates.detach())
         if self.recording:
             self.records[-1] |= {
                 "score": self.score / self.score.sum().clamp(min=1e-12),
@@ -128,16 +185,23 @@ class PrunedMixture(TopKMixture):
         """Add the result of `take_seen` [E + 1], perhaps summed over processes, to the scores."""
         self.score += seen[:-1] / seen[-1].clamp(min=1)
 
-    def drop_below(self, threshold: float, optimizer: Optimizer, step: int) -> None:
-        """Drop experts for good, but never the best one.
+    def average(self, seen: Tensor, momentum: float) -> None:
+        """Average the result of `take_seen` [E + 1] into the scores; the first replaces them."""
+        now = seen[:-1] / seen[-1].clamp(min=1)
+        kept = momentum * self.score.any()
+        self.score.copy_(kept * self.score + (1 - kept) * now)
+
+    def drop_below(self, threshold: float, keep: int, optimizer: Optimizer, step: int) -> None:
+        """Drop experts for good, but never the best ones.
 
         Args:
             threshold: in multiples of the mean score of the experts that are alive.
+            keep: number of the best experts.
             optimizer: its state for the dropped experts is cleared.
             step: the present step, which `dropped_at` keeps.
         """
         alive = self.router.alive
-        best = self.score.masked_fill(~alive, -1).argmax()
+        best = self.score.masked_fill(~alive, -1).topk(keep).indices
         gone = alive & (self.score < threshold * self.score[alive].mean())
         if threshold == math.inf:  # infinity times a mean of 0 would drop nothing
             gone = alive.clone()

@@ -71,13 +71,19 @@ def train(
 def test_contract() -> None:
     check_method("expert_pruning")
     check_method("expert_pruning", {"criterion": "hit", "num_experts": 33, "windows": 3})
+    check_method("expert_pruning", {"schedule": "growing", "keep": 2})
 
 
 @pytest.mark.parametrize("criterion", ["alpha", "hit"])
 @pytest.mark.parametrize("force_at", [0.5, 0.8, 0.0])
-def test_experts_only_go_and_one_is_left_from_force_at(criterion: str, force_at: float) -> None:
+@pytest.mark.parametrize("schedule", ["growing", "mc_smoe"])
+def test_experts_only_go_and_one_is_left_from_force_at(
+    schedule: str, criterion: str, force_at: float
+) -> None:
     """Property 1."""
-    made = model(criterion=criterion, force_at=force_at, windows=4, num_experts=6)
+    made = model(
+        schedule=schedule, criterion=criterion, force_at=force_at, windows=4, num_experts=6
+    )
     history = train(made, optimizer_of(made), range(1, 21), 20)
     force = max(1, int(20 * force_at))
     for before, after in zip([[6, 6], *history], history, strict=False):
@@ -93,7 +99,9 @@ def test_experts_only_go_and_one_is_left_from_force_at(criterion: str, force_at:
 @pytest.mark.parametrize("criterion", ["alpha", "hit"])
 def test_scores_and_decisions_by_hand(criterion: str) -> None:
     """Property 2, and the rule of every window."""
-    settings = {"criterion": criterion, "windows": 5, "beta": 1.5, "num_experts": 6}
+    settings = {
+        "schedule": "growing", "criterion": criterion, "windows": 5, "beta": 1.5, "num_experts": 6,
+    }  # fmt: skip
     made = model(**settings)
     total, force, seen = 20, 10, [[], []]
     mixtures = topk_mixtures(made.backbone)
@@ -125,6 +133,55 @@ def test_scores_and_decisions_by_hand(criterion: str) -> None:
     assert len(alive[0]) == 1
 
 
+SHARES = torch.tensor([0.22, 0.19, 0.16, 0.14, 0.12, 0.10, 0.07])
+
+
+@pytest.mark.parametrize(("schedule", "left"), [("growing", 3), ("mc_smoe", 7)])
+def test_experts_left_before_the_forced_drop_where_all_are_used(schedule: str, left: int) -> None:
+    """The reproduction keeps experts whose use is above a tenth of the mean; ours is stricter."""
+    made = model(schedule=schedule)
+    optimizer, seen = optimizer_of(made), torch.cat([SHARES, torch.ones(1)])
+    mixtures, history = topk_mixtures(made.backbone), []
+    for mixture in mixtures:
+        mixture.take_seen = lambda: seen.clone()
+    for step in range(1, 101):
+        made.method.on_step(made.backbone, optimizer, step, 200)
+        history.append([int(mixture.router.alive.sum()) for mixture in mixtures])
+    assert history[98:] == [[left, left], [1, 1]]
+
+
+def test_the_reproductions_rule_step_by_step() -> None:
+    """Use is averaged every fourth step; an expert goes when its share of those alive is below
+    beta / alive; four rounds up to half of the training, the last one leaves the minimum."""
+    generator = torch.Generator().manual_seed(0)
+    made = model(keep=2, beta=0.6)
+    mixture = topk_mixtures(made.backbone)[0]
+    optimizer, average, alive, history = optimizer_of(made), [1 / 7] * 7, list(range(7)), []
+    for step in range(1, 41):
+        now = torch.rand(7, generator=generator).square() * mixture.router.alive
+        shares = (now / now.sum()).tolist()
+        for each in topk_mixtures(made.backbone):
+            each.take_seen = lambda now=now: torch.cat([now, now.sum()[None]])
+        made.method.on_step(made.backbone, optimizer, step, 80)
+        if step % 4 == 0:
+            old = 0.0 if step == 4 else 0.6
+            average = [old * a + (1 - old) * s for a, s in zip(average, shares, strict=True)]
+        if step % 10 == 0:
+            total = sum(average[e] for e in alive)
+            above = [e for e in alive if average[e] / total >= 0.6 / len(alive)]
+            if len(above) < 2 or step == 40:
+                above = sorted(sorted(alive, key=lambda e: -average[e])[:2])
+            alive = above
+        assert mixture.router.alive.nonzero().flatten().tolist() == alive
+        history.append(len(alive))
+    assert history[0] == 7 and history[-1] == 2 and len(set(history)) > 2
+
+
+def test_more_experts_cannot_be_kept_than_there_are() -> None:
+    with pytest.raises(ConfigError, match="lower 'keep'"):
+        PEFT.create({"name": "expert_pruning", "keep": 8})
+
+
 def test_dropped_equals_masked() -> None:
     """Property 3, at the mixture; the dropped experts' weights do not matter."""
     torch.manual_seed(0)
@@ -135,7 +192,7 @@ def test_dropped_equals_masked() -> None:
     x = torch.randn(2, 30, 12)
     mixture.score.copy_(torch.tensor([5.0, 1, 4, 1, 3]))
     optimizer = torch.optim.AdamW(mixture.parameters())
-    mixture.drop_below(0.5, optimizer, step=3)
+    mixture.drop_below(0.5, 1, optimizer, step=3)
     assert mixture.router.alive.tolist() == [True, False, True, False, True]
     assert mixture.dropped_at.tolist() == [0, 3, 0, 3, 0]
     logits = mixture.router.linear(x)
@@ -155,17 +212,17 @@ def test_the_best_expert_is_never_dropped() -> None:
     optimizer = torch.optim.AdamW(mixture.parameters())
     for threshold in (10.0, float("inf")):
         mixture.score.copy_(torch.tensor([1.0, 1.0, 2.0]))
-        mixture.drop_below(threshold, optimizer, step=1)
+        mixture.drop_below(threshold, 1, optimizer, step=1)
         assert mixture.router.alive.tolist() == [False, False, True]
     unseen = PrunedMixture(Bottleneck(3, 12, 3), TopKRouter(12, 3), "alpha")
-    unseen.drop_below(float("inf"), optimizer, step=1)
+    unseen.drop_below(float("inf"), 1, optimizer, step=1)
     assert unseen.router.alive.sum() == 1
 
 
 def test_dropped_tensors_get_no_gradient_and_have_no_optimiser_state() -> None:
     """Property 5, while experts are left and when one is."""
     for experts in (6, 33):
-        made = model(num_experts=experts, windows=4, beta=1.6)
+        made = model(schedule="growing", num_experts=experts, windows=4, beta=1.6)
         optimizer = optimizer_of(made)
         for steps in (range(1, 9), range(9, 13)):
             train(made, optimizer, steps, 20)

@@ -194,8 +194,8 @@ class MCMoE(MixtureTool):
             )
         if not all(mixture.in_full_precision for mixture in found.values()):
             raise ConfigError(
-                f"the experts of '{method}' are not adapters in full precision: compress a bundle "
-                "that no other tool has packed"
+                f"the experts of '{method}' are not adapters of one width in full precision: use a "
+                "bundle of dense_moa, topk_moa or soft_moa that no other tool has packed or cached"
             )
         if self.backend == "gptq" and any(
             type(mixture.experts).projection is not Experts.projection for mixture in found.values()

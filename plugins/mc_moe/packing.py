@@ -159,6 +159,16 @@ class HalfTensor(nn.Module):
         return self.values.float() if self.values.dtype == torch.float16 else self.values
 
 
+class PackedModules(nn.Module):
+    """Packed tensors by the names of the parameters that they replace.
+
+    A ModuleDict cannot hold one that is called like its own methods, such as `keys`.
+    """
+
+    def __getitem__(self, name: str) -> nn.Module:
+        return self.get_submodule(name)
+
+
 class Packed(nn.Module):
     """Mixed into the class of a module with packed parameters.
 
@@ -166,11 +176,11 @@ class Packed(nn.Module):
         packed: name of the parameter -> module that unpacks it when called.
     """
 
-    packed: nn.ModuleDict
+    packed: PackedModules
 
     def packed_parameters(self) -> int:
         """Number of parameters that are packed."""
-        kept = cast(Iterable[PackedTensor | HalfTensor], self.packed.values())
+        kept = cast(Iterable[PackedTensor | HalfTensor], self.packed.children())
         return sum(tensor.numel() for tensor in kept)
 
 
@@ -184,7 +194,9 @@ class QuantisedExperts(Packed):
         tensors = {}
         for path, module in self.named_modules():
             prefix = f"{path}." if path else ""
-            for name, packed in module.packed.items() if isinstance(module, Packed) else ():
+            for name, packed in (
+                module.packed.named_children() if isinstance(module, Packed) else ()
+            ):
                 if isinstance(packed, PackedTensor) and len(packed.widths) == self.num_experts > 1:
                     tensors[prefix + name] = packed.item(expert)
                 else:
@@ -205,8 +217,8 @@ def replace(owner: nn.Module, name: str, packed: nn.Module) -> None:
     """
     delattr(owner, name)
     if not isinstance(owner, Packed):
-        owner.add_module("packed", nn.ModuleDict())
-    cast(nn.ModuleDict, owner.packed)[name] = packed
+        owner.add_module("packed", PackedModules())
+    cast(PackedModules, owner.packed).add_module(name, packed)
     kind: Any = type(owner)  # torch's Module is typed as unhashable
     owner.__class__ = _with_property(kind, name)
 

@@ -293,7 +293,7 @@ def test_packed_experts_compute_with_the_weights_that_their_codes_stand_for() ->
 
 def test_packed_bytes_are_what_the_widths_say() -> None:
     packed, _ = packed_experts(rank=3)
-    for tensor in packed.packed.values():
+    for tensor in packed.packed.children():
         sizes = {name: buffer.nbytes for name, buffer in tensor.named_buffers()}
         vectors, groups, bytes_of_a_bit = 3, 3, 3  # d = 20: three groups of 7, three bytes
         assert sizes["codes"] == (3 + 1 + 2 + 1) * vectors * bytes_of_a_bit

@@ -18,7 +18,7 @@ from toolkit.mixtures.tool import Found, MixtureData, MixtureTool
 from toolkit.model import AudioClassifier
 from toolkit.peft.base import Objective, setting
 from toolkit.peft.mixture import Mixture, mixtures
-from toolkit.peft.topk import topk_mixtures
+from toolkit.peft.topk import TopKMethod, topk_mixtures
 from toolkit.registry import TOOLS
 from toolkit.routing import dense
 
@@ -47,14 +47,22 @@ class Seer(MixtureTool):
     lambda_ent: float = setting(
         0.01, "weight of the routing's entropy in the fine-tuning, summed over mixtures", minimum=0
     )
-    k_schedule: list[list[int]] = setting(
-        [], "k by step, for mixtures with k: [[0, 2], [100, 1]] is k = 2, from step 100 on k = 1"
+    k_schedule: Literal["anneal"] | list[list[int]] = setting(
+        "anneal",
+        "k during the fine-tuning, for mixtures with k: from the trained k down to 1, each for as "
+        "many steps (anneal), or by step: [[0, 2], [100, 1]] is k = 2, from step 100 on k = 1; "
+        "[]: as trained",
+    )
+    renormalise: bool | None = setting(
+        None,
+        "a token's gates sum to 1, or are its probabilities; none: as trained, but probabilities "
+        "at k = 1, where a gate that is always 1 teaches the router nothing",
     )
     seed: int = setting(0, "seed of the fine-tuning: order of clips, noise", minimum=0)
 
     def check(self) -> None:
         """Check that a schedule is pairs in rising order of steps."""
-        pairs = self.k_schedule
+        pairs = self.k_schedule if self.k_schedule != "anneal" else []
         steps = [pair[0] for pair in pairs]
         if any(len(p) != 2 or p[0] < 0 or p[1] < 1 for p in pairs) or steps != sorted(set(steps)):
             raise ConfigError(
@@ -72,24 +80,34 @@ class Seer(MixtureTool):
         visit(model, data, clips, lambda site, mixture, x: counts[site].add(mixture, x))
         scores = {site: count.scores for site, count in counts.items()}
         kept = chosen_most(scores, self.scope, self.keep_ratio, self.min_per_layer)
-        steps = self.epochs * math.ceil(len(data.calibration) / self.batch_size)
         self._cut(model, kept)
         pruned = data.score(model, data.test)
-        entropies = self._finetune(model, data)
-        k = self.k_at(max(steps - 1, 0))
-        self._set_k(model, k)
+        schedule = self.schedule(model, len(data.calibration))
+        entropies = self._finetune(model, data, schedule)
+        k = schedule[-1]
+        renormalise = self._set_k(model, k)
         outcome = {
             "scores": {site: score.tolist() for site, score in scores.items()},
             "experts_before": sum(len(score) for score in scores.values()),
             "score_pruned": pruned,
             "entropy_by_epoch": entropies,
         }
-        return {"kept": kept, "k": k, "parameters_before": before, "found": outcome}
+        return {
+            "kept": kept,
+            "k": k,
+            "renormalise": renormalise,
+            "parameters_before": before,
+            "found": outcome,
+        }
 
     def restructure(self, model: AudioClassifier, plan: dict[str, Any]) -> None:
         """Leave the experts that were kept, and the last k."""
         self._cut(model, plan["kept"])
-        self._set_k(model, plan["k"])
+        for mixture in topk_mixtures(model.backbone):
+            if plan["k"] is not None:
+                mixture.router.k = plan["k"]
+            if plan.get("renormalise") is not None:  # bundles of 0.1 do not say, and keep it
+                mixture.router.renormalise = plan["renormalise"]
 
     def report(self, model: AudioClassifier, plan: dict[str, Any]) -> Found:
         """Experts, parameters and k before and after, and the score between the two stages."""
@@ -116,7 +134,9 @@ class Seer(MixtureTool):
             )
         for mixture in found.values():
             mixture.refuse_unless_prunable()
-        if self.k_schedule and any(mixture.k is None for mixture in found.values()):
+        if self.k_schedule not in ("anneal", []) and any(
+            mixture.k is None for mixture in found.values()
+        ):
             raise ConfigError(
                 f"a token of '{name}' uses all experts, so there is no k to lower: leave out "
                 "`--k-schedule`, or use a bundle of topk_moa"
@@ -126,18 +146,45 @@ class Seer(MixtureTool):
         for site, mixture in mixtures(model.backbone).items():
             mixture.keep(kept[site])
 
-    def k_at(self, step: int) -> int | None:
-        """k at a step; None leaves it as trained."""
-        past = [k for begin, k in self.k_schedule if begin <= step]
-        return past[-1] if past else None
+    def schedule(self, model: AudioClassifier, clips: int) -> list[int | None]:
+        """k at every step of the fine-tuning; None leaves it as trained.
 
-    def _set_k(self, model: AudioClassifier, k: int | None) -> None:
-        if k is not None:
-            for mixture in topk_mixtures(model.backbone):
+        Args:
+            model: with mixtures.
+            clips: number of clips that it is fine-tuned on.
+
+        Returns:
+            At least one, which is meant for a model that is not fine-tuned.
+        """
+        steps = self.epochs * math.ceil(clips / self.batch_size)
+        numbers = range(max(steps, 1))
+        if self.k_schedule == "anneal":
+            k = next((mixture.router.k for mixture in topk_mixtures(model.backbone)), None)
+            return [k and k - step * k // len(numbers) for step in numbers]
+        last_first = self.k_schedule[::-1]
+        return [next((k for begin, k in last_first if begin <= step), None) for step in numbers]
+
+    def _set_k(self, model: AudioClassifier, k: int | None) -> bool | None:
+        """Set k and whether gates are renormalised; returns the latter, None: as it was."""
+        method, renormalise = model.method, self.renormalise
+        if renormalise is None and k == 1 and isinstance(method, TopKMethod) and method.k > 1:
+            renormalise = False
+        for mixture in topk_mixtures(model.backbone):
+            if k is not None:
                 mixture.router.k = k
+            if renormalise is not None:
+                mixture.router.renormalise = renormalise
+        return renormalise
 
-    def _finetune(self, model: AudioClassifier, data: MixtureData) -> list[float]:
+    def _finetune(
+        self, model: AudioClassifier, data: MixtureData, schedule: list[int | None]
+    ) -> list[float]:
         """Train what the method trains, on its own losses and the entropy.
+
+        Args:
+            model: pruned.
+            data: its clips.
+            schedule: k by step.
 
         Returns:
             Mean entropy of each epoch, in nats, averaged over mixtures.
@@ -145,7 +192,7 @@ class Seer(MixtureTool):
         optimizer = torch.optim.AdamW(
             model.method.parameter_groups(model.trainable(), self.lr), weight_decay=0.0
         )
-        step, history = 0, []
+        history, upcoming = [], iter(schedule)
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             for epoch in range(self.epochs):
@@ -153,10 +200,9 @@ class Seer(MixtureTool):
                 clips = data.calibration.sample(frac=1, random_state=self.seed + epoch)
                 entropies = []
                 for batch in data.batches(clips, self.batch_size):
-                    self._set_k(model, self.k_at(step))
+                    self._set_k(model, next(upcoming))
                     objective = data.objective(batch.labels)
                     entropies.append(self._step(model, optimizer, batch, objective))
-                    step += 1
                 history.append(sum(entropies) / len(entropies))
         model.eval()
         return history

@@ -174,23 +174,66 @@ def test_a_step_on_the_entropy_alone_lowers_it(kind: dict[str, Any]) -> None:
     assert entropy() < before
 
 
-def test_one_expert_a_token_is_the_most_probable_one() -> None:
-    """Property 5, with the schedule's last k."""
+@pytest.mark.parametrize("renormalise", [None, True])
+def test_one_expert_a_token_is_the_most_probable_one(renormalise: bool | None) -> None:
+    """Property 5, with the schedule's last k; its gate is its probability, or 1 if asked for."""
     model = tiny_mixture("topk_moa")
-    plan = tool(k_schedule=[[0, 2], [1, 1]], epochs=1, batch_size=4).apply(
-        model, tiny_data(model.backbone)
-    )
-    assert plan["k"] == 1
+    settings = {"k_schedule": [[0, 2], [1, 1]], "epochs": 1, "batch_size": 4}
+    plan = tool(**settings, renormalise=renormalise).apply(model, tiny_data(model.backbone))
+    assert plan["k"] == 1 and plan["renormalise"] == bool(renormalise)
     mixture = first_mixture(model)
     x = tokens()
-    best = mixture.router.linear(x).argmax(dim=-1)
-    expected = mixture.experts.mix(x, functional.one_hot(best, mixture.experts.num_experts).float())
-    torch.testing.assert_close(mixture(x), expected)
+    probabilities = mixture.router.linear(x).softmax(dim=-1)
+    best = functional.one_hot(probabilities.argmax(dim=-1), mixture.experts.num_experts)
+    gates = best.float() if renormalise else best * probabilities
+    torch.testing.assert_close(mixture(x), mixture.experts.mix(x, gates))
+
+
+def test_k_falls_in_equal_parts_of_the_finetuning() -> None:
+    for k, expected in ((1, [1] * 6), (2, [2, 2, 2, 1, 1, 1]), (3, [3, 3, 2, 2, 1, 1])):
+        model = tiny_mixture("topk_moa", k=k)
+        assert tool(epochs=2, batch_size=4).schedule(model, clips=10) == expected
+        assert tool(epochs=0).schedule(model, clips=10) == [k]
+    assert tool(epochs=1, batch_size=5).schedule(tiny_mixture("dense_moa"), clips=10) == [None] * 2
+
+
+def test_the_router_learns_from_the_task_at_one_expert_per_token() -> None:
+    """A renormalised gate is 1 there, whatever the router says, and has no gradient."""
+    norms = {}
+    for renormalise in (True, None):
+        model = tiny_mixture("topk_moa")
+        made = tool(k_schedule=[[0, 1]], keep_ratio=1.0, renormalise=renormalise)
+        made.apply(model, tiny_data(model.backbone))
+        features, labels = tiny_batch(model.backbone)
+        functional.cross_entropy(model(features), labels).backward()
+        gradients = [m.router.linear.weight.grad for m in mixtures(model.backbone).values()]
+        norms[renormalise] = torch.stack([g.norm() for g in gradients]).norm().item()
+    assert norms[None] > 1e4 * norms[True]
+
+
+def test_a_mixture_trained_with_one_expert_keeps_its_gates() -> None:
+    model = tiny_mixture("topk_moa", k=1, renormalise=True)
+    features, _ = tiny_batch(model.backbone)
+    with torch.no_grad():
+        before = model(features)
+        plan = tool(keep_ratio=1.0).apply(model, tiny_data(model.backbone))
+        torch.testing.assert_close(model(features), before, rtol=0, atol=0)
+    assert plan["k"] == 1 and plan["renormalise"] is None
+
+
+def test_bundles_that_do_not_say_how_gates_are_made_keep_them() -> None:
+    """Those of 0.1, whose gates at k = 1 were 1."""
+    model = tiny_mixture("topk_moa")
+    kept = {site: list(range(7)) for site in mixtures(model.backbone)}
+    tool().restructure(model, {"kept": kept, "k": 1})
+    router = first_mixture(model).router
+    assert router.k == 1 and router.renormalise
 
 
 def test_schedule_says_k_step_by_step() -> None:
-    made = tool(k_schedule=[[2, 3], [5, 1]])
-    assert [made.k_at(step) for step in range(7)] == [None, None, 3, 3, 3, 1, 1]
+    made = tool(k_schedule=[[2, 3], [5, 1]], epochs=1, batch_size=1)
+    schedule = made.schedule(tiny_mixture("topk_moa"), clips=7)
+    assert schedule == [None, None, 3, 3, 3, 1, 1]
 
 
 def test_k_is_as_trained_until_the_schedule_begins() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import (
     ClapFeatureExtractor,
     ClapModel,
+    PreTrainedConfig,
     SeamlessM4TFeatureExtractor,
     Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
@@ -498,3 +499,28 @@ def test_a_checkpoint_of_clap_names_its_family(tmp_path: Path) -> None:
     for kind in ("clap", "clap_audio_model"):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
         assert backbones.create({"name": str(tmp_path)}).registered_name == "clap"
+
+
+# What is never done
+
+
+def test_a_hub_id_that_needs_code_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither run nor asked about: its configuration is read as data."""
+    said = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config"}}
+    get = classmethod(lambda cls, source, **options: (said, {}))
+    monkeypatch.setattr(PreTrainedConfig, "get_config_dict", get)
+    with pytest.raises(BackboneError, match="'evil/model' needs code of its own, which this toolk"):
+        backbones.create({"name": "evil/model"})
+
+
+def test_a_copy_without_weights_has_the_same_shapes_and_takes_no_memory() -> None:
+    backbone = testing.tiny_backbone(family="wav2vec2")
+    empty = backbone.without_weights()
+    assert {n: t.shape for n, t in empty.state_dict().items()} == {
+        n: t.shape for n, t in backbone.state_dict().items()
+    }
+    assert all(tensor.is_meta for tensor in empty.state_dict().values())
+    assert not any(tensor.is_meta for tensor in backbone.state_dict().values())
+    with torch.device("meta"):
+        AudioClassifier(empty, PEFT.create("lora"), 3, "mean")
+    assert backbone.adapted_by is None

@@ -2,17 +2,20 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import json
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from toolkit import __version__
+from toolkit import __version__, backbones
 from toolkit.backbones.ast import ASTTiny
 from toolkit.bundle import Bundle, BundleInfo, Origin, load_bundle, save_bundle
-from toolkit.bundle.info import FORMAT
+from toolkit.bundle.info import DESCRIPTION, FORMAT, checksum
 from toolkit.cli import main
 from toolkit.features.pipeline import Pipeline
 from toolkit.inference.predict import predict
@@ -21,6 +24,7 @@ from toolkit.registry import CORPORA, PEFT
 from toolkit.settings import NamedSettings
 from toolkit.task import ONE_CLASS, Task
 
+FRAMES = 64
 TINY_CORPUS = {"name": "synthetic", "clips_per_class": 5}
 
 
@@ -36,7 +40,7 @@ def tiny_bundle(folder: Path, name: str, **settings: Any) -> Path:
     source, method = ASTTiny(), PEFT.create({"name": name, **settings})
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = AudioClassifier(source.load(64), method, len(manifest.classes), "all").eval()
+        model = AudioClassifier(source.load(FRAMES), method, len(manifest.classes), "all").eval()
         with torch.no_grad():
             for parameter in model.trainable().values():
                 parameter.add_(0.05 * torch.randn_like(parameter))
@@ -62,6 +66,46 @@ def unsaved_bundle(
         weights_hash="",
     )
     return Bundle(model, pipeline, info.classes, task, info)
+
+
+@functools.cache
+def saved_bundle(method: str = "linear_probe") -> dict[str, bytes]:
+    """The files of a small bundle, by name."""
+    with torch.random.fork_rng(), tempfile.TemporaryDirectory() as folder:
+        torch.manual_seed(0)
+        model = AudioClassifier(ASTTiny().load(FRAMES), PEFT.create(method), 3, "all").eval()
+        origin = Origin("none", "none", 1, 2, "accuracy", 0.5, 3, method_source="0")
+        place = Path(folder) / "bundle"
+        save_bundle(place, model, ["dog", "rain", "siren"], ONE_CLASS, origin=origin)
+        return {file.name: file.read_bytes() for file in place.iterdir()}
+
+
+def whole_bundle(folder: Path, method: str = "linear_probe") -> Path:
+    """The `saved_bundle` as `bundle` in a folder."""
+    bundle = folder / "bundle"
+    bundle.mkdir()
+    for name, content in saved_bundle(method).items():
+        (bundle / name).write_bytes(content)
+    return bundle
+
+
+def rewrite_bundle(folder: Path, changes: Mapping[str, Any], without: Sequence[str] = ()) -> None:
+    """Change what `bundle.json` says as a program would that knows its format.
+
+    Args:
+        folder: the bundle; one of format 1 becomes as bundles of that format were.
+        changes: top-level key -> new value.
+        without: top-level keys to leave out.
+    """
+    file = folder / DESCRIPTION
+    values = json.loads(file.read_text()) | changes
+    values = {key: value for key, value in values.items() if key not in ("checksum", *without)}
+    if values.get("format") == 1:
+        source = backbones.create(values["backbone"])
+        values["fingerprint"] = source.load(values["features"]["max_length"]).weights_fingerprint()
+    else:
+        values["checksum"] = checksum(values)
+    file.write_text(json.dumps(values))
 
 
 def change_bundle(verb: str, bundle: Path, tool: str, output: str, *options: str) -> Path:

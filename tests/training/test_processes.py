@@ -29,6 +29,7 @@ DRAWN = {"thor": "draws experts of its own in every process"}
 """Methods whose draws in training are those of a process -> why they are left out."""
 SETTINGS: dict[str, dict[str, Any]] = {
     "topk_moa": {"w_z": 0.1, "w_entropy": 0.1, "w_balance": 0.1},
+    "dynmoe": {"w_balance": 0.1, "w_eff": 0.1},
     "mumoe": {"norm": "batch"},
 }
 

@@ -1,6 +1,5 @@
 """Pretrained encoders behind one interface: roles, features and tokens."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,49 +39,26 @@ def create(config: Mapping[str, Any]) -> "BackboneSource":
     Raises:
         UnknownName, ConfigError, BackboneError: no such backbone, or of no registered family.
     """
-    name = config["name"]
-    if name not in BACKBONES.names() and ("/" in name or Path(name).is_dir()):
+    name: Any = config.get("name")
+    own = isinstance(name, str) and name not in BACKBONES.names()
+    if own and ("/" in name or Path(name).is_dir()):
         return BACKBONES.create({**config, "name": _family(name), "source": name})
     return BACKBONES.create(config)
 
 
 def _family(source: str) -> str:
     """The registered family that reads a checkpoint, by the model type in its config.json."""
-    model_type = _model_type(source)
+    from toolkit.backbones.checkpoint import read_config  # torch is slow to import
+
+    model_type = read_config(source).get("model_type")
     families: dict[str, str] = {}
     for name in BACKBONES.names():
         kinds = BACKBONES.peek(name).metadata.get("model_type", ())
         families |= dict.fromkeys([kinds] if isinstance(kinds, str) else kinds, name)
-    if model_type not in families:
+    if not isinstance(model_type, str) or model_type not in families:
         known = ", ".join(sorted(families))
         raise BackboneError(
-            f"{source} has the model type {model_type!r}, for which there is no backbone (known: "
-            f"{known})"
+            f"{source} has the model type {model_type!r:.60}, for which there is no backbone "
+            f"(known: {known})"
         )
     return families[model_type]
-
-
-def _model_type(source: str) -> str | None:
-    if Path(source).is_dir():
-        try:
-            config = dict(json.loads((Path(source) / "config.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            raise BackboneError(
-                f"{source} holds no config.json that can be read; name a folder written by "
-                "save_pretrained"
-            ) from None
-        found: str | None = config.get("model_type")
-        return found
-    from transformers import AutoConfig
-
-    from toolkit.backbones.hub import hub_is_reachable
-
-    try:
-        config = AutoConfig.from_pretrained(source, local_files_only=not hub_is_reachable())
-    except (OSError, ValueError) as error:
-        raise BackboneError(
-            f"'{source}' is neither a folder nor a model that can be fetched from the hub now; "
-            "without internet use `--backbone ast_tiny` (embedded) or `--backbone PATH`"
-        ) from error
-    model_type: str | None = config.model_type
-    return model_type

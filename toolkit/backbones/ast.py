@@ -9,6 +9,7 @@ from torch.nn import functional
 from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
 
 from toolkit.backbones.base import Backbone, numbered
+from toolkit.backbones.extractor import SAMPLE_RATES, Derived, Ignored, Number, OneOf
 from toolkit.backbones.stock import StockSource
 from toolkit.errors import ConfigError
 from toolkit.features.spec import FbankSpec
@@ -66,11 +67,22 @@ class ASTSource(StockSource):
     features = FbankSpec
     model_class, config_class, extractor_class = ASTModel, ASTConfig, ASTFeatureExtractor
     heads = ("classifier.",)
+    extractor_keys = {
+        "sampling_rate": SAMPLE_RATES,
+        "num_mel_bins": Derived(lambda said, config: config.num_mel_bins),
+        "do_normalize": OneOf(True, False),
+        "mean": Number(-1e4, 1e4),
+        "std": Number(1e-4, 1e4),
+        "feature_size": OneOf(1),
+        "max_length": Ignored(),  # the setting of that name takes its place
+        "padding_value": Ignored(),  # the stock extractor pads with zeros
+    }
     tiny_config = {
         "hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
         "intermediate_size": 192, "num_mel_bins": 32, "max_length": 64,
         "frequency_stride": 10, "time_stride": 10,
     }  # fmt: skip
+    tiny_extractor = {"num_mel_bins": 32, "max_length": 64}
     tiny_length = 64
 
     stride: int | None = setting(None, "patch stride; none: as in the checkpoint", minimum=1)
@@ -78,22 +90,24 @@ class ASTSource(StockSource):
     def feature_spec(
         self, config: ASTConfig, extractor: ASTFeatureExtractor, max_length: int
     ) -> FbankSpec:
-        """Log-mel frames, normalised by the checkpoint's statistics."""
+        """Log-mel frames, normalised by the checkpoint's statistics if it says so."""
+        mean, std = (extractor.mean, extractor.std) if extractor.do_normalize else (0.0, 0.5)
         return FbankSpec(
             sample_rate=extractor.sampling_rate,
             max_length=max_length,
             mel_bins=config.num_mel_bins,
-            mean=extractor.mean,
-            std=extractor.std,
+            mean=float(mean),
+            std=float(std),
         )
 
     def wrap(self, model: ASTModel, extractor: ASTFeatureExtractor, max_length: int) -> ASTBackbone:
         """Put an AST behind roles, at the wanted length and patch stride."""
+        features = self.feature_spec(model.config, extractor, max_length)
         set_geometry(model, max_length, self.stride)
         return ASTBackbone(
             model.eval(),
             name=self.registered_name,
-            features=self.feature_spec(model.config, extractor, max_length),
+            features=features,
             dim=model.config.hidden_size,
             blocks=numbered("layers", len(model.layers)),
             roles=ROLES,

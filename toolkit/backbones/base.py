@@ -18,6 +18,7 @@ them, so that bundles remain readable after a renaming inside transformers.
 import copy
 import dataclasses
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from typing import ClassVar, Literal
@@ -32,6 +33,15 @@ from toolkit.settings import Settings
 
 LINEAR_ROLES = ("attn.q", "attn.k", "attn.v", "attn.o", "ffn.up", "ffn.down")
 Placement = Literal["mhsa", "ffn", "both"]
+
+NOT_IN_SHAPES = (
+    "hidden_act", "activation_function", "feat_extract_activation", "feat_extract_norm",
+    "layer_norm_eps", "do_stable_layer_norm", "num_attention_heads", "encoder_attention_heads",
+    "position_embeddings_type", "max_bucket_distance", "scale_embedding", "squeeze_factor",
+    "conv_stride", "frequency_stride", "time_stride", "patch_stride", "spec_size", "window_size",
+    "depths", "enable_fusion", "enable_patch_layer_norm",
+)  # fmt: skip
+"""Keys of stock configurations that change what is computed and that no tensor's shape shows."""
 
 WRAPPED = "wrapped"
 """The attribute under which an inserted wrapper keeps the module that it wraps."""
@@ -285,9 +295,28 @@ class Backbone(nn.Module, ABC):
                 return ".".join([name, *parts[end:]])
         return ".".join(parts)
 
+    def without_weights(self) -> "Backbone":
+        """A copy on the meta device: shapes and roles alone."""
+        empty: dict[int, Tensor] = {}
+        for parameter in self.parameters():
+            empty[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+        for buffer in self.buffers():
+            empty[id(buffer)] = buffer.to("meta")
+        return copy.deepcopy(self, empty)
+
     def fingerprint_now(self) -> str:
-        """Hash of the weights by lasting names; of the stock ones as loaded it is `fingerprint`,
-        which bundles are checked against."""
+        """Hash of the weights, of the features that it reads, and of what else its configuration
+        says of its computation; as loaded it is `fingerprint`, which bundles are checked against.
+        """
+        features = dataclasses.asdict(self.features)
+        del features["max_length"]  # a choice of the user
+        config = getattr(self.model, "config", None)
+        said = {key: getattr(config, key) for key in NOT_IN_SHAPES if hasattr(config, key)}
+        text = json.dumps([self.weights_fingerprint(), features, said], sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def weights_fingerprint(self) -> str:
+        """Hash of the weights by lasting names, which bundles of format 1 are checked against."""
         digest = hashlib.blake2b(digest_size=16)
         tensors = {self.canonical(name): tensor for name, tensor in self.model.state_dict().items()}
         for name in sorted(tensors):

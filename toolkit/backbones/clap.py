@@ -1,14 +1,17 @@
 """The audio tower of CLAP, HTSAT (Wu et al., arXiv:2211.06687), in transformers' own class."""
 
 import dataclasses
-from typing import Any
+from typing import Any, cast, get_args
 
 from torch import Tensor, nn
 from transformers import ClapAudioConfig, ClapAudioModel, ClapFeatureExtractor
 
 from toolkit.backbones.base import Backbone
+from toolkit.backbones.extractor import Derived, Ignored, Number, OneOf
 from toolkit.backbones.stock import StockSource, require_length
+from toolkit.errors import BackboneError
 from toolkit.features import mel
+from toolkit.features.mel import Padding
 from toolkit.features.spec import FRAMES_PER_SECOND, WaveformSpec
 from toolkit.registry import BACKBONES
 from toolkit.settings import setting
@@ -25,28 +28,42 @@ ROLES = {
     "norm.mhsa": "layernorm_before",
     "norm.ffn": "layernorm_after",
 }
+SAMPLE_RATE, WINDOW, HOP = 48_000, 1024, 480
 GRID = "its patches lie on a grid that is cut into windows"
 
 
 @dataclasses.dataclass(frozen=True)
 class ClapSpec(WaveformSpec):
-    """CLAP's log-mel frames in dB of clips that are repeated to fill the model's length.
+    """CLAP's log-mel frames in dB of clips that are brought to the model's length.
 
     Attributes:
         mel_bins: F.
         samples: length to which every clip is brought.
         slaney: use the mel filters of checkpoints without fusion.
+        frequency_min, frequency_max: Hz between which the mel filters lie.
+        padding: how a clip is brought to that length (see `mel.clap`).
     """
 
     mel_bins: int = 64
     samples: int = 480_000
     slaney: bool = True
+    frequency_min: float = 0.0
+    frequency_max: float = 14_000.0
+    padding: Padding = "repeatpad"
 
     spectral = True
 
     def normalise(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Samples [B, S, 1] -> log-mel frames [B, 1 + samples / 480, F]."""
-        return mel.clap(features.squeeze(-1), lengths, self.samples, self.mel_bins, self.slaney)
+        return mel.clap(
+            features.squeeze(-1),
+            lengths,
+            self.samples,
+            self.mel_bins,
+            slaney=self.slaney,
+            band=(self.frequency_min, self.frequency_max),
+            padding=self.padding,
+        )
 
 
 class ClapBackbone(Backbone):
@@ -72,6 +89,26 @@ class Clap(StockSource):
     extractor_class = ClapFeatureExtractor
     heads = ("text_model.", "text_projection.", "audio_projection.", "logit_scale_")
     renamed = {r"^audio_model\.": ""}
+    extractor_keys = {
+        "sampling_rate": OneOf(SAMPLE_RATE),
+        "hop_length": OneOf(HOP),
+        "fft_window_size": OneOf(WINDOW),
+        "frequency_min": Number(0, SAMPLE_RATE / 2),
+        "frequency_max": Number(0, SAMPLE_RATE / 2),
+        "truncation": OneOf("rand_trunc", "fusion"),
+        "padding": OneOf(*get_args(Padding)),
+        "max_length_s": Number(1, 3600, whole=True),
+        "top_db": OneOf(None),
+        "feature_size": Derived(lambda said, config: config.num_mel_bins),
+        "n_fft": Derived(lambda said, config: WINDOW),
+        "nb_frequency_bins": Derived(lambda said, config: WINDOW // 2 + 1),
+        "nb_max_samples": Derived(lambda said, config: said.max_length_s * SAMPLE_RATE),
+        "nb_max_frames": Derived(lambda said, config: said.max_length_s * SAMPLE_RATE // HOP),
+        "chunk_length_s": Derived(lambda said, config: said.max_length_s),
+        "padding_value": Ignored(),  # the stock extractor pads with zeros
+        "mel_filters": Ignored(),
+        "mel_filters_slaney": Ignored(),
+    }
     tiny_config = {
         "spec_size": 64, "num_mel_bins": 32, "window_size": 4, "patch_embeds_hidden_size": 96,
         "depths": [1, 1], "num_attention_heads": [4, 4], "mlp_ratio": 2.0,
@@ -90,7 +127,14 @@ class Clap(StockSource):
 
         Raises:
             ConfigError: that length is shorter than `max_length`.
+            BackboneError: the frequency range is empty.
         """
+        if not extractor.frequency_min < extractor.frequency_max:
+            raise BackboneError(
+                f"{self.checkpoint} says of its features that they lie between "
+                f"{extractor.frequency_min} and {extractor.frequency_max} Hz: correct its "
+                "preprocessor_config.json"
+            )
         rate, samples = extractor.sampling_rate, extractor.nb_max_samples
         require_length(max_length, samples * FRAMES_PER_SECOND // rate, self.registered_name)
         return ClapSpec(
@@ -99,6 +143,9 @@ class Clap(StockSource):
             mel_bins=config.num_mel_bins,
             samples=samples,
             slaney=extractor.truncation != "fusion",
+            frequency_min=float(extractor.frequency_min),
+            frequency_max=float(extractor.frequency_max),
+            padding=cast(Padding, extractor.padding),  # one of these: `extractor_keys`
         )
 
     def wrap(

@@ -13,6 +13,7 @@ from torch.nn import functional
 from transformers import Wav2Vec2FeatureExtractor
 
 from toolkit.backbones.base import numbered
+from toolkit.backbones.extractor import SAMPLE_RATES, Ignored, OneOf
 from toolkit.backbones.masking import MaskedBackbone, MaskedGroupNorm
 from toolkit.backbones.stock import StockSource
 from toolkit.features.spec import WaveformSpec
@@ -109,6 +110,13 @@ class SpeechSource(StockSource):
         "layer_norm_for_extract.", "lm_head.", "projector.", "classifier.", "layer_weights",
         "tdnn.", "objective.", "masked_spec_embed",
     )  # fmt: skip
+    extractor_keys = {
+        "sampling_rate": SAMPLE_RATES,
+        "do_normalize": OneOf(True, False),
+        "feature_size": OneOf(1),
+        "padding_value": Ignored(),  # padding is masked, on whichever side
+        "padding_side": Ignored(),
+    }
     # Random masks and dropped layers are for full fine-tuning, and numpy's generator draws them.
     options = {"apply_spec_augment": False, "layerdrop": 0.0}
     tiny_config = {

@@ -4,7 +4,6 @@ The authors' files hold a distilled DeiT of timm; names and shapes are those of 
 github.com/YuanGongND/ssast, src/models/ast_models.py.
 """
 
-import pickle
 import re
 import zipfile
 from collections.abc import Mapping
@@ -15,6 +14,8 @@ from torch import Tensor
 from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
 
 from toolkit.backbones.ast import ASTBackbone, ASTSource
+from toolkit.backbones.checkpoint import FAULTS, LARGEST_NUMBER
+from toolkit.backbones.weights import require_finite
 from toolkit.errors import BackboneError
 from toolkit.features.spec import FbankSpec
 from toolkit.registry import BACKBONES
@@ -22,6 +23,7 @@ from toolkit.settings import setting
 
 ENCODER = "module.v."
 NAME = re.compile(r"(?:module\.v\.(blocks\.\d+\.)?)?(.*)")  # block, part
+BLOCK = re.compile(r"module\.v\.blocks\.(\d+)\.")
 HEAD_WIDTH = 64  # of every size of DeiT
 EPSILON = 1e-6  # of timm's layer norms; AST's own configuration says 1e-12
 NAMES = {
@@ -47,13 +49,16 @@ class SSAST(ASTSource):
 
     def spec(self, max_length: int) -> FbankSpec:
         """Log-mel frames; the file says how many mel bands."""
-        config = configuration(self._read())
+        config = configuration(self._read(), self.source)
         return self.feature_spec(config, ASTFeatureExtractor(), max_length)
 
     def read(self, max_length: int) -> ASTBackbone:
         """The encoder of the authors' file, as an AST of transformers."""
         tensors = self._read()
-        model = ASTModel(configuration(tensors))
+        config = configuration(tensors, self.source)
+        self._without_weights(config)  # refuses sizes that no memory holds
+        require_finite(tensors, self.source)
+        model = ASTModel(config)
         try:
             model.load_state_dict(converted(tensors))
         except RuntimeError as error:
@@ -65,23 +70,25 @@ class SSAST(ASTSource):
 
     def architecture(self, max_length: int) -> ASTBackbone:
         """The backbone on the meta device; the file says its size."""
-        config = configuration(self._read())
+        model = self._without_weights(configuration(self._read(), self.source))
         with torch.device("meta"):
-            return self.wrap(ASTModel(config).eval(), ASTFeatureExtractor(), max_length)
+            return self.wrap(model.eval(), ASTFeatureExtractor(), max_length)
 
     def _read(self) -> dict[str, Tensor]:
         """The file's tensors, mapped into memory where the file's format allows it."""
         file = Path(self.source)
         try:
             mapped = zipfile.is_zipfile(file)
-            tensors = dict(torch.load(file, map_location="cpu", weights_only=True, mmap=mapped))
-        except (OSError, RuntimeError, ValueError, TypeError, EOFError, pickle.UnpicklingError):
+            tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+        except FAULTS:  # `weights_only` refuses a pickle with more in it than tensors
+            tensors = None
+        if not isinstance(tensors, dict) or not all(map(torch.is_tensor, tensors.values())):
             raise BackboneError(
                 f"'{self.source}' is not a file of tensors: name one of SSAST's .pth files with "
                 "`--backbone.source PATH`"
-            ) from None
-        shape = getattr(tensors.get(f"{ENCODER}patch_embed.proj.weight"), "shape", None)
-        if shape is None or shape[-2] != shape[-1] or f"{ENCODER}dist_token" not in tensors:
+            )
+        shape = tensors.get(f"{ENCODER}patch_embed.proj.weight", torch.zeros(0)).shape
+        if len(shape) != 4 or shape[2] != shape[3] or f"{ENCODER}dist_token" not in tensors:
             raise BackboneError(
                 f"'{self.source}' is not an SSAST with square patches and a distillation token: "
                 "use an SSAST-Patch checkpoint"
@@ -89,21 +96,36 @@ class SSAST(ASTSource):
         return tensors
 
 
-def configuration(tensors: Mapping[str, Tensor]) -> ASTConfig:
+def configuration(tensors: Mapping[str, Tensor], source: str) -> ASTConfig:
     """The configuration of transformers' AST that fits a checkpoint's shapes.
 
     Args:
         tensors: of the checkpoint, `module.v.` being the encoder.
+        source: its file, for messages.
+
+    Raises:
+        BackboneError: a tensor that says a size is missing, or says an impossible one.
     """
     width, _, patch, _ = tensors[f"{ENCODER}patch_embed.proj.weight"].shape
-    blocks = {m.group(1) for name in tensors if (m := re.match(r"module\.v\.blocks\.(\d+)", name))}
+    blocks = {m.group(1) for name in tensors if (m := BLOCK.match(str(name)))}
+    try:
+        inner = len(tensors[f"{ENCODER}blocks.0.mlp.fc1.weight"])
+        bins, frames = (int(tensors[f"module.p_input_{axis}dim"]) for axis in "ft")
+    except (LookupError, RuntimeError, TypeError, ValueError):
+        inner = bins = frames = 0
+    sizes = (width, patch, inner, bins, frames)
+    if width % HEAD_WIDTH or not all(0 < size <= LARGEST_NUMBER for size in sizes):
+        raise BackboneError(
+            f"{source} is not a whole SSAST (its sizes are missing or impossible): fetch it again "
+            "from github.com/YuanGongND/ssast"
+        )
     return ASTConfig(
         hidden_size=width,
         num_hidden_layers=len(blocks),
         num_attention_heads=width // HEAD_WIDTH,
-        intermediate_size=len(tensors[f"{ENCODER}blocks.0.mlp.fc1.weight"]),
-        num_mel_bins=int(tensors["module.p_input_fdim"]),
-        max_length=int(tensors["module.p_input_tdim"]),
+        intermediate_size=inner,
+        num_mel_bins=bins,
+        max_length=frames,
         patch_size=patch,
         frequency_stride=patch,  # patches do not overlap while it is pretrained
         time_stride=patch,
@@ -125,7 +147,7 @@ def converted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         prefix = block.replace("blocks.", "layers.")
         stem, _, kind = part.rpartition(".")
         if stem == "attn.qkv":
-            for letter, third in zip("qkv", tensor.chunk(3), strict=True):
+            for letter, third in zip("qkv", tensor.chunk(3), strict=False):  # loading sees the rest
                 found[f"{prefix}attention.{letter}_proj.{kind}"] = third
         elif part in NAMES:
             found[NAMES[part]] = tensor

@@ -8,15 +8,17 @@ from torch.nn import functional
 from transformers import SeamlessM4TFeatureExtractor, Wav2Vec2BertConfig, Wav2Vec2BertModel
 
 from toolkit.backbones.base import numbered
+from toolkit.backbones.extractor import Derived, Ignored, Number, OneOf
 from toolkit.backbones.masking import MaskedBackbone
 from toolkit.backbones.stock import StockSource
+from toolkit.errors import BackboneError
 from toolkit.features import mel
 from toolkit.features.spec import WaveformSpec
 from toolkit.padding import real
 from toolkit.registry import BACKBONES
 from toolkit.settings import setting
 
-WINDOW, HOP = 400, 160
+SAMPLE_RATE, WINDOW, HOP = 16000, 400, 160
 ROLES = {
     "attn.q": "self_attn.linear_q",
     "attn.k": "self_attn.linear_k",
@@ -85,6 +87,14 @@ class Wav2Vec2Bert(StockSource):
     model_class, config_class = Wav2Vec2BertModel, Wav2Vec2BertConfig
     extractor_class = SeamlessM4TFeatureExtractor
     heads = ("lm_head.", "projector.", "classifier.", "layer_weights", "tdnn.", "objective.")
+    extractor_keys = {
+        "sampling_rate": OneOf(SAMPLE_RATE),
+        "num_mel_bins": Number(1, 1024, whole=True),
+        "stride": Number(1, 64, whole=True),
+        "feature_size": Derived(lambda said, config: said.num_mel_bins),
+        "padding_value": Ignored(),  # padding is masked, on whichever side
+        "padding_side": Ignored(),
+    }
     options = {"apply_spec_augment": False, "layerdrop": 0.0, "add_adapter": False}
     tiny_config = {
         "hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -99,7 +109,18 @@ class Wav2Vec2Bert(StockSource):
     def feature_spec(
         self, config: Any, extractor: SeamlessM4TFeatureExtractor, max_length: int
     ) -> Wav2Vec2BertSpec:
-        """Samples, turned into the extractor's log-mel frames."""
+        """Samples, turned into the extractor's log-mel frames.
+
+        Raises:
+            BackboneError: these are not as wide as what the model reads.
+        """
+        width = extractor.num_mel_bins * extractor.stride
+        if width != config.feature_projection_input_dim:
+            raise BackboneError(
+                f"{self.checkpoint} makes frames of {extractor.num_mel_bins} x {extractor.stride} "
+                f"values and reads {config.feature_projection_input_dim}: correct its "
+                "preprocessor_config.json"
+            )
         return Wav2Vec2BertSpec(
             sample_rate=extractor.sampling_rate,
             max_length=max_length,

@@ -10,6 +10,7 @@ from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from toolkit.backbones.base import Backbone, numbered
+from toolkit.backbones.extractor import Derived, Ignored, OneOf
 from toolkit.backbones.stock import StockSource, require_length
 from toolkit.features import mel
 from toolkit.features.spec import WaveformSpec
@@ -17,6 +18,7 @@ from toolkit.padding import real
 from toolkit.registry import BACKBONES
 from toolkit.settings import setting
 
+SAMPLE_RATE, WINDOW = 16000, 400
 HOP, STRIDE = 160, 2  # samples per frame, frames per token
 ROLES = {
     "attn.q": "self_attn.q_proj",
@@ -81,11 +83,26 @@ class Whisper(StockSource):
     extractor_class = WhisperFeatureExtractor
     heads = ("decoder.", "model.decoder.", "proj_out.")
     renamed = {r"^(model\.)?encoder\.": ""}
+    extractor_keys = {
+        "sampling_rate": OneOf(SAMPLE_RATE),
+        "n_fft": OneOf(WINDOW),
+        "hop_length": OneOf(HOP),
+        "dither": OneOf(0.0),
+        "padding_value": OneOf(0.0),
+        "feature_size": Derived(lambda said, config: config.num_mel_bins),
+        "chunk_length": Derived(
+            lambda said, config: config.max_source_positions * STRIDE * HOP / SAMPLE_RATE
+        ),
+        "n_samples": Derived(lambda said, config: config.max_source_positions * STRIDE * HOP),
+        "nb_max_frames": Derived(lambda said, config: config.max_source_positions * STRIDE),
+        "mel_filters": Ignored(),  # of version 4, which wrote them down
+    }
     options = {"encoder_layerdrop": 0.0}
     tiny_config = {
         "d_model": 96, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 192,
         "max_source_positions": 50, "num_mel_bins": 80,
     }  # fmt: skip
+    tiny_extractor = {"chunk_length": 1}
     tiny_length = 100
 
     source: str = setting("openai/whisper-base", "hub id, or a folder written by save_pretrained")

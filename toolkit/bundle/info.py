@@ -3,18 +3,23 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import BundleError
+from toolkit.errors import BundleError, listed
 from toolkit.features.windows import Windows
 from toolkit.model import Pooling
 from toolkit.settings import NamedSettings
 from toolkit.task import ONE_CLASS, SEVERAL_CLASSES, TaskName
-from toolkit.typed_json import Scalar, ShapeError, from_plain
+from toolkit.typed_json import Scalar, ShapeError, from_plain, to_json
 
-FORMAT = 1
+FORMAT = 2
+"""Format 1 had no checksum, and its fingerprint covered the backbone's weights alone."""
+
 DESCRIPTION, WEIGHTS = "bundle.json", "weights.safetensors"
+LARGEST = 64 * 2**20
+"""Bytes of `bundle.json` that are read at most."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,47 +98,83 @@ class BundleInfo:
     tools: list[ToolChange] = dataclasses.field(default_factory=list)
     windows: Windows = "average"
 
+    def __post_init__(self) -> None:
+        check_classes(self.classes)
+        if type(self.features.get("max_length")) is not int:
+            raise ShapeError("features.max_length should be a number of frames")
+
     @property
     def max_length(self) -> int:
-        """Frames of 10 ms that the backbone reads.
-
-        Raises:
-            BundleError: `features` does not say.
-        """
-        length = self.features.get("max_length")
-        if type(length) is not int:
-            raise BundleError(
-                f"'features.max_length' should be a number of frames, not {length!r}; make the "
-                "bundle again"
-            )
+        """Frames of 10 ms that the backbone reads."""
+        length = self.features["max_length"]
+        assert isinstance(length, int)  # checked when it was made
         return length
+
+    def text(self) -> str:
+        """The content of `bundle.json`, which `read_info` reads."""
+        values = json.loads(to_json(self))
+        return json.dumps(values | {"checksum": checksum(values)}, indent=2)
+
+
+def check_classes(classes: Sequence[str]) -> None:
+    """Refuse class names that cannot tell classes apart.
+
+    Raises:
+        ShapeError: there is none, or one is empty or is there twice.
+    """
+    if not classes:
+        raise ShapeError("classes should be a list of at least one name")
+    if "" in classes:
+        raise ShapeError("classes should have no empty name")
+    twice = sorted({name for name in classes if classes.count(name) > 1})
+    if twice:
+        raise ShapeError(f"two classes have the same name: {listed(twice)}")
+
+
+def checksum(values: Mapping[str, Any]) -> str:
+    """The hash of everything that `bundle.json` says, the order of its keys and lines apart."""
+    return hash_of(json.dumps(values, sort_keys=True).encode())
 
 
 def read_info(folder: Path) -> BundleInfo:
-    """Read `bundle.json`, also one of before bundles named their task.
+    """Read `bundle.json`, also of format 1 and from before bundles named their task.
 
     Raises:
-        BundleError: it is missing or damaged, or of another format.
+        BundleError: it is missing, damaged or of another format.
     """
     file = folder / DESCRIPTION
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise not_a_bundle(folder, error) from None
-    except ValueError as error:
-        raise BundleError(f"{file} is damaged: {error}") from None
-    if isinstance(values, dict) and values.get("format") != FORMAT:
+    values = _parsed(folder, file)
+    version = values.get("toolkit")
+    if values.get("format") not in (1, FORMAT):
         raise BundleError(
-            f"{folder} has the format {values.get('format')!r}, this toolkit reads {FORMAT}; use "
-            f"the version that wrote it ({values.get('toolkit')})"
+            f"{folder} has the format {values.get('format')!r:.60}, this toolkit reads 1 and "
+            f"{FORMAT}; use the version that wrote it ({version!r:.60})"
         )
+    if values["format"] == FORMAT and values.pop("checksum", None) != checksum(values):
+        raise BundleError(f"{file} is damaged: its content is not what was saved")
     try:
         return from_plain(BundleInfo, _with_task(values))
     except ShapeError as error:
         raise BundleError(
             f"{file} cannot be used: {error}; make the bundle again, or use the version that wrote "
-            f"it ({values.get('toolkit') if isinstance(values, dict) else 'unknown'})"
+            f"it ({version!r:.60})"
         ) from None
+
+
+def _parsed(folder: Path, file: Path) -> dict[str, Any]:
+    try:
+        if file.exists() and not file.is_file():
+            raise BundleError(f"{folder} is not a bundle ({DESCRIPTION} there is not a file)")
+        if file.stat().st_size > LARGEST:
+            raise BundleError(f"{file} is damaged: it is larger than {LARGEST >> 20} MiB")
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise not_a_bundle(folder, error) from None
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{file} is damaged: {error}") from None
+    if not isinstance(values, dict):
+        raise BundleError(f"{file} is damaged: it should hold an object, not {values!r:.60}")
+    return values
 
 
 def not_a_bundle(folder: Path, error: OSError) -> BundleError:
@@ -149,10 +190,12 @@ def hash_of(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def _with_task(values: Any) -> Any:
+def _with_task(values: dict[str, Any]) -> dict[str, Any]:
     """The parsed file with the task, which early bundles said in `origin`."""
-    if not isinstance(values, dict) or "task" in values:
+    if "task" in values or values["format"] == FORMAT:
         return values
     origin = values.get("origin")
-    several = isinstance(origin, dict) and origin.get("multi_label")
+    several = origin.get("multi_label", False) if isinstance(origin, dict) else False
+    if not isinstance(several, bool):
+        raise ShapeError(f"origin.multi_label should be bool, not {several!r:.60}")
     return values | {"task": (SEVERAL_CLASSES if several else ONE_CLASS).name}

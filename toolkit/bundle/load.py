@@ -4,6 +4,7 @@ import dataclasses
 import logging
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
@@ -11,8 +12,15 @@ from torch import Tensor, nn
 from toolkit import backbones
 from toolkit.backbones.base import Backbone
 from toolkit.backbones.own import OwnBackbone, RoleMap
-from toolkit.bundle.info import WEIGHTS, BundleInfo, hash_of, not_a_bundle, read_info
-from toolkit.errors import BundleError, UnknownName
+from toolkit.bundle.info import (
+    WEIGHTS,
+    BundleInfo,
+    ToolChange,
+    hash_of,
+    not_a_bundle,
+    read_info,
+)
+from toolkit.errors import BundleError, UnknownName, first_line, listed, listing
 from toolkit.features.pipeline import Pipeline, pipeline_for
 from toolkit.features.spec import FeatureSpec
 from toolkit.features.windows import Windows
@@ -22,6 +30,17 @@ from toolkit.source_code import source_digest
 from toolkit.task import Task, task_named
 
 logger = logging.getLogger(__name__)
+
+LARGEST_MODEL, SPARE = 100, 10_000_000
+"""How many times more numbers than its file of weights a model may have before a tool shrinks it,
+and how many besides."""
+
+TOO_LARGE = (MemoryError, OverflowError, RuntimeError, TypeError)
+"""What torch raises for sizes that it cannot count."""
+
+MISSING = object()
+NOT_A_PLAN = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What a tool raises when it is given the plan of another model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,18 +113,14 @@ def load_bundle(
     info = read_info(folder)
     weights = _weights(folder, info)
     frozen = _frozen(folder, info, backbone, roles)
-    if frozen.fingerprint != info.fingerprint:
-        trained_on = "a module of your own" if info.backbone is None else info.backbone.name
-        raise BundleError(
-            f"{folder} was trained on another backbone: {trained_on} with the fingerprint "
-            f"{info.fingerprint}, not {frozen.name} with {frozen.fingerprint}; name the right "
-            "one (`--backbone`, or `backbone` in Python)"
-        )
+    _require_same_features(folder, info, frozen)
+    _require_same_backbone(folder, info, frozen)
     pipeline = None if info.backbone is None else _pipeline(folder, info, frozen.features)
+    _require_size(folder, info, frozen, sum(tensor.numel() for tensor in weights.values()))
     method = PEFT.create(info.peft.as_dict())
     model = AudioClassifier(frozen, method, len(info.classes), info.pooling)
     for change in info.tools:
-        TOOLS.create(change.tool.as_dict()).restructure(model, change.plan)
+        _restructure(folder, model, change)
     model.load_state(weights)
     if info.origin.method_source not in (None, source_digest(type(method))):
         logger.warning(
@@ -114,6 +129,75 @@ def load_bundle(
             info.peft.name, folder,
         )  # fmt: skip
     return Bundle(model.eval(), pipeline, info.classes, task_named(info.task), info)
+
+
+def _require_same_features(folder: Path, info: BundleInfo, frozen: Backbone) -> None:
+    """Refuse a backbone that reads other features than those that the model was trained on.
+
+    A feature that an old bundle does not name has the value that it had before it could be set,
+    which is its default.
+    """
+    spec = frozen.features
+    now, before = dataclasses.asdict(spec), dict(info.features)
+    if info.format == 1:
+        unnamed = [f for f in dataclasses.fields(spec) if f.name not in before]
+        old = {f.name: f.default for f in unnamed if f.default is not dataclasses.MISSING}
+        frozen.features = dataclasses.replace(spec, **old)
+        now, before = now | old, old | before
+    changed = [
+        f"{key}: {before.get(key, 'not set')} in the bundle, {now.get(key, 'not set')} here"
+        for key in sorted(now.keys() | before)
+        if before.get(key, MISSING) != now.get(key, MISSING)
+    ]
+    if changed:
+        raise BundleError(
+            f"{folder} was trained on another backbone, or on '{frozen.name}' before its features "
+            f"were changed:\n{listing(changed)}\nname the right one (`--backbone`, or `backbone` "
+            "in Python), or put back what its preprocessor_config.json said"
+        )
+
+
+def _require_same_backbone(folder: Path, info: BundleInfo, frozen: Backbone) -> None:
+    found = frozen.weights_fingerprint() if info.format == 1 else frozen.fingerprint
+    if found != info.fingerprint:
+        trained_on = "a module of your own" if info.backbone is None else info.backbone.name
+        raise BundleError(
+            f"{folder} was trained on another backbone: {trained_on} with the fingerprint "
+            f"{info.fingerprint}, not {frozen.name} with {found}; name the right one "
+            "(`--backbone`, or `backbone` in Python)"
+        )
+
+
+def _require_size(folder: Path, info: BundleInfo, frozen: Backbone, stored: int) -> None:
+    """Refuse settings of a model far larger than its weights, before it takes memory."""
+    try:
+        with torch.device("meta"):
+            method = PEFT.create(info.peft.as_dict())
+            classes = len(info.classes)
+            empty = AudioClassifier(frozen.without_weights(), method, classes, info.pooling)
+    except TOO_LARGE as error:
+        raise BundleError(
+            f"{folder} holds settings of '{info.peft.name}' that cannot be used "
+            f"({first_line(error)}): make the bundle again"
+        ) from None
+    asked = sum(tensor.numel() for tensor in empty.state().values())
+    if asked > LARGEST_MODEL * stored + SPARE:
+        raise BundleError(
+            f"{folder} describes a model with {asked:,} trained numbers, and its weights hold "
+            f"{stored:,}: use the settings that they were trained with"
+        )
+
+
+def _restructure(folder: Path, model: AudioClassifier, change: ToolChange) -> None:
+    """Give the model the shape that a tool left."""
+    tool = TOOLS.create(change.tool.as_dict())
+    try:
+        tool.restructure(model, change.plan)
+    except NOT_A_PLAN as error:
+        raise BundleError(
+            f"{folder} holds a plan of the tool '{change.tool.name}' that does not fit its model "
+            f"({type(error).__name__}: {first_line(error)}): make the bundle again"
+        ) from None
 
 
 def _frozen(
@@ -175,6 +259,13 @@ def _weights(folder: Path, info: BundleInfo) -> dict[str, Tensor]:
     if hash_of(content) != info.weights_hash:
         raise BundleError(f"{folder / WEIGHTS} is damaged: its content is not what was saved")
     try:
-        return load(content)
-    except SafetensorError as error:
-        raise BundleError(f"{folder / WEIGHTS} is damaged: {error}") from None
+        tensors = load(content)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise BundleError(f"{folder / WEIGHTS} is damaged: {first_line(error)}") from None
+    odd = [n for n, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
+    if odd:
+        raise BundleError(
+            f"{folder / WEIGHTS} holds values that are not finite numbers, in {listed(odd, 3)}: "
+            "the training diverged; train again with a smaller `--lr`"
+        )
+    return tensors

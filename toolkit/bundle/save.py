@@ -14,6 +14,7 @@ from toolkit.bundle.info import (
     BundleInfo,
     Origin,
     ToolChange,
+    check_classes,
     hash_of,
 )
 from toolkit.errors import BundleError, ConfigError
@@ -23,7 +24,7 @@ from toolkit.files import new_folder
 from toolkit.model import AudioClassifier
 from toolkit.source_code import source_digest
 from toolkit.task import Task, TaskName, task_named
-from toolkit.typed_json import to_json
+from toolkit.typed_json import ShapeError
 
 
 def save_bundle(
@@ -63,8 +64,10 @@ def save_bundle(
             "`model.state()` yourself"
         )
     _require_replaceable(folder)
-    if len(set(classes)) != len(classes):
-        raise ConfigError("two classes have the same name: give every class its own")
+    try:
+        check_classes(classes)
+    except ShapeError as error:
+        raise ConfigError(f"{error}: give every class its own name") from None
     if len(classes) != outputs:
         raise ConfigError(
             f"the model has {outputs} classes and {len(classes)} names were given: give one name "
@@ -100,7 +103,7 @@ def save_bundle(
     )
     with new_folder(folder) as made:
         (made / WEIGHTS).write_bytes(weights)
-        (made / DESCRIPTION).write_text(to_json(info, indent=2), encoding="utf-8")
+        (made / DESCRIPTION).write_text(info.text(), encoding="utf-8")
     return folder
 
 

@@ -5,12 +5,14 @@ features are in `log_mel`; the pipeline `fbank` computes them before batching, t
 """
 
 import functools
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from toolkit.padding import real
 
+Padding = Literal["repeatpad", "repeat", "pad"]
 VARIANCE_FLOOR = 1e-7
 POWER_FLOOR = 1e-10
 KALDI_FLOOR = torch.finfo(torch.float32).eps
@@ -55,17 +57,26 @@ def whisper(waveforms: Tensor, mel_bins: int) -> Tensor:
 
 
 def clap(
-    waveforms: Tensor, lengths: Tensor | None, samples: int, mel_bins: int, slaney: bool
+    waveforms: Tensor,
+    lengths: Tensor | None,
+    samples: int,
+    mel_bins: int,
+    *,
+    slaney: bool,
+    band: tuple[float, float] = (0.0, 14_000.0),
+    padding: Padding = "repeatpad",
 ) -> Tensor:
     """Compute CLAP's log-mel frames in dB at 48 kHz, as `ClapFeatureExtractor` does.
 
     Args:
         waveforms: [B, S], S at most `samples`.
         lengths: real samples of each [B]; None: all.
-        samples: length that the model reads; a shorter clip is repeated as often as it fits, and
-            the rest is padded with zeros.
+        samples: length that the model reads.
         mel_bins: F.
         slaney: use the filters of checkpoints without fusion; otherwise of those with fusion.
+        band: Hz between which the filters lie.
+        padding: how a shorter clip is brought to that length: `repeatpad` repeats it as often as
+            it fits and pads the rest with zeros, `repeat` repeats it to the end, `pad` pads.
 
     Returns:
         [B, 1 + samples / 480, mel_bins].
@@ -74,10 +85,12 @@ def clap(
         lengths = torch.full((len(waveforms),), waveforms.shape[1], device=waveforms.device)
     lengths = lengths[:, None].clamp(min=1)
     places = torch.arange(samples, device=waveforms.device)
-    repeated = waveforms.gather(1, places % lengths) * (places < samples // lengths * lengths)
+    whole = samples // lengths * lengths
+    ends = {"repeatpad": whole, "repeat": torch.full_like(whole, samples), "pad": lengths}
+    filled = waveforms.gather(1, places % lengths) * (places < ends[padding])
     scale = ("slaney", "slaney") if slaney else (None, "htk")
-    filters = _filters(513, mel_bins, 0.0, 14000.0, 48000, *scale, waveforms.device)
-    power = _spectrogram(repeated, window=1024, hop=480)
+    filters = _filters(513, mel_bins, *band, 48000, *scale, waveforms.device)
+    power = _spectrogram(filled, window=1024, hop=480)
     return 10 * (power.mT @ filters).clamp(min=POWER_FLOOR).log10()
 
 

@@ -10,9 +10,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from toolkit.errors import ConfigError
 from toolkit.features import mel
 
 FRAMES_PER_SECOND = 100
+MOST_FRAMES = 60 * 60 * FRAMES_PER_SECOND
+"""The largest `max_length`: one hour."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +39,13 @@ class FeatureSpec(ABC):
     kind: ClassVar[str]
     variable: ClassVar[bool] = True
     spectral: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_length <= MOST_FRAMES:
+            raise ConfigError(
+                f"'max_length' must be a number of frames of 10 ms up to {MOST_FRAMES} (one hour), "
+                f"not {self.max_length}"
+            )
 
     @property
     @abstractmethod

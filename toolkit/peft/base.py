@@ -150,6 +150,10 @@ class PeftMethod(Settings, ABC):
         """Called after optimiser step `step` (from 1) of `total_steps`, gradients still in place:
         schedules, what is learned from gradients, experts that come and go."""
 
+    def on_epoch_start(self, backbone: Backbone, epoch: int, steps: int) -> None:
+        """Called before the training of epoch `epoch` (from 1), which has `steps` optimiser steps
+        (those before an interruption included)."""
+
     def on_epoch(self, backbone: Backbone, optimizer: Optimizer, epoch: int) -> None:
         """Called when the training of epoch `epoch` (from 1) has ended."""
 

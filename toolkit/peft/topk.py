@@ -18,6 +18,7 @@ from toolkit.peft.base import insertion, setting
 from toolkit.peft.blocks import REFERENCE_STD
 from toolkit.peft.mixture import MixtureMethod, RoutedMixture
 from toolkit.routing import topk
+from toolkit.routing.router import Router
 
 
 class TopKMethod(MixtureMethod):
@@ -80,7 +81,7 @@ class TopKMethod(MixtureMethod):
             "router_z": (self.w_z, topk.z_loss),
             "gate_entropy": (self.w_entropy, topk.entropy),
         }
-        routings = [mixture.router.take_routing() for mixture in topk_mixtures(backbone)]
+        routings = [mixture.trained_router.take_routing() for mixture in topk_mixtures(backbone)]
         return {
             name: weight * torch.stack([loss(routing) for routing in routings]).sum()
             for name, (weight, loss) in wanted.items()
@@ -115,8 +116,7 @@ class TopKMixture(RoutedMixture):
             mask = self.mask
         gates = self.router(x, mask)
         if self.recording:
-            routing = self.trained_router.routing_of(x, mask)
-            self.records.append(topk.metrics(dataclasses.replace(routing, gates=gates)))
+            self.records.append(pass_metrics(self.router, x, mask, gates))
         return self.experts.mix_chosen(x, gates)
 
     @property
@@ -127,6 +127,20 @@ class TopKMixture(RoutedMixture):
     def shares(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """The probabilities of all experts, [B, T, E]."""
         return self.trained_router.route(x, self.mask if mask is None else mask).probabilities
+
+
+def pass_metrics(
+    router: Router, x: Tensor, mask: Tensor | None, gates: Tensor
+) -> dict[str, Tensor]:
+    """Statistics of a pass: the trained router's probabilities, and the gates that tools left.
+
+    Args:
+        router: a top-k router, perhaps inside others that tools have put around it.
+        x, mask: as it was given them.
+        gates: what it returned, [B, T, E].
+    """
+    routing = cast(topk.TopKRouter, router.trained).routing_of(x, mask)
+    return topk.metrics(dataclasses.replace(routing, gates=gates))
 
 
 def forget(optimizer: Optimizer, parameters: Iterable[Tensor], experts: Tensor) -> None:

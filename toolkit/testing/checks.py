@@ -75,6 +75,7 @@ def check_training(method: PeftMethod, steps: int | None = None, family: str = "
     model.train()
 
     objective = tiny_objective(labels)
+    method.on_epoch_start(model.backbone, 1, steps)
 
     for step in range(steps):
         losses = method.training_losses(model.backbone, forward, features, objective)

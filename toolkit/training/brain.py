@@ -324,6 +324,7 @@ class ClassificationBrain(sb.Brain):
         self.rows = []
         if stage == sb.Stage.TRAIN and epoch is not None:
             self.epoch, self.auxiliary = epoch, {}
+            self.model.method.on_epoch_start(self.model.backbone, epoch, self.steps_per_epoch)
             self.progress.describe(f"{self.title}, epoch {epoch}/{self.plan.epochs}")
         if stage == sb.Stage.VALID:
             self._share_buffers()
