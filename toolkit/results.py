@@ -15,7 +15,7 @@ from toolkit.files import write_atomically
 from toolkit.metrics import Spread
 from toolkit.parameters import ParameterCount
 from toolkit.settings import NamedSettings
-from toolkit.typed_json import Scalar, read_json, to_json
+from toolkit.typed_json import Scalar, read_json, to_json, write_json
 
 RUN_FILE, FOLD_FILE = "result.json", "fold.json"
 Statistics = dict[str, float | list[float]]
@@ -69,6 +69,10 @@ class FoldResult:
         peak_memory_bytes: of the process, or of the GPU.
         training_clips: how many there were.
         history: one record per epoch.
+        predictions: hash of the fold's `predictions.csv`; None: not known.
+        identity: hash of the clips, the backbone and the source that it was made with; None: not
+            known.
+        processes: how many trained it; None: not known.
     """
 
     test_fold: int
@@ -85,6 +89,9 @@ class FoldResult:
     peak_memory_bytes: int
     training_clips: int
     history: list[EpochRecord]
+    predictions: str | None = None
+    identity: str | None = None
+    processes: int | None = None
 
     @property
     def best(self) -> EpochRecord:
@@ -162,6 +169,7 @@ class RunResult(RunFacts):
         parameters: of the classifier.
         seed: that the run was started with.
         configuration_hash: of the keys that decide what is computed.
+        processes: test fold -> how many processes trained it; None: not known.
     """
 
     hparams: str
@@ -175,11 +183,12 @@ class RunResult(RunFacts):
     parameters: ParameterCount
     seed: int
     configuration_hash: str
+    processes: dict[int, int | None] = dataclasses.field(default_factory=dict)
 
 
 def write_run(folder: Path, result: RunResult) -> None:
     """Write `result.json` into the folder of a run."""
-    write_atomically(folder / RUN_FILE, to_json(result, indent=2))
+    write_json(folder / RUN_FILE, result, indent=2)
 
 
 def read_run(folder: Path) -> RunResult:
@@ -194,7 +203,7 @@ def read_run(folder: Path) -> RunResult:
 
 def write_fold(folder: Path, result: FoldResult) -> None:
     """Write `fold.json` into the folder of a fold."""
-    write_atomically(folder / FOLD_FILE, to_json(result))
+    write_json(folder / FOLD_FILE, result)
 
 
 def read_fold(folder: Path) -> FoldResult:
@@ -203,8 +212,26 @@ def read_fold(folder: Path) -> FoldResult:
     Raises:
         RunError: it is missing or damaged.
     """
-    remedy = "delete it and start the run again, which trains this fold again"
-    return _read(folder / FOLD_FILE, FoldResult, with_scores, remedy)
+    file = folder / FOLD_FILE
+    remedy = (
+        "delete it and start the run again, which tests this fold again if its checkpoint is "
+        "still there, or else trains it again"
+    )
+    found = _read(file, FoldResult, with_scores, remedy)
+    problem = _problem(found)
+    if problem is not None:
+        raise RunError(f"{file} is damaged ({problem}); {remedy}")
+    return found
+
+
+def _problem(fold: FoldResult) -> str | None:
+    """What a fold says that cannot be."""
+    for name in ("score", "valid_score"):
+        if not 0 <= getattr(fold, name) <= 1:
+            return f"'{name}' is {getattr(fold, name)}, not from 0 to 1"
+    if not 1 <= fold.best_epoch <= len(fold.history):
+        return f"'best_epoch' is {fold.best_epoch}, and there are {len(fold.history)} epochs"
+    return None
 
 
 def write_history(file: Path, history: list[EpochRecord]) -> None:

@@ -1,6 +1,7 @@
 """Dataclasses as JSON and back; what is read is checked against the annotations of the fields."""
 
 import dataclasses
+import hashlib
 import json
 import types
 import typing
@@ -9,8 +10,11 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, Union, runtime_checkable
 
 from toolkit.errors import RunError
+from toolkit.files import write_atomically
 
 T = TypeVar("T")
+CHECKSUM = "checksum"
+"""The key of a file's checksum, which files of older versions lack."""
 Scalar = bool | int | float | str | None
 """A JSON value without parts."""
 
@@ -47,11 +51,22 @@ def _form(value: Any) -> dict[str, Any]:
     return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
 
 
+def write_json(file: Path, value: Any, indent: int | None = None) -> None:
+    """Write a dataclass to a JSON file, with a checksum that `read_json` compares."""
+    values = json.loads(to_json(value))
+    write_atomically(file, json.dumps(values | {CHECKSUM: _checksum(values)}, indent=indent))
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    text = json.dumps(values, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
 def read_json(file: Path, kind: type[T], upgrade: Callable[[Any], Any], remedy: str) -> T:
     """Read a dataclass from a JSON file.
 
     Args:
-        file: what `to_json` made.
+        file: what `write_json` or `to_json` made.
         kind: see `from_plain`.
         upgrade: turns parsed JSON of an older format into today's.
         remedy: what the user can do if the file is damaged.
@@ -61,9 +76,29 @@ def read_json(file: Path, kind: type[T], upgrade: Callable[[Any], Any], remedy: 
         RunError: it is damaged.
     """
     try:
-        return from_plain(kind, upgrade(json.loads(file.read_text(encoding="utf-8"))))
-    except (ValueError, KeyError, TypeError) as error:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        saved = values.pop(CHECKSUM, None) if isinstance(values, dict) else None
+        if saved not in (None, _checksum(values)):
+            raise ShapeError("its content is not what was saved")
+        return from_plain(kind, upgrade(values))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"{file} is damaged ({error}); {remedy}") from None
+
+
+def read_if_there(
+    file: Path, kind: type[T], upgrade: Callable[[Any], Any], remedy: str
+) -> T | None:
+    """What `read_json` reads, or None if there is no such file.
+
+    Raises:
+        RunError: it is damaged, or cannot be read.
+    """
+    try:
+        return read_json(file, kind, upgrade, remedy)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise RunError(f"{file} cannot be read ({error.strerror}); {remedy}") from None
 
 
 def from_plain(kind: type[T], value: Any) -> T:

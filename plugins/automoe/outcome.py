@@ -26,8 +26,8 @@ from toolkit.model import AudioClassifier
 from toolkit.registry import REGISTRIES
 from toolkit.training.experiment import Experiment, say
 from toolkit.training.folds import Fold
-from toolkit.training.output import VOLATILE
 from toolkit.training.search import SearchReport
+from toolkit.training.volatile import VOLATILE
 
 from .automoe import inherit, method_of
 from .costs import COSTS, FINAL, Costs, Predictor, Stopwatch

@@ -18,9 +18,10 @@ from toolkit.registry import SEARCHES
 from toolkit.settings import setting
 from toolkit.task import Label
 from toolkit.training.experiment import Experiment, say
-from toolkit.training.folds import Fold, Job
-from toolkit.training.output import VOLATILE, OutputFolder
+from toolkit.training.folds import Fold, Job, require_same
+from toolkit.training.output import OutputFolder
 from toolkit.training.search import Search, SearchReport
+from toolkit.training.volatile import VOLATILE
 
 from .automoe import AutoMoE, method_of
 from .costs import COSTS, ClosedForm, Costs, Predictor, Stopwatch
@@ -160,11 +161,17 @@ def train_supernet(experiment: Experiment) -> tuple[Fold, AudioClassifier]:
     Returns:
         The fold, and the classifier after the last epoch, in eval mode.
     """
+    options = experiment.options
     with OutputFolder(
-        experiment.output_folder, experiment.configuration, fresh=experiment.options.debug
+        experiment.output_folder,
+        experiment.configuration,
+        fresh=options.debug,
+        overwrite=options.overwrite,
     ) as output:
         experiment.introduce()
-        job = Job.of(experiment, experiment.manifest(), output)
+        manifest = experiment.manifest()
+        require_same(experiment, manifest, output)
+        job = Job.of(experiment, manifest, output)
         output.begin()
         fold = Fold(job, job.splits[0])
         job.progress.bar.total = fold.batches
@@ -187,7 +194,9 @@ class Fitness:
         self.model, self.task = model, fold.task
         chosen = fold.valid if clips is None else some_of(fold.valid, clips)
         device = fold.experiment.device
-        self.batches = [batch.to(device) for batch in fold.evaluation_loader(chosen)]
+        self.batches = [
+            batch.to(device) for batch in fold.evaluation_loader(chosen, windows="first")
+        ]
         self.count = len(chosen)
 
     @torch.inference_mode()

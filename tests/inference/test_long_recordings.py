@@ -15,9 +15,10 @@ from toolkit.bundle import load_bundle
 from toolkit.errors import ConfigError, DataError
 from toolkit.features.cache import Segment
 from toolkit.features.fbank import Fbank
-from toolkit.features.pipeline import Pipeline, Reach, split_windows
+from toolkit.features.pipeline import Pipeline, Reach
 from toolkit.features.spec import FbankSpec, FeatureSpec, WaveformSpec
 from toolkit.features.waveform import Waveform
+from toolkit.features.windows import split_windows
 from toolkit.inference.clips import windows_of
 from toolkit.inference.embed import embed
 from toolkit.inference.predict import predict, predict_each

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from toolkit.features.pipeline import split_windows
+from toolkit.features.windows import split_windows
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The report: its tables against the results by hand, its files, and its page in Chromium."""
 
 import itertools
+import json
 import re
 import shutil
 import xml.etree.ElementTree as ET
@@ -16,7 +17,7 @@ from matplotlib.figure import Figure
 from recipe import ROOT
 from scipy import stats
 
-from toolkit.errors import ConfigError
+from toolkit.errors import ConfigError, RunError
 from toolkit.own_folders import MARK
 from toolkit.peft.base import PeftMethod
 from toolkit.registry import PEFT
@@ -24,7 +25,14 @@ from toolkit.study.report import columns, contents, tables
 from toolkit.study.report.columns import Column
 from toolkit.study.report.curves import draw_sweep
 from toolkit.study.report.load import Results
-from toolkit.study.report.plots import MOST_SVG_BYTES, draw_pareto, pareto_front, save, save_small
+from toolkit.study.report.plots import (
+    MOST_SVG_BYTES,
+    draw_pareto,
+    draw_recalls,
+    pareto_front,
+    save,
+    save_small,
+)
 from toolkit.study.report.write import write_report
 
 SKILLS = {
@@ -548,3 +556,88 @@ def test_the_page_shows_a_runs_settings(page: Browser) -> None:
     text = page.ask("return document.getElementById('run').textContent")
     assert text.startswith("python train.py")
     assert "out of memory" in text and "line of the log" in text
+
+
+# ---------------------------------------------------------------- what numbers can show
+
+
+def test_two_corpora_are_ranked_one_by_one(tmp_path: Path) -> None:
+    """A corpus of five folds does not outvote one of three."""
+    skills = {"linear": 0.1, "lora": 0.5, "full": 0.95}
+    studies.made_up(tmp_path, skills, corpora=["Large", "Small"])
+    for folder in tmp_path.glob("runs/Small/*/*/*/*/fold-[45]"):
+        shutil.rmtree(folder)
+    results = Results.read(tmp_path)
+    found = {ranking.corpora[0]: ranking for ranking in tables.rankings(results)}
+    assert {name: ranking.ranks.blocks for name, ranking in found.items()} == {
+        "Large": 5, "Small": 3,
+    }  # fmt: skip
+    assert all(ranking.blocks == "folds" for ranking in found.values())
+    [table] = [table for table in contents.all_tables(results) if table.key == "ranks"]
+    assert set(table.rows["corpus"]) == {"Large", "Small"} and len(table.rows) == 6
+    assert "corpus" in {column.key for column in table.columns}
+    assert "Large, ast_tiny, over 5 folds" in table.note
+    assert "Small, ast_tiny, over 3 folds" in table.note and "this corpus" not in table.note
+    names = {picture.name for picture in contents.all_pictures(results, tables.methods(results))}
+    assert {"ranks-Large-ast_tiny", "ranks-Small-ast_tiny"} <= names
+
+
+def test_two_runs_have_no_interval(tmp_path: Path) -> None:
+    """And three have one within the scores that are possible; pictures are drawn of both."""
+    for folds in (2, 3):
+        studies.made_up(tmp_path / str(folds), {"linear": 0.5, "lora": 0.97}, folds=folds, seeds=1)
+        results = Results.read(tmp_path / str(folds))
+        table = tables.methods(results)
+        if folds == 2:
+            assert table[["low", "high"]].isna().all(axis=None)
+        else:
+            assert (table["low"] >= 0).all() and (table["high"] <= 100).all()
+            assert (table["low"] <= table["score"]).all()
+        list(write_report(results, tmp_path / f"report-{folds}"))
+
+
+def test_the_csv_holds_comparisons_ranks_and_settings(tmp_path: Path) -> None:
+    """One row per method, with what the other tables say of it."""
+    methods = ["linear", {"hparams": "lora", "sweep": {"peft.rank": [1, 4]}}]
+    studies.made_up(tmp_path, {"linear": 0.5, "lora": 0.8}, methods=methods)
+    for number, record in enumerate(sorted(tmp_path.glob("runs/**/record.json"))):
+        values = json.loads(record.read_text())
+        values.pop("checksum")
+        name = values["cell"]["method"]
+        values["outcome"]["configuration"] |= {
+            "peft.name": name.partition(",")[0], "label": "same", "output_folder": str(number),
+        } | ({"peft.rank": int(name[-1])} if "rank" in name else {})  # fmt: skip
+        record.write_text(json.dumps(values))
+    results = Results.read(tmp_path)
+    list(write_report(results, tmp_path / "report"))
+    sheet = pd.read_csv(tmp_path / "report" / "report.csv").set_index("method")
+    assert len(sheet) == 3
+    expected = tables.comparisons(results).set_index("method")
+    for method in ("lora,rank=1", "lora,rank=4"):
+        for key, name in (("difference", "difference"), ("difference_low", "low"), ("p_holm",) * 2):
+            assert sheet.loc[method, key] == pytest.approx(expected.loc[method, name])
+    assert pd.isna(sheet.loc["linear", "difference"])
+    [ranking] = tables.rankings(results)
+    for method, rank in zip(ranking.methods, ranking.ranks.average, strict=True):
+        assert sheet.loc[method, "rank"] == pytest.approx(rank)
+    assert set(sheet["ranked_over"]) == {"5 folds"}
+    assert sheet["peft.rank"].to_dict() == pytest.approx(
+        {"lora,rank=4": 4, "lora,rank=1": 1, "linear": np.nan}, nan_ok=True
+    )
+    assert sheet.loc["linear", "peft.name"] == "linear"
+    assert not {"label", "output_folder", "seed", "lr"} & set(sheet.columns)
+
+
+def test_a_class_named_like_a_formula_is_drawn(tmp_path: Path) -> None:
+    recalls = pd.DataFrame({"$\\frac{$": [50.0, 60.0], "a$b$": [0.0, 1.0]}, ["linear", "$x$"])
+    save(draw_recalls(recalls, "$x$"), tmp_path, "recalls")
+    assert "a$b$" in (tmp_path / "recalls.svg").read_text(encoding="utf-8")
+
+
+def test_predictions_must_give_the_score(tmp_path: Path) -> None:
+    studies.made_up(tmp_path, {"linear": 0.5, "lora": 0.8}, folds=2, seeds=1)
+    file = sorted(tmp_path.glob("runs/**/predictions.csv"))[0]
+    table = pd.read_csv(file)
+    table.assign(prediction=table["truth"]).to_csv(file, index=False)
+    with pytest.raises(RunError, match=r"does not give the score of fold 1 .* does this run again"):
+        list(write_report(Results.read(tmp_path), tmp_path / "report"))

@@ -30,10 +30,20 @@ def test_t_interval_by_the_table() -> None:
 
 
 def test_t_interval_of_few_or_equal_values() -> None:
-    """One value has no interval; equal values have one of no width."""
-    assert math.isnan(t_interval(np.array([3.0])).low)
-    same = t_interval(np.array([3.0, 3.0]))
+    """One value or two have no interval; equal values have one of no width."""
+    for few in ([3.0], [3.0, 3.0], [50.0, 84.0]):
+        found = t_interval(np.array(few))
+        assert found.mean == np.mean(few) and math.isnan(found.low) and math.isnan(found.high)
+    same = t_interval(np.array([3.0, 3.0, 3.0]))
     assert (same.low, same.high) == (3, 3)
+
+
+def test_an_interval_holds_nothing_impossible() -> None:
+    """Shares end at 0 and 100 %; missing bounds stay missing."""
+    found = t_interval(np.array([40.0, 70.0, 98.0])).within(0, 100)
+    assert (found.low, found.high) == (0, 100) or 0 <= found.low < found.mean < found.high <= 100
+    assert found.high == 100 and found.mean == pytest.approx(208 / 3)
+    assert math.isnan(t_interval(np.array([50.0, 84.0])).within(0, 100).low)
 
 
 def test_t_interval_holds_the_mean_in_95_of_100_samples() -> None:

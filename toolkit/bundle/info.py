@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import BundleError, listed
+from toolkit.features.windows import Windows
 from toolkit.model import Pooling
 from toolkit.own_folders import Kind
 from toolkit.settings import NamedSettings
@@ -87,6 +88,7 @@ class BundleInfo:
         pipeline: what made the rows that it was trained on; None: the default of the backbone, or
             the user's own code where the backbone is.
         tools: what tools changed in the trained mixture, in order.
+        windows: which windows of a clip count that is longer than the backbone reads.
     """
 
     format: int
@@ -102,6 +104,7 @@ class BundleInfo:
     origin: Origin = Origin()
     pipeline: NamedSettings | None = None
     tools: list[ToolChange] = dataclasses.field(default_factory=list)
+    windows: Windows = "average"
 
     def __post_init__(self) -> None:
         check_classes(self.classes)

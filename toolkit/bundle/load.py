@@ -1,6 +1,7 @@
 """Loading a bundle: the classifier that was saved, or an error that says why not."""
 
 import dataclasses
+import logging
 from pathlib import Path
 
 import torch
@@ -22,9 +23,13 @@ from toolkit.bundle.info import (
 from toolkit.errors import BundleError, UnknownName, first_line, listed, listing
 from toolkit.features.pipeline import Pipeline, pipeline_for
 from toolkit.features.spec import FeatureSpec
+from toolkit.features.windows import Windows
 from toolkit.model import AudioClassifier
 from toolkit.registry import PEFT, TOOLS
+from toolkit.source_code import source_digest
 from toolkit.task import Task, task_named
+
+logger = logging.getLogger(__name__)
 
 LARGEST_MODEL, SPARE = 100, 10_000_000
 """How many times more numbers than its file of weights a model may have before a tool shrinks it,
@@ -56,6 +61,11 @@ class Bundle:
     classes: list[str]
     task: Task
     info: BundleInfo
+
+    @property
+    def windows(self) -> Windows:
+        """Which windows of a clip count that is longer than the model reads."""
+        return self.info.windows
 
     @property
     def features(self) -> FeatureSpec:
@@ -112,6 +122,12 @@ def load_bundle(
     for change in info.tools:
         _restructure(folder, model, change)
     model.load_state(weights)
+    if info.origin.method_source not in (None, source_digest(type(method))):
+        logger.warning(
+            "the source of the method '%s' has changed since %s was trained: its predictions may "
+            "be others; train it again, or use the source of that time",
+            info.peft.name, folder,
+        )  # fmt: skip
     return Bundle(model.eval(), pipeline, info.classes, task_named(info.task), info)
 
 

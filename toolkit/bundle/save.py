@@ -20,9 +20,11 @@ from toolkit.bundle.info import (
 )
 from toolkit.errors import ConfigError
 from toolkit.features.pipeline import Pipeline, pipeline_for
+from toolkit.features.windows import Windows
 from toolkit.files import new_folder
 from toolkit.model import AudioClassifier
 from toolkit.own_folders import require_replaceable
+from toolkit.source_code import source_digest
 from toolkit.task import Task, TaskName, task_named
 from toolkit.typed_json import ShapeError
 
@@ -36,6 +38,7 @@ def save_bundle(
     pipeline: Pipeline | None = None,
     origin: Origin | None = None,
     tools: Sequence[ToolChange] = (),
+    windows: Windows = "average",
 ) -> Path:
     """Write a bundle; one that is there is replaced when the new one is whole.
 
@@ -47,6 +50,7 @@ def save_bundle(
         pipeline: what made the rows that it was trained on; None: the backbone's own.
         origin: where it comes from (corpus, fold, seed, ...).
         tools: what tools changed in the trained mixture, in order.
+        windows: which windows of a clip count that is longer than the backbone reads.
 
     Returns:
         the folder.
@@ -94,11 +98,18 @@ def save_bundle(
         task=asked.name,
         classes=list(classes),
         weights_hash=hash_of(weights),
-        origin=origin or Origin(),
+        origin=_with_source(origin or Origin(), model),
         pipeline=None if pipeline is None else pipeline.named(),
         tools=list(tools),
+        windows=windows,
     )
     with new_folder(folder, BUNDLE) as made:
         (made / WEIGHTS).write_bytes(weights)
         (made / DESCRIPTION).write_text(info.text(), encoding="utf-8")
     return folder
+
+
+def _with_source(origin: Origin, model: AudioClassifier) -> Origin:
+    """The origin with the source of the method, unless it has one."""
+    source = origin.method_source or source_digest(type(model.method))
+    return dataclasses.replace(origin, method_source=source)

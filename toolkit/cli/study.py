@@ -20,8 +20,10 @@ Execute the runs of a study.
   toolkit study run tools/studies/esc10.yaml --dry-run    list the runs and estimate their time
 
 Each run has a folder in results/studies/STUDY/runs. Finished runs are skipped unless their
-configuration has changed, and failed runs are retried. Several of these processes can work on one
-study at the same time, also on several machines that share the folder.
+configuration has changed, and failed runs are retried. If clips, a backbone or the source of a
+method have changed, the study says what, and does those runs again with --overwrite. Several of
+these processes can work on one study at the same time, also on several machines that share the
+folder.
 """
 
 TIME = """\
@@ -64,6 +66,10 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
 
     run = _verb(verbs, "run", RUN, [common, planned])
     run.add_argument("--dry-run", action="store_true", help="list the runs and estimate their time")
+    run.add_argument(
+        "--overwrite", action="store_true",
+        help="do runs again whose clips, backbone or source have changed",
+    )  # fmt: skip
     run.add_argument("--limit", type=at_least(0), metavar="N", help="execute at most N runs")
     run.add_argument("--engine", default="local", help="local (default) or ray")
     run.add_argument(
@@ -111,7 +117,7 @@ def run_study(options: argparse.Namespace) -> None:
     from toolkit.study.run.queue import StudyQueue
 
     planner = _planner(options)
-    queue = StudyQueue(planner, options.only, options.limit)
+    queue = StudyQueue(planner, options.only, options.limit, options.overwrite)
     if options.dry_run:
         _print(queue.describe())
         return

@@ -21,10 +21,10 @@ from toolkit.errors import ConfigError, DataError
 from toolkit.features.audio import read_audio
 from toolkit.features.cache import FeatureCache, Segment, feature_cache, segments_of
 from toolkit.features.spec import FeatureSpec
+from toolkit.features.windows import is_sliver, split_windows
 from toolkit.registry import PIPELINES
 from toolkit.settings import Settings
-
-SLIVER = 10  # a last window shorter than one in so many is left out
+from toolkit.source_code import source_digest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Reach:
 class Pipeline(Settings, ABC):
     """From a waveform to rows [T, F]; a subclass declares `kind` and implements `rows`.
 
-    Cached rows are found by the pipeline's registered name and settings: if what it computes
-    changes, give it another name or setting.
+    Cached rows are found by the pipeline's registered name and settings, and those of a pipeline
+    that is not the library's own by its source too.
 
     Attributes:
         kind: the kind of rows that it makes, as `FeatureSpec.kind` names it.
@@ -141,7 +141,7 @@ class Pipeline(Settings, ABC):
                 kept, first = kept[step:], False
         if first or len(kept) >= reach.window:
             rest = self.checked_rows(torch.from_numpy(kept), spec, name)
-            if first or len(rest) >= spec.rows / SLIVER:
+            if first or not is_sliver(len(rest), spec.rows):
                 yield rest
 
     def require(self, spec: FeatureSpec) -> None:
@@ -187,15 +187,9 @@ class Pipeline(Settings, ABC):
             return rows
 
         settings = {"pipeline": self.named().as_dict(), **spec.row_key}
+        if not type(self).__module__.startswith("toolkit."):
+            settings["source"] = source_digest(type(self))
         return feature_cache(root, segments_of(clips), settings, spec.width, compute, build=build)
-
-
-def split_windows(rows: Tensor, length: int) -> list[Tensor]:
-    """Rows [T, F] -> windows [length, F], and a last shorter one if it is not a sliver."""
-    windows = list(rows.split(length))
-    if len(windows) > 1 and len(windows[-1]) < length / SLIVER:
-        windows.pop()
-    return windows
 
 
 def pipeline_for(spec: FeatureSpec, config: Mapping[str, Any] | None = None) -> Pipeline:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from toolkit.backbones.base import Backbone
 from toolkit.bundle import Bundle
+from toolkit.features.windows import Windows
 from toolkit.inference.clips import Clip, listed, own_pipeline, windows_of
 from toolkit.inference.windows import evaluating, in_windows
 from toolkit.model import masked_mean
@@ -37,11 +38,14 @@ def embed(
         DataError: a file that cannot be read, or an array that is not sound.
         BackboneError, BundleError: a module of your own, whose input is not made from audio.
     """
+    windows: Windows
     if isinstance(model, Bundle):
         whole: nn.Module = model.model
         backbone, pipeline, pool = model.model.backbone, model.reader, model.model.pool
+        windows = model.windows
     else:
         whole, backbone, pipeline = model, model, own_pipeline(model)
+        windows = "average"
 
         def pool(tokens: Tensor) -> Tensor:
             return masked_mean(tokens, backbone.context.output_mask, backbone.prefix_tokens)
@@ -54,8 +58,8 @@ def embed(
     with evaluating(whole, device):
         found = [
             in_windows(
-                windows_of(clip, number, pipeline, spec), spec, compute, device, batch_size
-            ).mean(0)
+                windows_of(clip, number, pipeline, spec), spec, compute, device, batch_size, windows
+            ).mean(dim=0)
             for number, clip in enumerate(listed(clips), start=1)
         ]
     return torch.stack(found).float() if found else torch.empty(0, backbone.dim)

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from toolkit.bundle import Bundle
+from toolkit.device import require_device
 from toolkit.errors import BundleError, DataError
 from toolkit.features.pipeline import Pipeline
 from toolkit.inference.clips import Clip, listed, name_of, windows_of
-from toolkit.inference.windows import evaluating, in_windows, require_device
+from toolkit.inference.windows import evaluating, in_windows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,8 @@ def predict_each(
 def predict(
     bundle: Bundle, clips: Iterable[Clip], device: str = "cpu", batch_size: int = 16
 ) -> Iterator[Prediction]:
-    """Classify clips; one that is longer than the backbone reads is cut into windows.
+    """Classify clips; one that is longer than the backbone reads is cut into windows, of which
+    those count that counted when the bundle was tested (`Bundle.windows`).
 
     Args:
         bundle: from `load_bundle`.
@@ -99,7 +101,7 @@ def _predictions(
     for number, clip in enumerate(clips, start=1):
         cut = windows_of(clip, number, pipeline, spec)
         with evaluating(bundle.model, device):
-            logits = in_windows(cut, spec, bundle.model.logits, device, batch_size)
+            logits = in_windows(cut, spec, bundle.model.logits, device, batch_size, bundle.windows)
         windows = bundle.probabilities(logits)
         if not bool(windows.isfinite().all()):
             raise DataError(

@@ -7,28 +7,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from toolkit.errors import ConfigError
+from toolkit.device import require_device
 from toolkit.features.batch import padded
 from toolkit.features.spec import FeatureSpec
+from toolkit.features.windows import Windows
 
 Compute = Callable[[Tensor, Tensor | None], Tensor]
 """Rows [W, T, F] and the real rows per window [W] (None: all) -> a result per window [W, ...]."""
-
-
-def require_device(name: str) -> None:
-    """Refuse a device that is not there.
-
-    Raises:
-        ConfigError: torch knows no such device, or this machine has none.
-    """
-    try:
-        torch.zeros(1, device=name).cpu()  # "meta" holds no numbers
-    except (RuntimeError, AssertionError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise ConfigError(
-            f"the device {name!r} cannot be used ({reason}): use cpu, or cuda on a machine with a "
-            "GPU that torch supports"
-        ) from None
 
 
 @contextmanager
@@ -44,7 +29,12 @@ def evaluating(model: nn.Module, device: str) -> Iterator[None]:
 
 
 def in_windows(
-    windows: Iterable[Tensor], spec: FeatureSpec, compute: Compute, device: str, batch_size: int
+    windows: Iterable[Tensor],
+    spec: FeatureSpec,
+    compute: Compute,
+    device: str,
+    batch_size: int,
+    counting: Windows = "average",
 ) -> Tensor:
     """What `compute` finds of each window of a clip, on the CPU.
 
@@ -54,13 +44,15 @@ def in_windows(
         compute: is given batches of windows on `device`.
         device: where to compute.
         batch_size: windows per batch.
+        windows: all of them, or only the first.
 
     Returns:
         [W, ...].
     """
-    found, left = [], iter(windows)
-    while chosen := list(itertools.islice(left, batch_size)):
-        batch, lengths = padded([window.numpy() for window in chosen], spec)
+    chosen = itertools.islice(windows, 1) if counting == "first" else iter(windows)
+    found = []
+    while some := list(itertools.islice(chosen, batch_size)):
+        batch, lengths = padded([window.numpy() for window in some], spec)
         lengths = None if lengths is None else lengths.to(device)
         found.append(compute(batch.to(device), lengths).cpu())
     return torch.cat(found)

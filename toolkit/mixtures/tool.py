@@ -26,12 +26,13 @@ from toolkit.errors import BundleError, PlaceError
 from toolkit.features.batch import Batch, collate
 from toolkit.features.cache import default_cache_folder
 from toolkit.features.dataset import clip_dataset
+from toolkit.features.windows import over_clips, with_windows
 from toolkit.files import write_atomically
 from toolkit.model import AudioClassifier
 from toolkit.own_folders import require_replaceable
 from toolkit.peft.mixture import mixtures
 from toolkit.settings import Settings
-from toolkit.task import BatchObjective, Label, Task, task_of
+from toolkit.task import BatchObjective, Task, task_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +120,7 @@ class MixtureData:
     test: pd.DataFrame
     classes: list[str]
     task: Task
+    _windows: Callable[[pd.DataFrame], pd.DataFrame]
     _dataset: Callable[[pd.DataFrame], Sequence[dict[str, Any]]]
     _collate: Callable[[list[dict[str, Any]]], Batch]
 
@@ -159,6 +161,9 @@ class MixtureData:
             test=manifest.of_folds([fold]),
             classes=manifest.classes,
             task=bundle.task,
+            _windows=lambda clips: with_windows(
+                clips, cache.lengths[rows[clips["id"]].to_numpy()], spec.rows, bundle.windows
+            ),
             _dataset=lambda clips: clip_dataset(clips, rows, cache),
             _collate=collate(spec),
         )
@@ -172,15 +177,21 @@ class MixtureData:
 
     @torch.no_grad()
     def score(self, model: AudioClassifier, clips: pd.DataFrame) -> float:
-        """The score of a model on some clips, by the task's metric."""
+        """The score of a model on some clips, by the task's metric; that of a run, window by
+        window where a clip is longer than the backbone reads."""
         model.eval()
-        truths: list[Label] = []
-        probabilities: list[list[float]] = []
-        for batch in self.batches(clips):
+        windows: list[dict[str, Any]] = []
+        for batch in self.batches(self._windows(clips)):
             logits = model.logits(batch.features, batch.lengths)
-            truths += self.task.truths(batch.labels)
-            probabilities += self.task.probabilities(logits).tolist()
-        return self.task.score(self.task.table(truths, probabilities))
+            truths = self.task.truths(batch.labels)
+            probabilities = self.task.probabilities(logits).tolist()
+            windows += [
+                {"id": name, "truth": truth, "probabilities": values}
+                for name, truth, values in zip(batch.ids, truths, probabilities, strict=True)
+            ]
+        found = over_clips(windows)
+        truths, predicted = ([one[key] for one in found] for key in ("truth", "probabilities"))
+        return self.task.score(self.task.table(truths, predicted))
 
     def objective(self, labels: Tensor) -> BatchObjective:
         """What the predictions for a batch with these labels are judged by."""
@@ -260,6 +271,7 @@ def run_tool(
         bundle.task,
         pipeline=bundle.pipeline,
         origin=bundle.info.origin,
+        windows=bundle.windows,
         tools=changes,
     )
     changed = load_bundle(output)

@@ -6,7 +6,6 @@ it has, and the value that fits is searched for by counting parameters on the me
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from toolkit.errors import ConfigError
-from toolkit.files import write_atomically
 from toolkit.registry import PEFT
+from toolkit.typed_json import read_if_there, write_json
 
 SIZES = (
     "rank", "reduction", "bottleneck", "width", "prompts", "tokens", "num_experts", "experts",
@@ -119,9 +118,11 @@ def _search(peft: Mapping[str, Any], setting: str, target: int, count: Count) ->
 
 def remembered(file: Path, make: Callable[[], Fit]) -> Fit:
     """Read a fit that was found before, or find it now and keep it in a file."""
-    if file.is_file():
-        return Fit(**json.loads(file.read_text(encoding="utf-8")))
+    remedy = "delete it, and the study fits that method again"
+    known = read_if_there(file, Fit, lambda values: values, remedy)
+    if known is not None:
+        return known
     found = make()
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, json.dumps(dataclasses.asdict(found)))
+    write_json(file, found)
     return found

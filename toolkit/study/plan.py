@@ -5,15 +5,12 @@ A report reads that file, so that results open without the plugins and recipes t
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import RunError
-from toolkit.files import write_atomically
 from toolkit.study.budget import Fit
 from toolkit.study.spec import short_name
-from toolkit.typed_json import from_plain, to_json
+from toolkit.typed_json import read_if_there, write_json
 
 FILE = "plan.json"
 
@@ -79,6 +76,7 @@ class Run:
         epochs: passes over the training clips.
         fit: the size that a budget of parameters chose.
         timeout: seconds after which it counts as failed.
+        again: whether it is executed although it is done, replacing what it found.
     """
 
     cell: Cell
@@ -90,6 +88,12 @@ class Run:
     epochs: int
     fit: Fit | None = None
     timeout: float | None = None
+    again: bool = False
+
+    @property
+    def output(self) -> Path:
+        """The output folder of the recipe."""
+        return self.folder / "train"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +147,7 @@ class Plan:
             for cell, digest in self.digests.items()
         ]
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / FILE, to_json(SavedPlan(methods, runs), indent=1))
+        write_json(folder / FILE, SavedPlan(methods, runs), indent=1)
 
 
 def read_plan(folder: Path) -> Plan | None:
@@ -152,16 +156,10 @@ def read_plan(folder: Path) -> Plan | None:
     Raises:
         RunError: the file is damaged.
     """
-    file = folder / FILE
-    if not file.is_file():
+    remedy = "delete it and run the study again, which skips what is done"
+    saved = read_if_there(folder / FILE, SavedPlan, lambda values: values, remedy)
+    if saved is None:
         return None
-    try:
-        saved = from_plain(SavedPlan, json.loads(file.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise RunError(
-            f"{file} is damaged ({error}): delete it and run the study again, which skips what is "
-            "done"
-        ) from None
     return Plan(
         {method.name: method for method in saved.methods},
         {Cell(**_fields_of(Cell, run)): run.digest for run in saved.runs},

@@ -1,6 +1,7 @@
 """Makes the plan of a study: every run with its command line, checked before anything is run."""
 
 import dataclasses
+import functools
 import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,7 +11,8 @@ from typing import Any
 
 from toolkit import backbones, config, counting
 from toolkit.config import Configuration
-from toolkit.errors import ConfigError, ToolkitError
+from toolkit.data.manifest import Manifest
+from toolkit.errors import BackboneError, ConfigError, DataError, ToolkitError
 from toolkit.own_folders import Kind, claimed
 from toolkit.registry import BACKBONES, PEFT
 from toolkit.study import budget
@@ -19,8 +21,15 @@ from toolkit.study.methods import ConfiguredMethod, methods_of
 from toolkit.study.plan import Cell, Method, Plan, Problem, Run
 from toolkit.study.records import read_timing
 from toolkit.study.spec import COPY, CorpusSpec, Study, recipe_folder, resolve
-from toolkit.training.experiment import Options, configured
-from toolkit.training.output import VOLATILE
+from toolkit.training.experiment import Experiment, Options, configured
+from toolkit.training.identity import (
+    Identity,
+    clips_of,
+    fingerprint,
+    identity_of,
+    recorded,
+)
+from toolkit.training.volatile import VOLATILE
 
 ANYWHERE = (*VOLATILE, "data_folder", "seed")
 """Keys that do not make a configuration another one: where it runs, and the seed, which is part of
@@ -68,6 +77,7 @@ class Planner:
         self.methods = {method.name: method for method in methods_of(study, plugins)}
         study.check_baseline(self.methods)
         self._configurations: dict[str, Planned | str] = {}
+        self._surroundings = Surroundings()
 
     def cells(self, only: Sequence[str] = ()) -> list[Cell]:
         """All runs of the study, in the order of execution: each fold with all methods, so that a
@@ -100,6 +110,24 @@ class Planner:
             except ToolkitError as error:
                 yield Problem(cell, folder, str(error))
 
+    def changes(self, run: Run) -> list[str]:
+        """What has changed since a run was executed: clips, backbone or source, one line each.
+
+        Empty if nothing has, or if that cannot be known: the run was made before this was kept, or
+        the clips or the backbone are not here.
+
+        Raises:
+            RunError: what the run keeps of it is damaged.
+        """
+        kept, planned = recorded(run.output), self._planned(run.cell)
+        if kept is None or not kept.content:
+            return []
+        other = kept.changed_configuration(planned.configuration, ignored=ANYWHERE)
+        if other:  # it is moved aside
+            return []
+        now = self._surroundings.identity(planned.experiment)
+        return [] if now is None else kept.changed_content(now)
+
     def plan(self, runs: Iterable[Run | Problem] = ()) -> Plan:
         """All methods and runs of the study.
 
@@ -124,6 +152,7 @@ class Planner:
         planned = self._planned(cell)
         arguments = [*planned.arguments, "--seed", str(cell.seed)]
         if cell.fold is not None:
+            self._check_fold(cell, planned)
             arguments += ["--folds", str(cell.fold)]
         minutes = self.study.timeout_minutes
         return Run(
@@ -131,12 +160,22 @@ class Planner:
             folder=folder,
             train=planned.train,
             arguments=tuple(arguments),
-            digest=planned.configuration.digest(ignore=ANYWHERE),
+            digest=planned.digest(),
             step=planned.step,
             epochs=planned.options.epochs,
             fit=planned.fit,
             timeout=None if minutes is None else 60 * minutes,
         )
+
+    def _check_fold(self, cell: Cell, planned: "Planned") -> None:
+        """Refuse a fold that the corpus does not test; if its clips are not here, none is."""
+        manifest = self._surroundings.manifest(planned.experiment)
+        tested = [] if manifest is None else [split.test for split in manifest.splits]
+        if tested and cell.fold not in tested:
+            raise ConfigError(
+                f"'corpora.{cell.corpus}.folds': the corpus has no test fold {cell.fold} (it has "
+                f"{', '.join(map(str, tested))})"
+            )
 
     def _planned(self, cell: Cell) -> "Planned":
         """The configuration that all seeds and folds of a cell share, loaded once."""
@@ -208,7 +247,7 @@ class Planner:
         return self._load(train, corpus, method, cell, {}).count()
 
     def _fit(self, planned: "Planned", target: int, within: float, size: str | None) -> Fit:
-        digest = planned.configuration.digest(ignore=ANYWHERE)
+        digest = planned.digest()
         key = hashlib.blake2b(f"{digest} {target} {within} {size}".encode(), digest_size=8)
         with claimed(self.folder, RESULTS):
             return budget.remembered(
@@ -235,6 +274,11 @@ class Planned:
     options: Options
     fit: Fit | None = None
 
+    @functools.cached_property
+    def experiment(self) -> Experiment:
+        """What the recipe makes of the configuration."""
+        return Experiment.described(self.configuration, self.options, command=str(self.train))
+
     @property
     def peft(self) -> dict[str, Any]:
         """The method, `{"name": ..., setting: value}`."""
@@ -243,7 +287,12 @@ class Planned:
     @property
     def step(self) -> str:
         """Hash of everything that decides the cost of a training step."""
-        return self.configuration.digest(ignore=SAME_STEP)
+        return self.digest(SAME_STEP)
+
+    def digest(self, ignore: Sequence[str] = ANYWHERE) -> str:
+        """Hash of the configuration; options that version 0.1 did not have count only if they are
+        not at their defaults, so that its runs are recognised."""
+        return self.configuration.digest(ignore=(*ignore, *self.options.added_defaults()))
 
     def count(self, peft: Mapping[str, Any] | None = None) -> int:
         """The number of trainable parameters outside the head.
@@ -256,6 +305,53 @@ class Planned:
         return counting.count(
             source, peft or self.peft, options.max_length, 2, options.pooling
         ).method
+
+
+class Surroundings:
+    """What is outside the configurations of a study: clips and backbones, each looked at once."""
+
+    def __init__(self) -> None:
+        self._manifests: dict[str, Manifest | None] = {}
+        self._clips: dict[str, dict[str, str]] = {}
+        self._backbones: dict[str, str] = {}
+
+    def manifest(self, experiment: Experiment) -> Manifest | None:
+        """The clips of an experiment; None if they are not here, or are made by the run.
+
+        Raises:
+            DataError: they are here, and something is wrong with them.
+        """
+        key, folder = _corpus(experiment), experiment.data_folder
+        if key not in self._manifests:
+            made = experiment.embedded or experiment.options.download
+            try:
+                there = folder.exists()
+                self._manifests[key] = experiment.corpus.manifest(folder) if there else None
+            except DataError:
+                if not made:
+                    raise
+                self._manifests[key] = None
+        return self._manifests[key]
+
+    def identity(self, experiment: Experiment) -> Identity | None:
+        """The identity of an experiment; None if its clips or its backbone are not here."""
+        manifest = self.manifest(experiment)
+        if manifest is None:
+            return None
+        root, length = experiment.cache_folder, experiment.options.max_length
+        corpus, backbone = _corpus(experiment), f"{experiment.source} {length}"
+        if corpus not in self._clips:
+            self._clips[corpus] = clips_of(manifest, root)
+        try:
+            if backbone not in self._backbones:
+                self._backbones[backbone] = fingerprint(experiment.source, length, root)
+            return identity_of(experiment, self._clips[corpus], self._backbones[backbone])
+        except BackboneError:
+            return None
+
+
+def _corpus(experiment: Experiment) -> str:
+    return f"{experiment.corpus} {experiment.data_folder}"
 
 
 def _matches(cell: Cell, patterns: Sequence[str]) -> bool:

@@ -2,18 +2,17 @@
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from toolkit.errors import RunError
-from toolkit.files import write_atomically
 from toolkit.own_folders import remove_files
 from toolkit.results import RunFacts, with_scores
 from toolkit.study.budget import Fit
 from toolkit.study.plan import Cell
 from toolkit.task import ONE_CLASS, SEVERAL_CLASSES
-from toolkit.typed_json import read_json, to_json
+from toolkit.typed_json import read_if_there, write_json
 
 RECORD = "record.json"
 OLD_RECORD = "result.json"
@@ -160,7 +159,7 @@ class Record:
     def write(self, folder: Path) -> None:
         """Write the record into the folder of the run."""
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / RECORD, to_json(self, indent=1))
+        write_json(folder / RECORD, self, indent=1)
         remove_files(folder, OLD_RECORD)
 
 
@@ -172,7 +171,7 @@ def read_record(folder: Path) -> Record | None:
     """
     new, old = folder / RECORD, folder / OLD_RECORD
     file = new if new.is_file() or not old.is_file() else old
-    return _read(file, Record, _with_scores, "delete it, and the study does this run again")
+    return read_if_there(file, Record, _with_scores, "delete it, and the study does this run again")
 
 
 def read_records(folder: Path, cells: Iterable[Cell]) -> dict[Cell, Record]:
@@ -190,14 +189,6 @@ def _with_scores(values: Any) -> Any:
     task = SEVERAL_CLASSES if several else ONE_CLASS
     upgraded = {"folds": with_scores(outcome["folds"]), "metric": task.metric}
     return values | {"outcome": outcome | upgraded}
-
-
-def _read(file: Path, kind: type[T], upgrade: Callable[[Any], Any], remedy: str) -> T | None:
-    """A dataclass from a JSON file, or None if there is no such file."""
-    try:
-        return read_json(file, kind, upgrade, remedy)
-    except FileNotFoundError:
-        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,7 +265,7 @@ class Timing:
         """Write the timing into the folder of the study's results."""
         file = _timing_file(folder, step)
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, to_json(self, indent=1))
+        write_json(file, self, indent=1)
 
 
 def read_timing(folder: Path, step: str) -> Timing | None:
@@ -284,7 +275,7 @@ def read_timing(folder: Path, step: str) -> Timing | None:
         RunError: it is damaged.
     """
     remedy = "delete it and run `toolkit study time` again"
-    return _read(_timing_file(folder, step), Timing, lambda values: values, remedy)
+    return read_if_there(_timing_file(folder, step), Timing, lambda values: values, remedy)
 
 
 def _timing_file(folder: Path, step: str) -> Path:

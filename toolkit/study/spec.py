@@ -33,6 +33,7 @@ ELSEWHERE = {
     "few_shot": "list it in 'shots'",
     "folds": "give them as 'folds' of the corpus",
     "seed": "list it in 'seeds'",
+    "overwrite": "give `--overwrite` to `toolkit study run`",
     "output_folder": "choose it with `--output` of `toolkit study run`",
     "debug": "a debug run gives no result; set a small number of 'epochs' to try a study",
     "test_only": "a study trains its runs; use the recipe itself to test a run again",
@@ -209,7 +210,10 @@ class Study(Settings):
         """Raise `ConfigError` if the baseline is not among the methods of the study."""
         if self.baseline is not None and self.baseline not in methods:
             near = did_you_mean(self.baseline, methods)
-            raise ConfigError(f"'baseline': the study has no method {self.baseline!r}{near}")
+            raise ConfigError(
+                f"'baseline': the study has no method {self.baseline!r}{near} (it has "
+                f"{', '.join(methods) or 'none'})"
+            )
 
 
 def short_name(backbone: str) -> str:

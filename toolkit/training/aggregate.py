@@ -10,13 +10,15 @@ import pandas as pd
 from toolkit import __version__
 from toolkit.bundle import BUNDLE
 from toolkit.data.manifest import Manifest
+from toolkit.errors import RunError
 from toolkit.files import errors_name, new_folder, write_atomically
 from toolkit.metrics import Spread, per_class_accuracy
 from toolkit.results import FoldResult, RunResult, RunScore, write_run
 from toolkit.task import task_of
 from toolkit.training.confusion import draw_confusion
 from toolkit.training.experiment import Experiment
-from toolkit.training.output import VOLATILE, OutputFolder, commit, package_versions
+from toolkit.training.output import PREDICTIONS, TEST_AGAIN, OutputFolder, commit, package_versions
+from toolkit.training.volatile import VOLATILE
 
 HARDEST = 3
 """How many classes with low scores the summary names."""
@@ -65,6 +67,7 @@ def sum_up(experiment: Experiment, manifest: Manifest, output: OutputFolder) -> 
         commit=commit(),
         python=platform.python_version(),
         packages=package_versions(),
+        processes={number: fold.processes for number, fold in folds.items()},
     )
 
 
@@ -91,15 +94,18 @@ def keep(output: OutputFolder, result: RunResult) -> None:
     The bundle is that of the fold with the best validation score: test folds choose nothing.
     """
     numbers = list(result.score.folds)
-    tables = [pd.read_csv(output.fold(n) / "predictions.csv", dtype=str) for n in numbers]
-    write_atomically(output.path / "predictions.csv", pd.concat(tables).to_csv(index=False))
+    tables = pd.concat([output.predictions(number) for number in numbers])
+    write_atomically(output.path / PREDICTIONS, tables.to_csv(index=False))
     if result.confusion is not None:
         picture = draw_confusion(np.array(result.confusion), result.classes)
         with errors_name(output.path / "confusion.png"):
             picture.savefig(output.path / "confusion.png")
     best = max(numbers, key=result.valid_score.__getitem__)
+    source = output.fold(best) / "bundle"
+    if not source.is_dir():
+        raise RunError(f"{source} is missing; {TEST_AGAIN}")
     with new_folder(output.path / "bundle", BUNDLE) as made:
-        shutil.copytree(output.fold(best) / "bundle", made, dirs_exist_ok=True)
+        shutil.copytree(source, made, dirs_exist_ok=True)
     write_run(output.path, result)
 
 

@@ -29,6 +29,7 @@ from toolkit.data.augment import Augmentation, augmented
 from toolkit.data.sampling import TrainingBatches, derive_seed
 from toolkit.errors import RunError
 from toolkit.features.batch import Batch
+from toolkit.features.windows import over_clips
 from toolkit.model import AudioClassifier
 from toolkit.results import EpochRecord, read_history, write_history
 from toolkit.task import BatchObjective, Task
@@ -354,8 +355,21 @@ class ClassificationBrain(sb.Brain):
             self.model.method.on_epoch(self.model.backbone, self.optimizer, epoch)
             return
         self.predictions = self._gather()
+        self._refuse_nonfinite_predictions()
         if stage == sb.Stage.VALID and epoch is not None:
             self._end_epoch(epoch, seconds)
+
+    def _refuse_nonfinite_predictions(self) -> None:
+        table = self.predictions
+        finite = np.isfinite(np.stack(table["probabilities"].to_list())).all(axis=1)
+        wrong = table["id"][~(finite & np.isfinite(table["loss"]))].tolist()
+        if wrong:
+            raise RunError(
+                f"the predictions for {len(wrong)} of {len(table)} clips are not numbers in epoch "
+                f"{self.epoch} ({', '.join(wrong[:3])}{', ...' if wrong[3:] else ''}): lower the "
+                "learning rate with `--lr`, clip gradients with `--max_grad_norm 1`, or use "
+                "`--eval_precision fp32`; if it is always these clips, look at their files"
+            )
 
     def _over_processes(self, value: float) -> float:
         """The mean over all processes."""
@@ -363,13 +377,14 @@ class ClassificationBrain(sb.Brain):
         return float(ddp_all_reduce(total, torch.distributed.ReduceOp.SUM)) / self.world_size
 
     def _gather(self) -> pd.DataFrame:
-        """The predictions of all processes: id, truth, prediction, probabilities, loss."""
+        """The predictions of all processes, one per clip: id, truth, prediction, probabilities,
+        loss."""
         rows = self.rows
         if self.distributed_launch:
             shares: list[Any] = [None] * self.world_size
             torch.distributed.all_gather_object(shares, self.rows)
             rows = [row for share in shares for row in share]
-        table = pd.DataFrame(rows).sort_values("id", ignore_index=True)
+        table = pd.DataFrame(over_clips(rows)).sort_values("id", ignore_index=True)
         probabilities = table["probabilities"].tolist()
         predictions: list[Any] = list(self.plan.task.predictions(probabilities))
         return table.assign(prediction=predictions)

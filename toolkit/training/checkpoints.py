@@ -2,25 +2,37 @@
 
 SpeechBrain writes the meta file of a checkpoint first, so a checkpoint that was cut short looks
 complete. Here it is written under a name that the Checkpointer does not list, and renamed at the
-end. Only the part of the model that training changes is kept.
+end. Only the part of the model that training changes is kept. Each checkpoint has checksums of its
+files, which are compared before it is used.
 """
 
+import hashlib
+import json
 import math
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from speechbrain.utils.checkpoints import Checkpoint, Checkpointer
+from speechbrain.utils.checkpoints import Checkpoint, Checkpointer, yaml
 from speechbrain.utils.distributed import ddp_barrier, if_main_process, main_process_only
 
 from toolkit.errors import RunError
+from toolkit.files import write_atomically
 from toolkit.model import AudioClassifier
 from toolkit.own_folders import Kind, remove
 
 UNFINISHED = "unfinished"
-CHECKPOINT = Kind("checkpoint", holds=("CKPT.yaml", "*.ckpt", ".*.ckpt.*"), known_by=((),))
+CHECKPOINT = Kind(
+    "checkpoint", holds=("CKPT.yaml", "*.ckpt", ".*.ckpt.*", "checksums.json"), known_by=((),)
+)
 """SpeechBrain makes it without a mark: it is recognised by its files alone."""
+CHECKSUMS = "checksums.json"
+UNREADABLE = (
+    OSError, ValueError, RuntimeError, EOFError, KeyError, SafetensorError, UnpicklingError,
+)  # fmt: skip
+"""What loading a damaged file of a checkpoint raises."""
 
 
 class AtomicCheckpointer(Checkpointer):
@@ -53,22 +65,87 @@ class AtomicCheckpointer(Checkpointer):
             ) from error
         ddp_barrier()
         if saved is not None:
+            write_atomically(saved.path / CHECKSUMS, json.dumps(_checksums(saved.path)))
             final = saved.path.with_name(saved.path.name.removeprefix(UNFINISHED))
             saved.path.rename(final)
             saved = saved._replace(path=final)
         ddp_barrier()
         return saved
 
+    def load_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Load a checkpoint that is as it was saved.
+
+        Raises:
+            RunError: it is damaged.
+        """
+        _require_whole(checkpoint.path)
+        try:
+            super().load_checkpoint(checkpoint)
+        except UNREADABLE as error:  # of version 0.1, without checksums
+            raise _damaged(checkpoint.path, repr(error)[:80]) from None
+
     def best(self) -> Checkpoint | None:
-        """The checkpoint of the epoch that validation prefers; None if no epoch was completed."""
-        return self.find_checkpoint(
+        """The checkpoint of the epoch that validation prefers; None if no epoch was completed.
+
+        Raises:
+            RunError: it is damaged.
+        """
+        found: Checkpoint | None = self.find_checkpoint(
             importance_key=validation_score,
             ckpt_predicate=lambda checkpoint: _score(checkpoint) is not None,
         )
+        if found is not None:
+            _require_whole(found.path)
+        return found
+
+    @staticmethod
+    def _construct_checkpoint_objects(checkpoint_dirs: list[Path]) -> list[Checkpoint]:
+        found: list[Checkpoint] = []
+        for folder in checkpoint_dirs:
+            try:
+                found += Checkpointer._construct_checkpoint_objects([folder])
+            except (yaml.YAMLError, ValueError) as error:
+                raise _damaged(folder, f"CKPT.yaml: {str(error).splitlines()[0]}") from None
+            meta = found[-1].meta
+            if not isinstance(meta, dict) or not {"unixtime", "end-of-epoch"} <= meta.keys():
+                raise _damaged(folder, "CKPT.yaml")
+        return found
 
     def _new_checkpoint_dirpath(self) -> Path:
         path: Path = super()._new_checkpoint_dirpath()
         return path.with_name(UNFINISHED + path.name)
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    """File name -> hash of its content, of all files of a checkpoint."""
+    found = {}
+    for file in sorted(folder.iterdir()):
+        if file.name != CHECKSUMS:
+            with open(file, "rb") as stream:
+                found[file.name] = hashlib.file_digest(stream, hashlib.blake2b).hexdigest()[:16]
+    return found
+
+
+def _require_whole(folder: Path) -> None:
+    """Compare the files of a checkpoint with its checksums; one of version 0.1 has none."""
+    file = folder / CHECKSUMS
+    if not file.is_file():
+        return
+    try:
+        expected = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise _damaged(folder, CHECKSUMS) from None
+    found = _checksums(folder)
+    changed = sorted(name for name in expected | found if expected.get(name) != found.get(name))
+    if changed:
+        raise _damaged(folder, ", ".join(changed))
+
+
+def _damaged(folder: Path, what: str) -> RunError:
+    return RunError(
+        f"the checkpoint {folder} is damaged ({what}): delete that folder and start the run again, "
+        "which continues from an earlier checkpoint, or trains this fold again"
+    )
 
 
 def validation_score(checkpoint: Checkpoint) -> tuple[float, float]:

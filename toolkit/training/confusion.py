@@ -5,6 +5,8 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
+from toolkit.literal_text import literal
+
 matplotlib.use("Agg")
 
 MOST_COUNTED = 20
@@ -19,7 +21,7 @@ def draw_confusion(matrix: npt.NDArray[np.int_], classes: list[str]) -> Figure:
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
     figure.colorbar(image, ax=axes, label="share of the true class")
-    names = [name.replace("_", " ") for name in classes]
+    names = [literal(name.replace("_", " ")) for name in classes]
     axes.set_xticks(range(len(names)), names, rotation=90)
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("predicted")

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pandas as pd
 import speechbrain as sb
@@ -25,6 +25,7 @@ from toolkit.errors import ConfigError, did_you_mean
 from toolkit.features.cache import FeatureCache, content_hashes, default_cache_folder
 from toolkit.features.pipeline import Pipeline, pipeline_for
 from toolkit.features.spec import FeatureSpec
+from toolkit.features.windows import Windows
 from toolkit.model import AudioClassifier, Pooling
 from toolkit.peft.base import PeftMethod
 from toolkit.program import Program
@@ -88,20 +89,27 @@ class Experiment:
         else:
             plugins.discover(folders)
         loaded, options = configured(command, recipe)
-        values = loaded.values
+        experiment = cls.described(loaded, options, _command(Path(recipe_file), command))
+        try_optimizer(loaded.values["optimizer"], options.lr, experiment.device)
+        _join_processes(experiment.device)
+        return experiment
+
+    @classmethod
+    def described(
+        cls, configuration: Configuration, options: "Options", command: str
+    ) -> "Experiment":
+        """Make the experiment that a loaded configuration describes."""
+        values = configuration.values
         pipeline = values["pipeline"]
-        experiment = cls(
-            configuration=loaded,
+        return cls(
+            configuration=configuration,
             options=options,
-            command=_command(Path(recipe_file), command),
+            command=command,
             method=PEFT.create(values["peft"]),
             source=backbones.create(values["backbone"]),
             corpus=CORPORA.create(values["corpus"]),
             chosen_pipeline=None if pipeline is None else PIPELINES.create(pipeline),
         )
-        try_optimizer(values["optimizer"], options.lr, experiment.device)
-        _join_processes(experiment.device)
-        return experiment
 
     @property
     def embedded(self) -> bool:
@@ -112,6 +120,11 @@ class Experiment:
     def output_folder(self) -> Path:
         """The folder of the run; a debug run has one of its own."""
         return Path(f"{self.options.output_folder}{'-debug' if self.options.debug else ''}")
+
+    @property
+    def data_folder(self) -> Path:
+        """The folder of the corpus."""
+        return Path(self.options.data_folder or self.cache_folder / self.corpus.registered_name)
 
     @property
     def epochs(self) -> int:
@@ -165,7 +178,7 @@ class Experiment:
         Raises:
             DataError: the corpus is missing or inconsistent.
         """
-        folder = Path(self.options.data_folder or self.cache_folder / self.corpus.registered_name)
+        folder = self.data_folder
         if if_main_process():
             if self.embedded:
                 self.corpus.embed(folder)
@@ -255,6 +268,11 @@ class Options(Settings):
     few_shot: int | None = setting(None, "training clips of each class; none: all", minimum=1)
     cache_folder: str | None = setting(None, "folder of the features")
     max_length: int = setting(1024, "length of a clip in frames of 10 ms", minimum=1)
+    windows: Windows = setting(
+        "average",
+        "longer clips: average trains on one of their windows and tests on the mean of all; first "
+        "cuts them",
+    )
     pooling: Pooling = setting("all", "how tokens become the vector that the head reads")
     epochs: int = setting(1, "passes over the training clips", minimum=1)
     batch_size: int = setting(32, "clips per update", minimum=1)
@@ -280,6 +298,10 @@ class Options(Settings):
     noprogressbar: bool = setting(False, "show no progress bar")
     debug: bool = setting(False, "two batches, one fold, one epoch")
     test_only: bool = setting(False, "evaluate the best checkpoints again")
+    overwrite: bool = setting(False, "replace another run in the output folder; False refuses it")
+
+    ADDED: ClassVar[tuple[str, ...]] = ("windows", "overwrite")
+    """Options that configurations written for version 0.1 lack."""
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> "Options":
@@ -290,17 +312,23 @@ class Options(Settings):
         """
         names = [field.name for field in dataclasses.fields(cls)]
         for name in (*names, *OBJECTS):
-            if name not in values:
+            if name not in values and name not in cls.ADDED:
                 raise ConfigError(f"the configuration lacks the key '{name}'")
         if not callable(values["optimizer"]):
             raise ConfigError("'optimizer' must make an optimiser, e.g. !name:torch.optim.AdamW")
         augment = values["augment"]
         if not isinstance(augment, list) or not all(callable(a) for a in augment):
             raise ConfigError("'augment' must be a list of augmentations; [] for none")
-        return cls(**{name: values[name] for name in names})
+        return cls(**{name: values[name] for name in names if name in values})
+
+    def added_defaults(self) -> list[str]:
+        """The options in `ADDED` that have their default values."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        return [name for name in self.ADDED if getattr(self, name) == defaults[name]]
 
     def check(self) -> None:
-        """Refuse what cannot be used: empty names, endless epochs, devices, precisions."""
+        """Refuse what cannot be used: empty names, endless epochs, devices, precisions, and
+        options that exclude others."""
         for name in ("data_folder", "output_folder", "cache_folder"):
             if getattr(self, name) == "":
                 raise ConfigError(f"'{name}' is empty: name it, or leave it out")
@@ -308,6 +336,10 @@ class Options(Settings):
             raise ConfigError(
                 f"'warmup_epochs' must be at most the number of epochs ({self.epochs}), not "
                 f"{self.warmup_epochs}: the learning rate would never reach its peak"
+            )
+        if self.overwrite and self.test_only:
+            raise ConfigError(
+                "`--overwrite` removes what `--test_only` would test: leave one of them out"
             )
         for name in ("precision", "eval_precision"):
             value, known = getattr(self, name), ("fp32", "bf16", "fp16")

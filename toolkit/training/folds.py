@@ -6,10 +6,11 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 from speechbrain.dataio.dataloader import SaveableDataLoader
-from speechbrain.utils.distributed import ddp_barrier, if_main_process
+from speechbrain.utils.distributed import ddp_barrier, ddp_broadcast, if_main_process
 from torch.utils.data import Sampler
 
 from toolkit.bundle import Origin, save_bundle
+from toolkit.bundle.info import hash_of
 from toolkit.data.few_shot import few_shot
 from toolkit.data.manifest import Manifest
 from toolkit.data.sampling import TrainingBatches, derive_seed, evaluation_batches
@@ -17,14 +18,18 @@ from toolkit.data.splits import Split, chosen_folds, selected
 from toolkit.features.batch import collate
 from toolkit.features.cache import FeatureCache
 from toolkit.features.dataset import clip_dataset
+from toolkit.features.spec import FRAMES_PER_SECOND
+from toolkit.features.windows import Windows, window_bounds, with_windows
 from toolkit.results import FoldResult, RunResult, read_run, write_fold
 from toolkit.task import Task, balanced_class_weights, balanced_clip_weights, task_of
 from toolkit.training.aggregate import keep, sum_up, summary
 from toolkit.training.brain import ClassificationBrain, TrainingPlan
 from toolkit.training.checkpoints import AtomicCheckpointer, validation_score
 from toolkit.training.experiment import Experiment, say
-from toolkit.training.output import OutputFolder, write_table
+from toolkit.training.identity import clips_of, fingerprint, identity_of
+from toolkit.training.output import PREDICTIONS, OutputFolder, write_table
 from toolkit.training.progress import Progress
+from toolkit.training.windows import DrawnWindows
 
 
 def cross_validate(experiment: Experiment) -> RunResult:
@@ -33,21 +38,25 @@ def cross_validate(experiment: Experiment) -> RunResult:
     Raises:
         ToolkitError: anything that the user must change.
     """
-    debug = experiment.options.debug
-    with OutputFolder(experiment.output_folder, experiment.configuration, fresh=debug) as output:
+    options = experiment.options
+    with OutputFolder(
+        experiment.output_folder,
+        experiment.configuration,
+        fresh=options.debug,
+        overwrite=options.overwrite,
+    ) as output:
         return _cross_validate(experiment, output)
 
 
 def _cross_validate(experiment: Experiment, output: OutputFolder) -> RunResult:
-    done = output.result()
-    if done is not None and not experiment.options.test_only:
-        wanted = chosen_folds(done.folds_of_corpus, experiment.options.folds)
-        if all(number in done.score.folds for number in wanted):
-            say(f"This run is finished and stays as it is; its results are in {output.path}.")
-            say(summary(done))
-            return done
+    done = _finished(experiment, output)
+    if done is not None:
+        say(f"This run is finished and stays as it is; its results are in {output.path}.")
+        say(summary(done))
+        return done
     experiment.introduce()
     manifest = experiment.manifest()
+    require_same(experiment, manifest, output)
     job = Job.of(experiment, manifest, output)
     if not experiment.options.test_only:
         output.begin()
@@ -60,6 +69,32 @@ def _cross_validate(experiment: Experiment, output: OutputFolder) -> RunResult:
     result = read_run(output.path)
     say(summary(result))
     return result
+
+
+def _finished(experiment: Experiment, output: OutputFolder) -> RunResult | None:
+    """The result of the run if it is finished, and still the same run."""
+    done = output.result()
+    if done is None or experiment.options.test_only:
+        return None
+    wanted = chosen_folds(done.folds_of_corpus, experiment.options.folds)
+    if not all(number in done.score.folds for number in wanted):
+        return None
+    if experiment.embedded or experiment.data_folder.exists():
+        require_same(experiment, experiment.manifest(), output)
+    else:
+        say(f"{experiment.data_folder} is no longer there: its clips are not compared.")
+    return None if output.replaces else done
+
+
+def require_same(experiment: Experiment, manifest: Manifest, output: OutputFolder) -> None:
+    """Refuse an output folder whose run had other clips, another backbone or another source."""
+    if if_main_process():
+        root = experiment.cache_folder
+        backbone = fingerprint(experiment.source, experiment.options.max_length, root)
+        remark = output.require(identity_of(experiment, clips_of(manifest, root), backbone))
+        if remark:
+            say(remark)
+    output.replaces = ddp_broadcast(output.replaces)
 
 
 class Parts(NamedTuple):
@@ -119,6 +154,7 @@ class Job:
             f"{', '.join(str(split.test) for split in splits)}"
         )
         cache = experiment.features(clips)
+        _tell_of_longer_clips(experiment, cache)
         progress = Progress(0, options.noprogressbar)
         job = cls(experiment, manifest, output, splits, parts, rows, cache, progress)
         progress.bar.total = sum(Fold(job, split).batches for split in splits)
@@ -149,9 +185,8 @@ class Fold:
     def batches(self) -> int:
         """The batches of this process: training and validation in every epoch, and the test."""
         size = self.options.batch_size
-        train, valid, test = (
-            -(-len(clips) // size) for clips in (self.train, self.valid, self.test)
-        )
+        tested = (self._windows(clips, self.options.windows) for clips in (self.valid, self.test))
+        train, valid, test = (-(-len(part) // size) for part in (self.train, *tested))
         return self.experiment.epochs * (train + valid) + test
 
     def run(self) -> None:
@@ -206,21 +241,26 @@ class Fold:
             brain.rank,
             brain.world_size,
             weights,
-            self._lengths(self.train),
+            self._lengths(self._windows(self.train, "first")),
         )
+        windows = self._windows(self.train, self.options.windows)
+        counts = windows["id"].value_counts().loc[self.train["id"]].tolist()
         brain.train_on(
-            self._loader(self.train, batches),
+            self._loader(windows, DrawnWindows(batches, counts)),
             batches,
             self._share_of(self.valid, brain),
         )
 
-    def _lengths(self, clips: pd.DataFrame) -> list[int] | None:
-        """The rows of each clip; None if the backbone pads all clips to one length."""
-        spec = self.experiment.spec
-        if not spec.variable:
-            return None
+    def _windows(self, clips: pd.DataFrame, windows: Windows) -> pd.DataFrame:
+        """The windows of some clips; a clip that is not longer than the backbone reads has one."""
         rows = self.job.cache.lengths[self.job.rows[clips["id"]].to_numpy()]
-        lengths: list[int] = rows.clip(max=spec.rows).tolist()
+        return with_windows(clips, rows, self.experiment.spec.rows, windows)
+
+    def _lengths(self, windows: pd.DataFrame) -> list[int] | None:
+        """The rows of each window; None if the backbone pads all clips to one length."""
+        if not self.experiment.spec.variable:
+            return None
+        lengths: list[int] = (windows["end"] - windows["begin"]).tolist()
         return lengths
 
     def _share_of(self, clips: pd.DataFrame, brain: ClassificationBrain) -> SaveableDataLoader:
@@ -240,12 +280,24 @@ class Fold:
         )
 
     def evaluation_loader(
-        self, clips: pd.DataFrame, rank: int = 0, world_size: int = 1
+        self,
+        clips: pd.DataFrame,
+        rank: int = 0,
+        world_size: int = 1,
+        windows: Windows | None = None,
     ) -> SaveableDataLoader:
-        """Batches of the clips that belong to one process."""
-        lengths = self._lengths(clips)
-        share = evaluation_batches(len(clips), self.options.batch_size, rank, world_size, lengths)
-        return self._loader(clips, share)
+        """Batches of the windows that belong to one process.
+
+        Args:
+            clips: their clips.
+            rank, world_size: this process, and the number of processes.
+            windows: instead of the configured ones.
+        """
+        table = self._windows(clips, windows or self.options.windows)
+        share = evaluation_batches(
+            len(table), self.options.batch_size, rank, world_size, self._lengths(table)
+        )
+        return self._loader(table, share)
 
     def _keep(self, brain: ClassificationBrain, predictions: pd.DataFrame) -> None:
         classes = self.job.manifest.classes
@@ -253,6 +305,7 @@ class Fold:
         history = brain.history.epochs
         best = history[brain.best_epoch - 1]
         found = self.task.evaluate(predictions, len(classes))
+        write_table(self.folder / PREDICTIONS, predictions, classes)
         result = FoldResult(
             test_fold=self.split.test,
             valid_fold=self.split.valid,
@@ -268,6 +321,9 @@ class Fold:
             peak_memory_bytes=brain.peak_memory(),
             training_clips=len(self.train),
             history=history,
+            predictions=hash_of((self.folder / PREDICTIONS).read_bytes()),
+            identity=self.job.output.identity_digest,
+            processes=brain.world_size,
         )
         origin = Origin(
             recipe=self.options.recipe,
@@ -278,7 +334,6 @@ class Fold:
             valid_score=result.valid_score,
             best_epoch=result.best_epoch,
         )
-        write_table(self.folder / "predictions.csv", predictions, classes)
         save_bundle(
             self.folder / "bundle",
             brain.model,
@@ -286,6 +341,7 @@ class Fold:
             self.task,
             pipeline=self.experiment.pipeline,
             origin=origin,
+            windows=self.options.windows,
         )
         write_fold(self.folder, result)
         self.job.progress.line(
@@ -293,6 +349,23 @@ class Fold:
             f"with the weights of epoch {result.best_epoch} "
             f"({100 * result.valid_score:.1f} % on fold {self.split.valid})"
         )
+
+
+def _tell_of_longer_clips(experiment: Experiment, cache: FeatureCache) -> None:
+    """Say how many clips are longer than the backbone reads, and what becomes of them."""
+    rows = experiment.spec.rows
+    longer = sum(len(window_bounds(int(length), rows)) > 1 for length in cache.lengths)
+    if not longer:
+        return
+    seconds = experiment.spec.max_length / FRAMES_PER_SECOND
+    if experiment.options.windows == "average":
+        done = (
+            "training draws one of the windows of each, and its prediction is the mean over all of "
+            "them; `--windows first` reads only the beginning"
+        )
+    else:
+        done = "only their beginning is read; `--windows average` reads all of it"
+    say(f"{longer} of {len(cache)} clips are longer than the {seconds:g} s of the backbone: {done}")
 
 
 def training_clips(experiment: Experiment, manifest: Manifest, split: Split) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """The output folder of a run: who may write there, what the run was, and what it found.
 
 results/<recipe>/<method>/<seed>/
-    hyperparams.yaml  env.log  log.txt  train_log.txt  tensorboard/fold-<k>/
+    hyperparams.yaml  identity.json  env.log  log.txt  train_log.txt  tensorboard/fold-<k>/
     fold-<k>/  checkpoints/  predictions.csv  bundle/  fold.json
     predictions.csv  confusion.png  bundle/
     result.json       written last: it exists if and only if the run is finished
@@ -14,19 +14,21 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import distributions, version
+from io import BytesIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import pandas as pd
 from filelock import FileLock, Timeout
-from speechbrain.utils.distributed import ddp_barrier, if_main_process
+from speechbrain.utils.distributed import ddp_barrier, ddp_broadcast, if_main_process
 from speechbrain.utils.train_logger import FileTrainLogger, TensorboardLogger
 
 from toolkit import places
 from toolkit.bundle import BUNDLE
-from toolkit.config import Configuration, flatten
-from toolkit.errors import RunError, listing
+from toolkit.bundle.info import hash_of
+from toolkit.config import Configuration
+from toolkit.errors import RunError
 from toolkit.files import write_atomically
 from toolkit.own_folders import Kind, claimed, empty, remove_files, require_replaceable
 from toolkit.results import (
@@ -39,13 +41,11 @@ from toolkit.results import (
     read_fold,
     read_run,
 )
+from toolkit.training import identity
+from toolkit.training.identity import Identity
 
-VOLATILE = (
-    "output_folder", "cache_folder", "device", "noprogressbar", "num_workers", "download",
-    "debug", "test_only", "folds", "ckpt_interval_minutes",
-)  # fmt: skip
-"""Keys that may differ when a run is continued: they do not change what it computes."""
-
+PREDICTIONS = "predictions.csv"
+TEST_AGAIN = f"delete {FOLD_FILE} beside it and start the run again, which tests this fold again"
 
 OF_RUN_OR_FOLD = (
     "predictions.csv", "bundle/bundle.json", "bundle/weights.safetensors",
@@ -64,8 +64,8 @@ RUN = Kind(
 
 LOCK = ".lock"
 
-DEFAULT_PIPELINES = ("fbank", "waveform")
-"""What version 0.1 wrote where the pipeline is now left to the backbone."""
+KEPT = (LOCK, "log.txt")
+"""What stays when a run is replaced: this process has both open."""
 
 
 class OutputFolder:
@@ -78,15 +78,27 @@ class OutputFolder:
         path: the folder; created if it does not exist.
         configuration: of the run.
         fresh: empty an existing folder first (debug runs).
+        overwrite: replace another run, or a damaged one, instead of refusing it.
+
+    Attributes:
+        replaces: whether the folder holds such a run, which `begin` removes.
 
     Raises:
         PlaceError: it holds files that no run wrote.
         RunError: it holds a run of another configuration, or another process writes there.
     """
 
-    def __init__(self, path: Path, configuration: Configuration, fresh: bool = False) -> None:
-        self.path, self._configuration, self._fresh = path, configuration, fresh
-        self._begun = False
+    def __init__(
+        self,
+        path: Path,
+        configuration: Configuration,
+        fresh: bool = False,
+        overwrite: bool = False,
+    ) -> None:
+        self.path, self._configuration = path, configuration
+        self._fresh, self._overwrite, self._begun = fresh, overwrite, False
+        self._identity: Identity | None = None
+        self.replaces = False
 
     def __enter__(self) -> Self:
         with ExitStack() as held:
@@ -96,8 +108,13 @@ class OutputFolder:
                 held.enter_context(self._locked())
                 if self._fresh:
                     empty(self.path, RUN, keep=(LOCK,))
-                self._refuse_other(self._configuration)
-            ddp_barrier()
+                with self._replacing():
+                    found = identity.recorded(self.path)
+                    changed = (
+                        [] if found is None else found.changed_configuration(self._configuration)
+                    )
+                    identity.refuse_changes(self.path, "another configuration", changed)
+            self.replaces = ddp_broadcast(self.replaces)
             held.enter_context(self._logged())
             self._held = held.pop_all()
         return self
@@ -110,6 +127,48 @@ class OutputFolder:
     ) -> None:
         self._held.__exit__(kind, error, trace)
 
+    @contextmanager
+    def _replacing(self) -> Iterator[None]:
+        """Let another run, or a damaged one, be replaced if that was asked for."""
+        try:
+            yield
+        except RunError:
+            if not self._overwrite:
+                raise
+            self.replaces = True
+
+    def require(self, now: Identity) -> str | None:
+        """Refuse a folder whose run had other clips, another backbone or another source, and
+        finished folds that are damaged; called by the main process.
+
+        Returns:
+            a remark for the user, if the folder does not say what its run had.
+
+        Raises:
+            RunError: the message lists what has changed, or names what is damaged.
+        """
+        self._identity = now
+        remark = None
+        if self.replaces:
+            return remark
+        with self._replacing():
+            found = identity.recorded(self.path)
+            if found is not None and found.content:
+                changed = found.changed_content(now)
+                identity.refuse_changes(self.path, "other clips, backbone or source", changed)
+            elif found is not None:
+                remark = (
+                    f"{self.path} is of a version that did not keep which clips, backbone and "
+                    "source a run had: they are taken to be as they were."
+                )
+            self._check_folds()
+        return remark
+
+    @property
+    def identity_digest(self) -> str | None:
+        """Hash of the identity that `require` was given."""
+        return None if self._identity is None else self._identity.digest
+
     def begin(self) -> None:
         """Note what is about to train: configuration, environment, an empty log of epochs.
 
@@ -118,23 +177,72 @@ class OutputFolder:
         """
         self._begun = True
         if if_main_process():
-            write_atomically(self.path / "hyperparams.yaml", self._configuration.text)
+            if self.replaces:
+                empty(self.path, RUN, keep=KEPT)
+            if self._identity is not None:
+                self._identity.write(self.path)
+            write_atomically(self.path / identity.CONFIGURATION, self._configuration.text)
             write_atomically(self.path / "env.log", _environment())
             remove_files(self.path, "train_log.txt")
         ddp_barrier()
+        self.replaces = False
 
     def fold(self, number: int) -> Path:
         """The folder of one fold."""
         return self.path / f"fold-{number}"
 
     def finished_fold(self, number: int) -> FoldResult | None:
-        """What a finished fold found, or None."""
+        """What a finished fold found, or None.
+
+        Raises:
+            RunError: the file is damaged, or the fold is of another run.
+        """
         folder = self.fold(number)
-        return read_fold(folder) if (folder / FOLD_FILE).is_file() else None
+        if self.replaces or not (folder / FOLD_FILE).is_file():
+            return None
+        found = read_fold(folder)
+        if self._identity is not None and found.identity not in (None, self._identity.digest):
+            raise RunError(
+                f"{folder} was made with other clips, another backbone or another source than "
+                f"this run: {identity.REMEDY}"
+            )
+        return found
+
+    def predictions(self, number: int) -> pd.DataFrame:
+        """The predictions of a finished fold, as it wrote them.
+
+        Raises:
+            RunError: they are missing, or not what was written.
+        """
+        file, fold = self.fold(number) / PREDICTIONS, self.finished_fold(number)
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise RunError(f"{file} cannot be read ({error.strerror}); {TEST_AGAIN}") from None
+        if fold is not None and fold.predictions not in (None, hash_of(content)):
+            raise RunError(f"{file} is damaged (it is not what was saved); {TEST_AGAIN}")
+        try:
+            return pd.read_csv(BytesIO(content), dtype=str, keep_default_na=False)
+        except ValueError as error:
+            raise RunError(f"{file} is damaged ({error}); {TEST_AGAIN}") from None
+
+    def _check_folds(self) -> None:
+        """Refuse finished folds that are damaged or of another run."""
+        for file in sorted(self.path.glob(f"fold-*/{FOLD_FILE}")):
+            number = file.parent.name.removeprefix("fold-")
+            if number.isdigit() and self.finished_fold(int(number)) is not None:
+                self.predictions(int(number))
 
     def result(self) -> RunResult | None:
-        """The result of a finished run, or None."""
-        return read_run(self.path) if (self.path / RUN_FILE).is_file() else None
+        """The result of a finished run, or None.
+
+        Raises:
+            RunError: the file is damaged.
+        """
+        if not self.replaces and (self.path / RUN_FILE).is_file():
+            with self._replacing():
+                return read_run(self.path)
+        return None
 
     def log(self, fold: int) -> "EpochLog":
         """The log of the epochs of a fold."""
@@ -183,25 +291,6 @@ class OutputFolder:
             raise
         finally:
             _log_to(None)
-
-    def _refuse_other(self, configuration: Configuration) -> None:
-        there = self.path / "hyperparams.yaml"
-        if not there.is_file():
-            return
-        old, new = flatten(there.read_text(encoding="utf-8")), configuration.flat
-        if new.get("pipeline", "") is None and old.get("pipeline.name") in DEFAULT_PIPELINES:
-            old["pipeline"] = old.pop("pipeline.name")  # 0.1 named what is the default since
-            new["pipeline"] = old["pipeline"]
-        changed = [
-            f"{key}: {old.get(key, 'not set')} there, {new.get(key, 'not set')} now"
-            for key in sorted(old.keys() | new)
-            if key.split(".")[0] not in VOLATILE and old.get(key) != new.get(key)
-        ]
-        if changed:
-            raise RunError(
-                f"{self.path} holds a run of another configuration:\n{listing(changed)}\n"
-                "choose another folder with `--output_folder`, or delete that one"
-            )
 
 
 class EpochLog:

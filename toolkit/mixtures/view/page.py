@@ -12,8 +12,8 @@ from toolkit.bundle import Bundle, load_bundle
 from toolkit.errors import ConfigError
 from toolkit.features.batch import padded
 from toolkit.features.cache import Segment
-from toolkit.features.pipeline import split_windows
 from toolkit.features.spec import FbankSpec
+from toolkit.features.windows import split_windows
 from toolkit.files import errors_name, write_atomically
 from toolkit.mixtures.view import figures
 from toolkit.mixtures.view.collect import LayerView, look, training_record

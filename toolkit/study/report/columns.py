@@ -45,7 +45,8 @@ COLUMNS = [
     Column("metric", "metric", "what the score is", short=True),
     Column("score", "{metric} %", "mean test {metric}", 1, "high", short=True),
     Column("sd", "sd", "standard deviation over folds and seeds", 1, short=True),
-    Column("low", "95 % CI low", "lower end of the t-interval of the mean", 1, short=True),
+    Column("low", "95 % CI low", "lower end of the t-interval of the mean; empty for fewer than "
+           "three values", 1, short=True),
     Column("high", "95 % CI high", "upper end of the interval", 1, short=True),
     Column("uar", "UAR %", "unweighted average recall: the mean recall over classes", 1, "high"),
     Column("trained", "trained", "parameters trained outside the head", 0, "low", short=True),
@@ -136,7 +137,7 @@ PUBLISHED = [
 ]
 
 RANKS = [
-    *of("method", "backbone", "shots"),
+    *of("method", "corpus", "backbone", "shots"),
     Column("rank", "average rank", "1 is best", 2, "low"),
 ]
 

@@ -73,9 +73,10 @@ def all_tables(results: Results) -> list[Table]:
 def _about_methods(results: Results) -> str:
     return (
         f"Mean test {results.metric} over folds and seeds; each run is tested at the epoch that "
-        "was best on its validation fold. CI is Student's t-interval over these values: since "
-        "folds share training clips and seeds share test clips, it is rather too narrow than too "
-        f"wide, and it says nothing about other corpora or backbones. {_about_timings(results)}"
+        "was best on its validation fold. CI is Student's t-interval over these values, if there "
+        "are at least three, and within 0 and 100 %: since folds share training clips and seeds "
+        "share test clips, it is rather too narrow than too wide, and it says nothing about other "
+        f"corpora or backbones. {_about_timings(results)}"
     )
 
 
@@ -159,10 +160,13 @@ def _ranks(results: Results) -> Table:
     rows, notes = [], []
     rankings = tables.rankings(results)
     for ranking in rankings:
-        shared = {"backbone": ranking.backbone, "shots": ranking.shots}
+        shared = {
+            "corpus": ", ".join(ranking.corpora), "backbone": ranking.backbone,
+            "shots": ranking.shots,
+        }  # fmt: skip
         pairs = zip(ranking.methods, ranking.ranks.average, strict=True)
         rows += [{"method": method, "rank": value, **shared} for method, value in pairs]
-        group = f"{_title((ranking.backbone, ranking.shots))}, over" if rankings[1:] else "Over"
+        group = f"{_title(_group_of(results, ranking))}, over" if rankings[1:] else "Over"
         notes.append(
             f"{group} {ranking.ranks.blocks} {ranking.blocks}: Friedman p = "
             f"{ranking.ranks.p_value:.2g}; methods whose ranks differ by less than "
@@ -170,10 +174,10 @@ def _ranks(results: Results) -> Table:
         )
     if any(ranking.blocks == "folds" for ranking in rankings):
         notes.append(
-            "Folds of one corpus share training clips: this ranks the methods on this corpus and "
-            "does not show how they rank on another."
+            "Folds of one corpus share training clips: ranks over folds hold for that corpus and "
+            "do not show how the methods rank on another."
         )
-    frame = pd.DataFrame(rows, columns=["method", "backbone", "shots", "rank"])
+    frame = pd.DataFrame(rows, columns=[column.key for column in columns.RANKS])
     return Table("ranks", "Average ranks", columns.RANKS, frame, " ".join(notes))
 
 
@@ -210,13 +214,20 @@ def _rank_pictures(results: Results) -> list[Picture]:
     for ranking in tables.rankings(results):
         difference = ranking.ranks.critical_difference
         groups = statistics.cliques(ranking.ranks.average, difference)
-        title = _title((ranking.backbone, ranking.shots))
+        group = _group_of(results, ranking)
+        title, name = _title(group), _name(group)
         drawn = plots.draw_ranks(ranking, groups)
-        name = _name((ranking.backbone, ranking.shots))
         found.append(
             Picture(f"ranks-{name}", f"Average ranks over {ranking.blocks}, {title}", drawn)
         )
     return found
+
+
+def _group_of(results: Results, ranking: tables.Ranking) -> tuple[str, ...]:
+    """Backbone and shots of a ranking, and its corpus if it is one of several."""
+    several = len({cell.corpus for cell in results.cells}) > 1
+    corpus = ranking.corpora if several and ranking.blocks == "folds" else []
+    return (*corpus, ranking.backbone, ranking.shots)
 
 
 def _line_pictures(results: Results) -> list[Picture]:

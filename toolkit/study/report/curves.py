@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
+from toolkit.literal_text import literal
 from toolkit.study.report.load import ALL_SHOTS, Results, grouped, metric_name
 from toolkit.study.report.plots import set_log_scale
 from toolkit.study.report.statistics import t_interval
@@ -30,7 +31,9 @@ def draw_epochs(
     figure, axes = _new("epoch", f"validation {metric} %")
     for method in methods[:MOST_LINES]:
         curve = mean_curve(results, (*group, method), "valid_score")
-        axes.plot(range(1, len(curve) + 1), [100 * v for v in curve], ".-", label=method, lw=1.2)
+        axes.plot(
+            range(1, len(curve) + 1), [100 * v for v in curve], ".-", label=literal(method), lw=1.2
+        )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(fontsize=7)
     return figure
@@ -80,7 +83,7 @@ def draw_sweep(folds: pd.DataFrame, factor: str) -> Figure:
             `others` (the other settings as text).
         factor: the setting's name.
     """
-    figure, axes = _new(factor, _score(folds))
+    figure, axes = _new(literal(factor), _score(folds))
     numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in folds["value"])
     words = [str(value).lower() for value in folds["value"]]
     order = dict.fromkeys(words)
@@ -89,7 +92,7 @@ def draw_sweep(folds: pd.DataFrame, factor: str) -> Figure:
     if numeric and min(places.values()) > 0 and max(places.values()) > 8 * min(places.values()):
         _doubling(axes, places)
     else:
-        axes.set_xticks(list(places.values()), list(places))
+        axes.set_xticks(list(places.values()), map(literal, places))
     if not numeric:
         axes.margins(x=0.3)
     return figure
@@ -123,7 +126,9 @@ def _lines(axes: Axes, folds: pd.DataFrame, by: list[str], beside: float = BESID
     groups = list(grouped(folds, by))
     for number, (key, rows) in enumerate(groups):
         places = sorted(float(x) for x in rows["x"].unique())
-        points = {x: t_interval(rows["score"][rows["x"] == x].to_numpy()) for x in places}
+        points = {
+            x: t_interval(rows["score"][rows["x"] == x].to_numpy()).within(0, 100) for x in places
+        }
         mean = [interval.mean for interval in points.values()]
         below = [interval.mean - interval.low for interval in points.values()]
         above = [interval.high - interval.mean for interval in points.values()]
@@ -131,7 +136,7 @@ def _lines(axes: Axes, folds: pd.DataFrame, by: list[str], beside: float = BESID
         shift = ScaledTranslation(aside, 0, axes.figure.dpi_scale_trans)
         axes.errorbar(
             list(points), mean, (below, above), marker="o", ms=3.5, lw=1.2, elinewidth=0.6,
-            label=" ".join(key).strip(), transform=axes.transData + shift,
+            label=literal(" ".join(key).strip()), transform=axes.transData + shift,
         )  # fmt: skip
         for x, interval in points.items():  # shifted lines do not set the limits of the axes
             axes.update_datalim([(x, interval.low), (x, interval.high)])

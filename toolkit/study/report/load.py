@@ -2,14 +2,22 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from toolkit.errors import ConfigError
+from toolkit.errors import ConfigError, RunError
 from toolkit.study.plan import Cell, Method, Plan, read_plan
-from toolkit.study.records import Curves, Record, Timing, read_records, read_timing
+from toolkit.study.records import (
+    RECORD,
+    Curves,
+    Record,
+    Timing,
+    read_records,
+    read_timing,
+)
 from toolkit.study.spec import Study
 from toolkit.task import ONE_CLASS
 
@@ -18,6 +26,7 @@ GROUP = ["corpus", "backbone", "shots"]
 
 METHOD = [*GROUP, "method"]
 ALL_SHOTS = "all"
+TOLERANCE = 1e-6  # of a score that is computed again
 OPTIONAL = ("uar", "entropy", "busiest")
 """Columns of folds that are empty for some runs."""
 
@@ -115,19 +124,21 @@ class Results:
     @functools.cached_property
     def predictions(self) -> pd.DataFrame:
         """A row for each tested clip of each run that is done: its truth, the prediction, and
-        whether that is right. Runs whose score is not the share of right clips are left out."""
+        whether that is right. Runs whose score is not the share of right clips are left out.
+
+        Raises:
+            RunError: the predictions of a run are not those that its record was made of.
+        """
         tables = []
         for record in self.done:
             cell = record.cell
             file = self.folder / "runs" / cell.name / "train" / "predictions.csv"
             if record.found().metric == ONE_CLASS.metric and file.is_file():
-                columns = ["id", "fold", "truth", "prediction"]
-                table = pd.read_csv(file, usecols=columns, dtype={"id": str, "truth": str})
+                table = _predictions(file, record)
                 tables.append(table.assign(**identity(cell), seed=cell.seed))
         if not tables:
             return pd.DataFrame(columns=[*METHOD, "seed", "id", "right"])
-        found = pd.concat(tables, ignore_index=True)
-        return found.assign(right=found["truth"] == found["prediction"].astype(str))
+        return pd.concat(tables, ignore_index=True)
 
     @functools.cached_property
     def curves(self) -> dict[tuple[str, ...], list[Curves]]:
@@ -160,6 +171,27 @@ class Results:
                     counts = _sum(found[key][1], counts)
                 found[key] = (record.found().classes, counts)
         return found
+
+
+def _predictions(file: Path, record: Record) -> pd.DataFrame:
+    """The predictions of a run; each fold must have the score that the record says."""
+    remedy = f"delete {RECORD} and train/ in {file.parents[1]}, and the study does this run again"
+    try:
+        table = pd.read_csv(
+            file,
+            usecols=["id", "fold", "truth", "prediction"],
+            dtype={"id": str, "fold": int, "truth": str, "prediction": str},
+            keep_default_na=False,
+        )
+    except (ValueError, OSError) as error:
+        raise RunError(f"{file} is damaged ({error}); {remedy}") from None
+    table["right"] = table["truth"] == table["prediction"]
+    shares = table.groupby("fold")["right"].mean()
+    for fold in record.found().folds:
+        if abs(shares.get(fold.fold, math.nan) - fold.score) < TOLERANCE:
+            continue
+        raise RunError(f"{file} does not give the score of fold {fold.fold} in {RECORD}; {remedy}")
+    return table
 
 
 def _planned_again(study: Study, folder: Path, plugins: Sequence[str]) -> Plan:

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
 from toolkit.files import errors_name
+from toolkit.literal_text import literal
 from toolkit.own_folders import remove_files
 from toolkit.study.report.load import metric_name
 from toolkit.study.report.tables import Ranking
@@ -86,7 +87,7 @@ def draw_intervals(table: pd.DataFrame, baseline: str | None) -> Figure:
     colours = [MARKED if method == baseline else "tab:blue" for method in table["method"]]
     axes.hlines(table.index, table["low"], table["high"], colors=colours, lw=2)
     axes.scatter(table["score"], table.index, c=colours, s=24, zorder=2)
-    axes.set_yticks(table.index, table["method"], fontsize=8)
+    axes.set_yticks(table.index, map(literal, table["method"]), fontsize=8)
     axes.set_ylim(-1, len(table))
     metric = metric_name(table["metric"])
     axes.set_xlabel(f"test {metric} %, mean and 95 % interval over folds and seeds")
@@ -129,7 +130,7 @@ def _name_points(
     """Write the name of every method beside its point without overlaps."""
     names = [
         axes.text(
-            row[x], row["score"], row["method"],
+            row[x], row["score"], literal(row["method"]),
             fontsize=7 if row["method"] in on_front else 5.5,
             color="black" if row["method"] in on_front else "0.35",
         )
@@ -166,11 +167,11 @@ def draw_recalls(recalls: pd.DataFrame, baseline: str | None) -> Figure:
     axes = figure.subplots()
     cmap, low = ("RdBu", -limit) if relative else ("Blues", 0.0)
     image = axes.imshow(values, cmap=cmap, vmin=low, vmax=limit, aspect="auto")
-    unit = f"recall minus recall of {baseline}, % points" if relative else "recall %"
+    unit = f"recall minus recall of {literal(str(baseline))}, % points" if relative else "recall %"
     figure.colorbar(image, ax=axes, label=unit)
-    names = [name.replace("_", " ") for name in values.columns]
+    names = [literal(name.replace("_", " ")) for name in values.columns]
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
-    axes.set_yticks(range(len(values)), values.index, fontsize=7)
+    axes.set_yticks(range(len(values)), map(literal, values.index), fontsize=7)
     return figure
 
 
@@ -198,7 +199,7 @@ def draw_ranks(ranking: Ranking, groups: Sequence[tuple[int, int]]) -> Figure:
         height, edge = -top - row, low if left else high
         axes.plot([value, value, edge], [0, height, height], color=GREY, lw=0.8)
         axes.annotate(
-            f"{method} {value:.1f}", (edge, height), xytext=(-4 if left else 4, 0),
+            f"{literal(method)} {value:.1f}", (edge, height), xytext=(-4 if left else 4, 0),
             textcoords="offset points", ha="right" if left else "left", va="center", fontsize=7,
         )  # fmt: skip
     _scale(axes, low, high, ranking.ranks.critical_difference)

@@ -7,6 +7,9 @@ import numpy as np
 from scipy import stats
 
 LEVEL = 0.95
+FEWEST = 3
+"""Values of which an interval of their mean is given: two say almost nothing of their spread."""
+
 RESAMPLES = 10_000
 
 
@@ -23,10 +26,16 @@ class Interval:
     low: float
     high: float
 
+    def within(self, lowest: float, highest: float) -> "Interval":
+        """The interval without what lies beyond the values that are possible."""
+        low, high = (float(np.clip(end, lowest, highest)) for end in (self.low, self.high))
+        return Interval(self.mean, low, high)
+
 
 def t_interval(values: np.ndarray) -> Interval:
-    """Student's interval of a mean; for values that are independent and about normal."""
-    if len(values) < 2:
+    """Student's interval of a mean; for at least `FEWEST` values that are independent and about
+    normal."""
+    if len(values) < FEWEST:
         return Interval(float(np.mean(values)), math.nan, math.nan)
     mean, error = np.mean(values), stats.sem(values)
     if error == 0:

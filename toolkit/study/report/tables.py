@@ -33,7 +33,7 @@ def methods(results: Results) -> pd.DataFrame:
 
 def _of_folds(folds: pd.DataFrame) -> dict[str, Any]:
     """The columns that come from the runs themselves."""
-    interval = statistics.t_interval(folds["score"].to_numpy())
+    interval = statistics.t_interval(folds["score"].to_numpy()).within(0, 100)
     first = folds.iloc[0]
     return {
         "metric": first["metric"],
@@ -153,38 +153,42 @@ class Ranking:
 
     Attributes:
         backbone, shots: of which runs.
-        blocks: `corpora`, or `folds` where there are too few of them.
+        corpora: the corpora that were ranked over, or the one whose folds were.
+        blocks: `corpora`, or `folds` of one corpus.
         methods: in the order of their average ranks.
         ranks: theirs.
     """
 
     backbone: str
     shots: str
+    corpora: list[str]
     blocks: str
     methods: list[str]
     ranks: Ranks
 
 
 def rankings(results: Results) -> list[Ranking]:
-    """Average ranks over corpora, or over folds if there are fewer than three corpora; of the
-    methods that have a score in every block."""
+    """Average ranks over corpora, each of which counts once; with fewer than three corpora, over
+    the folds of each, since a corpus with more folds would count more. Only methods that have a
+    score in every block are ranked."""
     found = []
     for (backbone, shots), table in grouped(results.folds, ["backbone", "shots"]):
-        over_corpora = table["corpus"].nunique() >= FEWEST_CORPORA
-        blocks = ["corpus"] if over_corpora else ["corpus", "fold"]
-        scores = table.pivot_table(index=blocks, columns="method", values="score")
-        scores = scores.dropna(axis="columns")
-        if len(scores) < 2 or len(scores.columns) < 3:
-            continue
-        ranks = statistics.rank(scores.to_numpy())
-        order = np.argsort(ranks.average, kind="stable")
-        found.append(
-            Ranking(
-                backbone, shots, "corpora" if over_corpora else "folds",
-                [str(scores.columns[i]) for i in order],
-                dataclasses.replace(ranks, average=ranks.average[order]),
-            )
-        )  # fmt: skip
+        corpora = [str(corpus) for corpus in table["corpus"].unique()]
+        if len(corpora) >= FEWEST_CORPORA:
+            parts = [("corpora", "corpus", corpora, table)]
+        else:
+            parts = [("folds", "fold", [corpus], part) for (corpus,), part in
+                     grouped(table, ["corpus"])]  # fmt: skip
+        for blocks, column, of, part in parts:
+            scores = part.pivot_table(index=column, columns="method", values="score")
+            scores = scores.dropna(axis="columns")
+            if len(scores) < 2 or len(scores.columns) < 3:
+                continue
+            ranks = statistics.rank(scores.to_numpy())
+            order = np.argsort(ranks.average, kind="stable")
+            names = [str(scores.columns[i]) for i in order]
+            ordered = dataclasses.replace(ranks, average=ranks.average[order])
+            found.append(Ranking(backbone, shots, of, blocks, names, ordered))
     return found
 
 
@@ -221,7 +225,8 @@ def _paired_runs(
 
 
 def _effect(factor: str, values: list[str], table: pd.DataFrame) -> dict[str, Any]:
-    interval = statistics.t_interval((table[values[1]] - table[values[0]]).to_numpy())
+    differences = (table[values[1]] - table[values[0]]).to_numpy()
+    interval = statistics.t_interval(differences).within(-100, 100)
     return {
         "factor": factor.removeprefix("peft."),
         "first": values[0],

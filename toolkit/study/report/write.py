@@ -10,6 +10,7 @@ from toolkit.own_folders import Kind, claimed, require_new
 from toolkit.study.report import html, markdown, plots
 from toolkit.study.report.contents import all_pictures, all_tables
 from toolkit.study.report.load import Results
+from toolkit.study.report.sheet import sheet
 
 REPORT = Kind(
     "report of a study",
@@ -53,8 +54,7 @@ def write_report(results: Results, folder: Path, text: Path | None = None) -> It
             yield folder / "figures" / f"{picture.name}.png"
         drawn = [(p.title, folder / "figures" / f"{p.name}.svg") for p in pictures]
         yield _write(folder / "report.html", html.render(results, tables, drawn))
-        keys = [column.key for column in tables[0].columns]
-        yield _write(folder / "report.csv", tables[0].rows[keys].to_csv(index=False))
+        yield _write(folder / "report.csv", sheet(results).to_csv(index=False))
         named = [(p.title, f"figures/{p.name}.png") for p in pictures]
         yield _write(folder / "report.md", markdown.render(results, tables, named))
     if text is not None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 import platform
 import signal
@@ -12,19 +11,19 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import psutil
 from filelock import FileLock, Timeout
 
 from toolkit.errors import RunError
 from toolkit.features.cache import default_cache_folder
-from toolkit.files import locked_with_others, write_atomically
+from toolkit.files import locked_with_others
 from toolkit.os_errors import sentence
 from toolkit.study.plan import Problem, Run
 from toolkit.study.records import DONE, FAILED, Record, read_record
 from toolkit.study.run.children import Children, end_all
 from toolkit.study.run.outcome import read_outcome
+from toolkit.typed_json import read_if_there, write_json
 
 INTERRUPTED = (130, -signal.SIGINT)
 LOG_LINES = 40
@@ -56,6 +55,27 @@ class Workplace:
         if self.device is not None:
             found["CUDA_VISIBLE_DEVICES"] = str(self.device)
         return found
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessNote:
+    """What distinguishes a process from all others, including a later one with its number."""
+
+    host: str
+    pid: int
+    started: float
+
+    @classmethod
+    def of(cls, process: psutil.Process) -> "ProcessNote":
+        """The note of a process."""
+        return cls(platform.node(), process.pid, process.create_time())
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What the files of a run were made for: the digest of its configuration."""
+
+    digest: str
 
 
 def finished(run: Run) -> Record | None:
@@ -93,10 +113,12 @@ def execute(
         record = read_record(run.folder)
         if record is not None and record.digest != run.digest:
             record = None  # of another configuration
-        if record is not None and (record.done or record.attempts > before):
+        if record is not None and (record.attempts > before or (record.done and not run.again)):
             return record
         output = _prepare(run)
         command = [sys.executable, str(run.train), *run.arguments, "--output_folder", str(output)]
+        if run.again:
+            command += ["--overwrite", "true"]
         started, clock = datetime.now(UTC), time.monotonic()
         with machine(shared=True):
             code, log = _process(command, run, workplace, children)
@@ -160,30 +182,26 @@ def _exclusive(folder: Path) -> Iterator[bool]:
 
 def _still_runs(file: Path) -> bool:
     """Whether the process that was noted in a file is alive on this machine."""
-    if not file.is_file():
+    remedy = "delete it if no process executes this run"
+    noted = read_if_there(file, ProcessNote, lambda values: values, remedy)
+    if noted is None:
         return False
-    noted = json.loads(file.read_text(encoding="utf-8"))
     try:
-        process = psutil.Process(noted["pid"])
+        process = psutil.Process(noted.pid)
         ended = process.status() == psutil.STATUS_ZOMBIE
-        return noted == _identity(process) and not ended
+        return noted == ProcessNote.of(process) and not ended
     except psutil.NoSuchProcess:
         return False
 
 
-def _identity(process: psutil.Process) -> dict[str, Any]:
-    """What distinguishes a process from all others, including a later one with its number."""
-    return {"host": platform.node(), "pid": process.pid, "started": process.create_time()}
-
-
 def _prepare(run: Run) -> Path:
     """The output folder for the recipe; one of another configuration is moved aside."""
-    output, request = run.folder / "train", run.folder / "request.json"
-    if request.is_file() and output.exists():
-        digest = json.loads(request.read_text(encoding="utf-8"))["digest"]
-        if digest != run.digest:
-            output.rename(run.folder / f"train-{digest}-{time.time_ns()}")
-    write_atomically(request, json.dumps({"digest": run.digest}))
+    output, request = run.output, run.folder / "request.json"
+    remedy = f"delete it and {output.name}/ beside it, and the study does this run again"
+    made_for = read_if_there(request, Request, lambda values: values, remedy)
+    if made_for is not None and output.exists() and made_for.digest != run.digest:
+        output.rename(run.folder / f"train-{made_for.digest}-{time.time_ns()}")
+    write_json(request, Request(run.digest))
     return output
 
 
@@ -207,8 +225,7 @@ def _process(
             stderr=subprocess.STDOUT,
         ) as process,
     ):
-        note = json.dumps(_identity(psutil.Process(process.pid)))
-        write_atomically(run.folder / PROCESS, note)
+        write_json(run.folder / PROCESS, ProcessNote.of(psutil.Process(process.pid)))
         try:
             code = process.wait(run.timeout)
         except subprocess.TimeoutExpired:

@@ -1,10 +1,12 @@
 """The queue of a study: which of its runs are done, and executing the others one after another."""
 
+import dataclasses
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
 
-from toolkit.errors import ConfigError, did_you_mean
-from toolkit.study.plan import Problem, Run
+from toolkit.errors import ConfigError, RunError, did_you_mean, listing
+from toolkit.study.plan import Cell, Problem, Run
 from toolkit.study.planner import Planner
 from toolkit.study.records import Record
 from toolkit.study.run.engines import ENGINES, Attempt
@@ -21,6 +23,10 @@ class StudyQueue:
         planner: plans the runs.
         only: see `Planner.cells`.
         limit: the most runs to execute; None: all.
+        overwrite: execute runs again whose clips, backbone or source have changed.
+
+    Raises:
+        RunError: some have changed, and `overwrite` is False.
 
     Attributes:
         runs, problems: the planned runs, and those that cannot be planned.
@@ -29,11 +35,21 @@ class StudyQueue:
         failures: the number of runs that failed in this process.
     """
 
-    def __init__(self, planner: Planner, only: Sequence[str] = (), limit: int | None = None):
+    def __init__(
+        self,
+        planner: Planner,
+        only: Sequence[str] = (),
+        limit: int | None = None,
+        overwrite: bool = False,
+    ):
         planned = list(planner.runs(only))
         self.runs = [run for run in planned if isinstance(run, Run)]
         self.problems = [run for run in planned if isinstance(run, Problem)]
-        unfinished = [run for run in self.runs if finished(run) is None]
+        changes = {run.cell: changed for run in self.runs if (changed := planner.changes(run))}
+        if not overwrite:
+            _refuse_changes(planner.folder, changes)
+        self.runs = [dataclasses.replace(run, again=run.cell in changes) for run in self.runs]
+        unfinished = [run for run in self.runs if run.again or finished(run) is None]
         self.done, self.open = len(self.runs) - len(unfinished), unfinished[:limit]
         self.estimate = Estimate(planner.folder, self.runs)
         self.failures = 0
@@ -86,6 +102,17 @@ class StudyQueue:
             elif busy:
                 yield f"waiting for {len(busy)} runs that other processes are executing"
             pending = busy
+
+
+def _refuse_changes(folder: Path, changes: Mapping[Cell, list[str]]) -> None:
+    """Raise a `RunError` that names the runs whose clips, backbone or source have changed."""
+    if changes:
+        cell, changed = next(iter(changes.items()))
+        raise RunError(
+            f"{len(changes)} runs in {folder} had other clips, another backbone or another source; "
+            f"{cell.name}:\n{listing(changed)}\ndo them again with `--overwrite`, or choose "
+            "another folder with `--output`"
+        )
 
 
 def _line(record: Record) -> str:
