@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from toolkit.data.splits import Split, cross_validation
+from toolkit.data.splits import FIXED, PARTS, Split, cross_validation
 from toolkit.errors import DataError, listing
 from toolkit.features.audio_file import AudioFile
 from toolkit.settings import Settings
@@ -99,6 +99,15 @@ class Manifest:
             ConfigError: cross-validation is not possible with so few folds.
         """
         return cross_validation(self.folds) if self.rounds is None else list(self.rounds)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether there is one round, of a training, a validation and a test part."""
+        return self.rounds is not None and tuple(self.rounds) == FIXED
+
+    def name_of(self, fold: int) -> str:
+        """What a fold is called: `fold 3`, or in a fixed split `training part` and the like."""
+        return f"{PARTS[fold]} part" if self.fixed else f"fold {fold}"
 
     def of_folds(self, folds: Iterable[int]) -> pd.DataFrame:
         """The clips of some folds."""

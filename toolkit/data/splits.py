@@ -26,6 +26,8 @@ class Split:
 
 TRAIN, VALID, TEST = 1, 2, 3
 FIXED = (Split((TRAIN,), VALID, TEST),)
+PARTS = {TRAIN: "training", VALID: "validation", TEST: "test"}
+"""What the folds of a fixed split are called."""
 """The only round of a corpus with a fixed split."""
 
 

@@ -59,7 +59,7 @@ def survey(manifest: Manifest) -> dict[str, pd.DataFrame]:
         length = clips["stop"].fillna(length) - clips["start"].fillna(0.0)
     held = class_matrix(clips["label"], len(manifest.classes))
     per_fold = {
-        f"fold {fold}": held[(clips["fold"] == fold).to_numpy()].sum(axis=0)
+        manifest.name_of(fold): held[(clips["fold"] == fold).to_numpy()].sum(axis=0)
         for fold in manifest.folds
     }
     classes = pd.DataFrame({"class": manifest.classes, "clips": held.sum(axis=0), **per_fold})

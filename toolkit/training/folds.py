@@ -209,6 +209,11 @@ class Fold:
         brain.checkpointer.delete_checkpoints(importance_keys=[validation_score], verbosity=0)
         ddp_barrier()
 
+    @property
+    def name(self) -> str:
+        """The fold that is tested, as it is called."""
+        return self.job.manifest.name_of(self.split.test)
+
     def brain(self) -> ClassificationBrain:
         """A fresh classifier with its training, which continues from this fold's checkpoints."""
         torch.manual_seed(self.seed)
@@ -219,7 +224,7 @@ class Fold:
             AtomicCheckpointer(self.folder / "checkpoints"),
             self.job.progress,
             self.job.output.log(self.split.test),
-            f"fold {self.split.test}",
+            "training" if self.job.manifest.fixed else self.name,
         )
 
     def _plan(self) -> TrainingPlan:
@@ -345,9 +350,9 @@ class Fold:
         )
         write_fold(self.folder, result)
         self.job.progress.line(
-            f"fold {self.split.test}: {result.metric} {100 * result.score:.1f} % on the test fold, "
-            f"with the weights of epoch {result.best_epoch} "
-            f"({100 * result.valid_score:.1f} % on fold {self.split.valid})"
+            f"{self.name}: {result.metric} {100 * result.score:.1f} % in the test, with the "
+            f"weights of epoch {result.best_epoch} ({100 * result.valid_score:.1f} % on the "
+            f"{self.job.manifest.name_of(self.split.valid)})"
         )
 
 
