@@ -184,6 +184,7 @@ def test_a_stopped_study_ends_its_processes_and_says_how_to_go_on(
     study, folder, said = studies.study_of(recipe), tmp_path / "out", tmp_path / "said"
     study.write(tmp_path)
     words = ["study", "run", str(tmp_path / "study.yaml"), "-o", str(folder)]
+    words += ["--recipe", str(recipe)]
     for method in ("linear", "lora"):
         (recipe / f"{method}.hangs").touch()
     first, second = (run.folder for run in studies.planned(study, folder)[:2])

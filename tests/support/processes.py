@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -18,6 +19,8 @@ def forked(work: Callable[[], object], said: Path, stdout: int | None = None) ->
     """
 
     def run() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # `nohup` and `&` ignore them
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         with said.open("wb") as file:
             os.dup2(file.fileno(), 2)
         os.dup2(2 if stdout is None else stdout, 1)
