@@ -50,7 +50,7 @@ def imported(file: Path) -> set[str]:
             names.add(node.module or "")
     folders = (file.parent, ROOT, ROOT / "tests" / "support")
     neighbours = {other.stem for folder in folders for other in folder.glob("*.py")}
-    own = {"toolkit", "toolkit_plugins", "tools", "generated", *neighbours}
+    own = {"toolkit", "toolkit_plugins", "tools", "generated", "method_of_a_test", *neighbours}
     return {name.partition(".")[0] for name in names} - own - sys.stdlib_module_names
 
 

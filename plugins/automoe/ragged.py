@@ -99,7 +99,9 @@ class RaggedExperts(nn.Module):
 
 def owners(widths: Sequence[int]) -> Tensor:
     """The expert of each channel: widths 2, 1 -> 0, 0, 1."""
-    return torch.arange(len(widths)).repeat_interleave(torch.tensor(widths))
+    return torch.arange(len(widths)).repeat_interleave(
+        torch.tensor(widths), output_size=sum(widths)
+    )
 
 
 def front(experts: Bottleneck, widths: Sequence[int]) -> Pack:

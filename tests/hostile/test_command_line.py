@@ -19,6 +19,7 @@ COMMANDS = {
     "train": ["ESC50", "linear"],
     "copy-recipe": ["ESC50", "."],
     "new-plugin": ["thing"],
+    "check-plugin": ["plugins/thing"],
     "predict": ["bundle", "clip.wav"],
     "compress": ["bundle", "--method", "mc_moe", "-o", "out"],
     "prune": ["bundle", "--method", "seer", "-o", "out"],

@@ -56,9 +56,14 @@ def loop(here: Path) -> None:
 
 
 TABLE = (
-    use("no classes", ["a.wav", "--top", "0"], "'--top 0'", "one or more"),
-    use("fewer than no classes", ["a.wav", "--top", "-1"], "'--top -1'"),
-    use("a device of no kind", ["a.wav", "--device", "nonsense"], "device 'nonsense'", "use cpu"),
+    use("no classes", ["a.wav", "--top", "0"], "--top", "from 1 on"),
+    use("fewer than no classes", ["a.wav", "--top", "-1"], "--top", "from 1 on"),
+    use(
+        "a device of no kind",
+        ["a.wav", "--device", "nonsense"],
+        "device 'nonsense'",
+        "--device cpu",
+    ),
     use("a device that is not there", ["a.wav", "--device", "cuda:99"], "device 'cuda:99'"),
     use("a device without a name", ["a.wav", "--device", ""], "device ''"),
     use("a device with a wrong number", ["a.wav", "--device", "cpu:-3"], "device 'cpu:-3'"),

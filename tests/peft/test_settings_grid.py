@@ -101,6 +101,7 @@ def fault_of(setting: str, method: PeftMethod, family: str) -> str | None:
     model.train()
     before = {name: p.detach().clone() for name, p in model.trainable().items()}
     optimizer = torch.optim.SGD(method.parameter_groups(model.trainable(), 1e-3))
+    method.on_epoch_start(backbone, 1, 2)
     for step in (1, 2):
         losses = method.training_losses(
             backbone, lambda x: model(x, lengths), features, tiny_objective(labels)

@@ -28,7 +28,7 @@ def study(recipe: Path, **changes: object) -> Study:
 
 def queue(recipe: Path, **options: bool) -> StudyQueue:
     """The queue of the study, whose clips are in the parent of the recipe."""
-    planner = Planner(study(recipe), recipe.parent / "out", data=recipe.parent)
+    planner = Planner(study(recipe), recipe.parent / "out", data=recipe.parent, recipes=[recipe])
     found = StudyQueue(planner, **options)
     planner.save(found.runs)
     return found
@@ -36,7 +36,7 @@ def queue(recipe: Path, **options: bool) -> StudyQueue:
 
 def keep_identities(recipe: Path) -> None:
     """Write what a recipe writes about the clips of each run."""
-    planner = Planner(study(recipe), recipe.parent / "out", data=recipe.parent)
+    planner = Planner(study(recipe), recipe.parent / "out", data=recipe.parent, recipes=[recipe])
     for run in planner.runs():
         experiment = planner._planned(run.cell).experiment
         root, length = experiment.cache_folder, experiment.options.max_length
@@ -88,7 +88,9 @@ def test_clips_that_are_not_here_are_not_compared(recipe: Path) -> None:
 def test_a_fold_that_the_corpus_lacks_is_a_problem_of_the_plan(
     recipe: Path, tmp_path: Path
 ) -> None:
-    planner = Planner(study(recipe, folds=[1, 9]), tmp_path / "out", data=recipe.parent)
+    planner = Planner(
+        study(recipe, folds=[1, 9]), tmp_path / "out", data=recipe.parent, recipes=[recipe]
+    )
     good, bad = [list(planner.runs([f"*fold-{fold}"])) for fold in (1, 9)]
     assert all(isinstance(run, Run) for run in good)
     assert all(isinstance(run, Problem) for run in bad)
@@ -118,7 +120,9 @@ def test_runs_of_version_0_1_are_recognised(recipe: Path, tmp_path: Path) -> Non
     from toolkit.study.planner import ANYWHERE
 
     def digests(**overrides: object) -> tuple[str, str]:
-        planner = Planner(studies.study_of(recipe, overrides=overrides), tmp_path / "out")
+        planner = Planner(
+            studies.study_of(recipe, overrides=overrides), tmp_path / "out", recipes=[recipe]
+        )
         run = next(iter(planner.runs()))
         configuration = planner._planned(run.cell).configuration
         return run.digest, configuration.digest(ignore=(*ANYWHERE, "windows"))

@@ -11,7 +11,7 @@ from finished_run import WORDS, copy_finished_run
 from recipe import ROOT, TRAIN
 
 from toolkit.bundle import load_bundle
-from toolkit.errors import ConfigError, DataError, RunError
+from toolkit.errors import ConfigError, DataError, PlaceError, RunError
 from toolkit.features import cache
 from toolkit.registry import REGISTRIES
 from toolkit.results import RunResult, read_fold, read_run
@@ -135,11 +135,14 @@ def test_other_clips_are_refused(change, finished: bool, out: Path) -> None:
 def test_overwrite_replaces_a_run_and_nothing_else(out: Path) -> None:
     a_class_more()
     (out / "notes.txt").write_text("mine")
+    with pytest.raises(PlaceError, match=r"also holds notes\.txt"):
+        again("--overwrite")
+    assert len(read_run(out).classes) == 10
+    (out / "notes.txt").rename(out.with_name("notes.txt"))
     (out / "fold-9").mkdir()
     result = again("--overwrite")
     assert len(result.classes) == 11 and read_run(out) == result
     assert not (out / "fold-9").exists()
-    assert (out / "notes.txt").read_text() == "mine"
     assert again().classes == result.classes
 
 
