@@ -121,7 +121,14 @@ def fault_of(setting: str, method: PeftMethod, family: str) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("name", PEFT.names())
+ALWAYS = ("adalora", "dora", "dynmoe", "lora", "soft_moa", "vera")
+"""The other methods are swept by `tools/test --all`."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n in ALWAYS else pytest.param(n, marks=pytest.mark.wide) for n in PEFT.names()],
+)
 def test_every_legal_setting_on_pruned_weights(name: str) -> None:
     faults = {
         f"{setting}={value}": fault

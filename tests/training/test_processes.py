@@ -106,7 +106,7 @@ def _job(family: str, folder: Path, world: int) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("family", ["ast", "wav2vec2"])
+@pytest.mark.parametrize("family", ["ast", pytest.param("wav2vec2", marks=pytest.mark.wide)])
 def test_two_and_three_processes_equal_one(family: str, tmp_path: Path) -> None:
     plugins.discover()
     one, *several = (_job(family, tmp_path, world) for world in (1, 2, 3))
