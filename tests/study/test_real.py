@@ -53,6 +53,8 @@ from toolkit.peft import insertion
 from toolkit.peft.base import PeftMethod
 from toolkit.registry import PEFT
 
+pytestmark = pytest.mark.wide  # a study of minutes
+
 class Nan(nn.Module):
     def __init__(self):
         super().__init__()
