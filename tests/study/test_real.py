@@ -22,6 +22,8 @@ from toolkit.study.run import measure_cost
 from toolkit.testing import tiny_batch, tiny_classifier
 from toolkit.training.experiment import Experiment
 
+pytestmark = pytest.mark.wide  # a study of minutes
+
 plugins.load()
 
 STUDY = """\
@@ -52,8 +54,6 @@ from torch import nn
 from toolkit.peft import insertion
 from toolkit.peft.base import PeftMethod
 from toolkit.registry import PEFT
-
-pytestmark = pytest.mark.wide  # a study of minutes
 
 class Nan(nn.Module):
     def __init__(self):
