@@ -40,6 +40,7 @@ def test_every_name_is_of_its_kind(kind: Any) -> None:
 
 @pytest.mark.parametrize("path", OPTIMISER.paths())
 def test_every_optimiser_of_the_list_trains(path: str) -> None:
+    """Two steps raise no error: `try_optimizer` refuses what does not train."""
     try_optimizer(find_callable("optimizer", f"!name:{path}", trusted=False), 0.01, "cpu")
 
 

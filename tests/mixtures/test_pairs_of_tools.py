@@ -203,6 +203,7 @@ OTHERS = [
 def test_other_mixtures_refuse_every_tool(
     method: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """`refused` asserts the exit status, the one message, and that nothing is written."""
     bundle = bundle_of(folder, method)
     for name in USES:
         with refused(".", bundle, name, capsys):
