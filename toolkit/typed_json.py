@@ -5,7 +5,7 @@ import hashlib
 import json
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, Union, runtime_checkable
 
@@ -54,10 +54,11 @@ def _form(value: Any) -> dict[str, Any]:
 def write_json(file: Path, value: Any, indent: int | None = None) -> None:
     """Write a dataclass to a JSON file, with a checksum that `read_json` compares."""
     values = json.loads(to_json(value))
-    write_atomically(file, json.dumps(values | {CHECKSUM: _checksum(values)}, indent=indent))
+    write_atomically(file, json.dumps(values | {CHECKSUM: checksum(values)}, indent=indent))
 
 
-def _checksum(values: dict[str, Any]) -> str:
+def checksum(values: Mapping[str, Any]) -> str:
+    """The hash of what a JSON file says, the order of its keys and lines apart."""
     text = json.dumps(values, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
@@ -78,7 +79,7 @@ def read_json(file: Path, kind: type[T], upgrade: Callable[[Any], Any], remedy: 
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         saved = values.pop(CHECKSUM, None) if isinstance(values, dict) else None
-        if saved not in (None, _checksum(values)):
+        if saved not in (None, checksum(values)):
             raise ShapeError("its content is not what was saved")
         return from_plain(kind, upgrade(values))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

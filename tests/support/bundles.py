@@ -17,7 +17,7 @@ import torch
 from toolkit import __version__, backbones
 from toolkit.backbones.ast import ASTTiny
 from toolkit.bundle import Bundle, BundleInfo, Origin, load_bundle, save_bundle
-from toolkit.bundle.info import DESCRIPTION, FORMAT, checksum
+from toolkit.bundle.info import DESCRIPTION, FORMAT
 from toolkit.cli import main
 from toolkit.features.pipeline import Pipeline
 from toolkit.inference.predict import predict
@@ -25,6 +25,7 @@ from toolkit.model import AudioClassifier
 from toolkit.registry import CORPORA, PEFT
 from toolkit.settings import NamedSettings
 from toolkit.task import ONE_CLASS, Task
+from toolkit.typed_json import checksum
 
 FRAMES = 64
 TINY_CORPUS = {"name": "synthetic", "clips_per_class": 5}

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from toolkit.model import Pooling
 from toolkit.own_folders import Kind
 from toolkit.settings import NamedSettings
 from toolkit.task import ONE_CLASS, SEVERAL_CLASSES, TaskName
-from toolkit.typed_json import Scalar, ShapeError, from_plain, to_json
+from toolkit.typed_json import CHECKSUM, Scalar, ShapeError, checksum, from_plain, to_json
 
 FORMAT = 2
 """Format 1 had no checksum, and its fingerprint covered the backbone's weights alone."""
@@ -121,7 +121,7 @@ class BundleInfo:
     def text(self) -> str:
         """The content of `bundle.json`, which `read_info` reads."""
         values = json.loads(to_json(self))
-        return json.dumps(values | {"checksum": checksum(values)}, indent=2)
+        return json.dumps(values | {CHECKSUM: checksum(values)}, indent=2)
 
 
 def check_classes(classes: Sequence[str]) -> None:
@@ -139,11 +139,6 @@ def check_classes(classes: Sequence[str]) -> None:
         raise ShapeError(f"two classes have the same name: {listed(twice)}")
 
 
-def checksum(values: Mapping[str, Any]) -> str:
-    """The hash of everything that `bundle.json` says, the order of its keys and lines apart."""
-    return hash_of(json.dumps(values, sort_keys=True).encode())
-
-
 def read_info(folder: Path) -> BundleInfo:
     """Read `bundle.json`, also of format 1 and from before bundles named their task.
 
@@ -158,7 +153,7 @@ def read_info(folder: Path) -> BundleInfo:
             f"{folder} has the format {values.get('format')!r:.60}, this toolkit reads 1 and "
             f"{FORMAT}; use the version that wrote it ({version!r:.60})"
         )
-    if values["format"] == FORMAT and values.pop("checksum", None) != checksum(values):
+    if values["format"] == FORMAT and values.pop(CHECKSUM, None) != checksum(values):
         raise BundleError(f"{file} is damaged: its content is not what was saved")
     try:
         return from_plain(BundleInfo, _with_task(values))
