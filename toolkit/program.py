@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any, TypeGuard
 
@@ -109,6 +110,22 @@ class Program:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
+
+
+@contextlib.contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Put back the handlers of the signals that end a program, which the block may exchange.
+
+    A library that starts processes of its own may do so, such as Ray.
+    """
+    handlers = {number: signal.getsignal(number) for number in STOPPING}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                if handler is not None:
+                    signal.signal(number, handler)
 
 
 def _is_loop(error: BaseException | None) -> TypeGuard[OSError]:

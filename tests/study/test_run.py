@@ -176,15 +176,25 @@ def test_the_process_of_a_killed_study_is_left_to_its_end(recipe: Path, tmp_path
     assert studies.executions(recipe) == ["lora 1 1", "lora 1 1"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("number", "engine"),
+    [
+        (signal.SIGTERM, "local"),
+        (signal.SIGINT, "local"),
+        (signal.SIGHUP, "local"),
+        (signal.SIGTERM, "ray"),
+    ],
+)
 def test_a_stopped_study_ends_its_processes_and_says_how_to_go_on(
-    recipe: Path, tmp_path: Path, number: signal.Signals
+    recipe: Path, tmp_path: Path, number: signal.Signals, engine: str
 ) -> None:
     """What is done stays; the same command does the rest."""
+    if engine == "ray":
+        pytest.importorskip("ray", reason="needs Ray: pip install 'audio-peft-toolkit[ray]'")
     study, folder, said = studies.study_of(recipe), tmp_path / "out", tmp_path / "said"
     study.write(tmp_path)
     words = ["study", "run", str(tmp_path / "study.yaml"), "-o", str(folder)]
-    words += ["--recipe", str(recipe)]
+    words += ["--recipe", str(recipe), "--engine", engine]
     for method in ("linear", "lora"):
         (recipe / f"{method}.hangs").touch()
     first, second = (run.folder for run in studies.planned(study, folder)[:2])

@@ -10,10 +10,16 @@ import torch
 
 from toolkit import system
 from toolkit.errors import ConfigError
+from toolkit.program import handlers_kept
 from toolkit.study.plan import Run
 from toolkit.study.records import Record
 from toolkit.study.run.children import GRACE_SECONDS, Children, Stopping
-from toolkit.study.run.process import Workplace, execute, record_failure
+from toolkit.study.run.process import (
+    Workplace,
+    end_left_processes,
+    execute,
+    record_failure,
+)
 
 Attempt = tuple[Run, int]
 """A run, and how often it was executed before."""
@@ -71,7 +77,8 @@ def run_on_ray(attempts: Sequence[Attempt], jobs: int | None) -> Ended:
         ) from None
     started_here = not ray.is_initialized()
     if started_here:
-        ray.init(include_dashboard=False, log_to_driver=False)
+        with handlers_kept():
+            ray.init(include_dashboard=False, log_to_driver=False)
     waiting: dict[Any, Attempt] = {}
     try:
         gpus = ray.cluster_resources().get("GPU", 0)
@@ -95,6 +102,7 @@ def run_on_ray(attempts: Sequence[Attempt], jobs: int | None) -> Ended:
             ray.cancel(reference)
         if waiting:
             ray.wait(list(waiting), num_returns=len(waiting), timeout=GRACE_SECONDS)
+            end_left_processes([run for run, _ in waiting.values()])
         raise
     finally:
         if started_here:

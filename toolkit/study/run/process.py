@@ -2,13 +2,14 @@
 
 import contextlib
 import dataclasses
+import math
 import os
 import platform
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from toolkit.files import locked_with_others
 from toolkit.os_errors import sentence
 from toolkit.study.plan import Problem, Run
 from toolkit.study.records import DONE, FAILED, Record, read_record
-from toolkit.study.run.children import Children, end_all
+from toolkit.study.run.children import GRACE_SECONDS, Children, end_all
 from toolkit.study.run.outcome import read_outcome
 from toolkit.typed_json import read_if_there, write_json
 
@@ -175,23 +176,35 @@ def _exclusive(folder: Path) -> Iterator[bool]:
     """Whether no other study and no process left by a killed study executes this run."""
     try:
         with FileLock(folder / ".lock", timeout=0):
-            yield not _still_runs(folder / PROCESS)
+            yield _noted(folder / PROCESS) is None
     except Timeout:
         yield False
 
 
-def _still_runs(file: Path) -> bool:
-    """Whether the process that was noted in a file is alive on this machine."""
+def _noted(file: Path) -> psutil.Process | None:
+    """The process that was noted in a file, if it is alive on this machine."""
     remedy = "delete it if no process executes this run"
     noted = read_if_there(file, ProcessNote, lambda values: values, remedy)
     if noted is None:
-        return False
+        return None
     try:
         process = psutil.Process(noted.pid)
         ended = process.status() == psutil.STATUS_ZOMBIE
-        return noted == ProcessNote.of(process) and not ended
+        return process if noted == ProcessNote.of(process) and not ended else None
     except psutil.NoSuchProcess:
-        return False
+        return None
+
+
+def end_left_processes(runs: Sequence[Run]) -> None:
+    """Wait for the processes of interrupted runs to end, and kill those that do not.
+
+    Processes on other machines are left to the workers there.
+    """
+    noted = [process for run in runs if (process := _noted(run.folder / PROCESS)) is not None]
+    _, alive = psutil.wait_procs(noted, GRACE_SECONDS)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def _prepare(run: Run) -> Path:
@@ -227,7 +240,8 @@ def _process(
     ):
         write_json(run.folder / PROCESS, ProcessNote.of(psutil.Process(process.pid)))
         try:
-            code = process.wait(run.timeout)
+            # With a limit it polls, so that the interruption of a Ray task arrives.
+            code = process.wait(run.timeout or math.inf)
         except subprocess.TimeoutExpired:
             end_all([process])
             stream.write(f"\nerror: stopped after {run.timeout:.0f} s, the study's timeout\n")
