@@ -38,6 +38,14 @@ def golden() -> Path:
     return GOLDEN
 
 
+@pytest.fixture(scope="session")
+def programs() -> Path:
+    """A folder with the programs `python`, `toolkit` and `torchrun`, which start at once."""
+    from programs import warm_programs
+
+    return warm_programs()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cache for fixtures that are shared by tests, so that the user's own is never used."""

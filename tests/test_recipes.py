@@ -1,11 +1,10 @@
 """Every configuration of the recipes and plugins, through the real command line in debug mode."""
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
-from recipe import ROOT, command
+from recipe import ROOT, run
 
 from toolkit.registry import PEFT
 
@@ -23,13 +22,7 @@ def test_debug_run(
     file: Path, tmp_path: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TOOLKIT_CACHE", str(shared_cache))
-    done = subprocess.run(
-        command(file, "--debug", "--batch_size", "8", "--output_folder", "out"),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = run(file, "--debug", "--batch_size", "8", "--output_folder", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "out-debug" / "result.json").read_text())
     assert result["parameters"]["method"] > 0 and result["embedded"]

@@ -9,13 +9,11 @@ says what is changed so that commands take seconds.
 import os
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from bundles import tiny_bundle
 from code_blocks import ROOT, Block, blocks, pages, shortened
-from programs import warm_programs
 
 from toolkit import plugins
 from toolkit.data.corpora.miniature import write_tones
@@ -77,13 +75,6 @@ def material(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Pa
     write_tones({folder / "dog.wav": 0})
     write_tones({folder / "long.wav": 1}, seconds=3)
     return folder
-
-
-@pytest.fixture(scope="session")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with the programs `toolkit` and `python`, see `warm_programs`."""
-    with warm_programs(tmp_path_factory.mktemp("programs")) as folder:
-        yield folder
 
 
 @pytest.fixture

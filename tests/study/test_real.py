@@ -3,13 +3,13 @@ and what is measured for timings."""
 
 import dataclasses
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from programs import warm_programs
 from recipe import ROOT, TRAIN
 from torch import nn
 
@@ -83,7 +83,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
         (plugin / f"{name}.py").write_text(code)
         (plugin / f"{name}.yaml").write_text(f"extends: base.yaml\npeft: {{name: {name}}}\n")
     (place / "tiny.yaml").write_text(STUDY)
-    command = [sys.executable, str(ROOT / "tools" / "benchmark.py"), "tiny.yaml"]
+    command = [warm_programs() / "python", str(ROOT / "tools" / "benchmark.py"), "tiny.yaml"]
     done = subprocess.run(
         [*command, "--plugins", "methods", "--output", "out"],
         cwd=place,

@@ -1,10 +1,10 @@
 """A study of a corpus whose clips may have several classes: run, timed and reported."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from programs import warm_programs
 from recipe import ROOT
 
 from toolkit.study.records import read_record, read_timing
@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the study after a run and a round of timings, each by its command line."""
     place = tmp_path_factory.mktemp("several")
     (place / "several.yaml").write_text(STUDY.replace("RECIPE", str(ROOT / "recipes" / "FSD50K")))
-    command = [sys.executable, str(ROOT / "tools" / "benchmark.py"), "several.yaml"]
+    command = [warm_programs() / "python", str(ROOT / "tools" / "benchmark.py"), "several.yaml"]
     for further in ([], ["--timings", "--rounds", "1"]):
         done = subprocess.run(
             [*command, "--output", "out", *further], cwd=place, capture_output=True, text=True

@@ -1,9 +1,12 @@
 """The programs `toolkit`, `python` and `torchrun`, which start at once: see `warm_python`."""
 
+import atexit
 import contextlib
+import functools
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +16,17 @@ ROOT = Path(__file__).parents[2]
 PROGRAMS = {"python": "", "toolkit": "-m toolkit", "torchrun": "-m torch.distributed.run"}
 
 
+@functools.cache
+def warm_programs() -> Path:
+    """A folder with the programs, which work until this process ends."""
+    stack = contextlib.ExitStack()
+    atexit.register(stack.close)
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    return stack.enter_context(_served(folder))
+
+
 @contextlib.contextmanager
-def warm_programs(folder: Path) -> Iterator[Path]:
+def _served(folder: Path) -> Iterator[Path]:
     """Write the programs into a folder; they work until the context ends."""
     server = folder / "server"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

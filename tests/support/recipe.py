@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from programs import warm_programs
+
 ROOT = Path(__file__).parents[2]
 TRAIN = ROOT / "recipes" / "ESC50" / "train.py"
 SMALL = [
@@ -13,19 +15,19 @@ SMALL = [
 ]  # fmt: skip
 
 
-def command(*arguments: object, processes: int = 1) -> list[str]:
-    """The command line of the ESC-50 recipe, started on one or several processes."""
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-        launcher += ["--master_port", str(20000 + os.getpid() % 20000)]
-    return [*launcher, str(TRAIN), *map(str, arguments)]
+def command(*arguments: object) -> list[str]:
+    """The command line of the ESC-50 recipe."""
+    return [sys.executable, str(TRAIN), *map(str, arguments)]
 
 
 def run(*arguments: object, cwd: Path, processes: int = 1) -> subprocess.CompletedProcess[str]:
-    """Run the recipe to its end in the working directory `cwd`."""
+    """Run the recipe to its end in the working directory `cwd`, in one or several processes."""
+    launcher: list[object] = [warm_programs() / "python"]
+    if processes > 1:
+        launcher = [warm_programs() / "torchrun", "--nproc_per_node", processes]
+        launcher += ["--master_port", 20000 + os.getpid() % 20000]
     return subprocess.run(
-        command(*arguments, processes=processes),
+        [*map(str, launcher), str(TRAIN), *map(str, arguments)],
         cwd=cwd,
         capture_output=True,
         text=True,

@@ -4,11 +4,10 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from programs import ROOT, warm_programs
+from programs import ROOT
 from recipe import SMALL, TRAIN
 
 from toolkit.data.synthetic.corpus import write_corpus
@@ -55,13 +54,6 @@ class Command:
         result = json.loads((out / "result.json").read_text())
         kept = ("score", "valid_score", "best_epoch", "confusion", "metrics")
         return (out / "predictions.csv").read_bytes(), {key: result[key] for key in kept}
-
-
-@pytest.fixture(scope="module")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a Python that starts at once."""
-    with warm_programs(tmp_path_factory.mktemp("programs")) as folder:
-        yield folder
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from programs import warm_programs
 from recipe import ROOT, SMALL, command, run
 
 from toolkit.data.synthetic.corpus import write_corpus
@@ -86,7 +87,7 @@ def test_predict_agrees_with_the_run(finished: Path, corpus: Path) -> None:
     names = list(table.index[:4])
     files = [str(corpus / "audio" / name) for name in names]
     done = subprocess.run(
-        [sys.executable, "-m", "toolkit", "predict", str(bundle), *files, "--json"],
+        [warm_programs() / "toolkit", "predict", str(bundle), *files, "--json"],
         capture_output=True,
         text=True,
     )
