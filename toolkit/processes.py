@@ -25,6 +25,15 @@ def total(values: Tensor) -> Tensor:
     return summed
 
 
+def first(values: Tensor) -> Tensor:
+    """The values of the first process; without gradient."""
+    if not _several():
+        return values
+    shared = values.detach().clone()
+    distributed.broadcast(shared, src=0, group=_group())
+    return shared
+
+
 def longest(size: int, device: torch.device) -> int:
     """The largest of one number per process."""
     if not _several():

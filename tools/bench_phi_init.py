@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Measure which start of Soft-MoA's slot embeddings trains best, on validation folds of ESC-50.
 
-    python tools/bench_phi_init.py --data ../shared/data/ESC-50 [--folds 1,3] [--seeds 1,2]
+    python tools/bench_phi_init.py --data data/ESC-50 [--folds 1,3] [--seeds 1,2]
                                    [--epochs 5] [--per_class 8] [--seconds 240] [--output DIR]
 
 For every validation fold and seed, the embedded small AST is trained with each `phi_init` on

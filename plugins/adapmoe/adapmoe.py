@@ -86,8 +86,6 @@ class AdapMoE(MixtureTool):
             visit(model, data, clips, trace.see)
         budget = self._budget(trace, sensitivities)
         thresholds = {site: threshold_of(budget, s) for site, s in sensitivities.items()}
-        predictor = self._predictor(trace, thresholds)
-        run = trace.clips(thresholds, predictor, self.prefetch == "gate_reuse")
         calibration: dict[str, Any] = {
             "score_at_top_k": at_top_k,
             "active_at_top_k": trace.active_at_top_k(),
@@ -96,8 +94,10 @@ class AdapMoE(MixtureTool):
             "thresholds": thresholds,
             "prefetch_accuracy": trace.accuracies(thresholds),
         }
-        slots = None
+        slots = predictor = None
         if self.cache_slots is not None:
+            predictor = self._predictor(trace, thresholds)
+            run = trace.clips(thresholds, predictor, self.prefetch == "gate_reuse")
             curves = self._curves(trace.experts, run)
             slots = self._slots(curves, self.cache_slots)
             calibration |= self._foreseen(run, curves, slots)
@@ -107,7 +107,7 @@ class AdapMoE(MixtureTool):
             router.active.zero_()
         return {
             "slots": slots,
-            "first_layer": None if predictor is None or slots is None else predictor.dim,
+            "first_layer": None if predictor is None else predictor.dim,
             "calibration": calibration,
         }
 

@@ -153,6 +153,7 @@ class CachedExperts(nn.Module):
         cache: the experts in it, and its counts.
         following: the adaptive routers and the cached experts of the next mixtures, nearest first,
             for which experts are prefetched here.
+        predictor: of the first mixture, which `foresee` asks.
     """
 
     def __init__(self, store: Experts, single: Experts, slots: int, room: int = 1) -> None:
@@ -162,7 +163,7 @@ class CachedExperts(nn.Module):
         self.cache: LRUCache[Copy] = LRUCache(slots, room)
         self._version = 0
         self.following: tuple[tuple[AdaptiveRouter, CachedExperts], ...] = ()
-        self.predictor: Predictor
+        self.predictor: Predictor | None = None
         self._stream: torch.cuda.Stream | None = None
 
     def mix(self, x: Tensor, gates: Tensor) -> Tensor:
@@ -209,6 +210,7 @@ class CachedExperts(nn.Module):
         Args:
             tokens: mean of each clip's tokens in front of the first block, [B, d].
         """
+        assert self.predictor is not None  # of the first mixture, the only one that is asked
         wanted = self.predictor.ranking(tokens)
         self._current().prefetch(wanted, lambda e: self._load(e, tokens.device))
 

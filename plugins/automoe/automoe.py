@@ -12,6 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from toolkit import processes
 from toolkit.backbones.base import Backbone, Site
 from toolkit.errors import ConfigError
 from toolkit.model import AudioClassifier
@@ -122,9 +123,7 @@ class AutoMoE(PeftMethod):
         """
         if self.genome is not None:
             return super().training_losses(backbone, forward, features, objective)
-        seed = torch.randint(2**31, (1,), device="cpu").to(features.device)
-        if torch.distributed.is_initialized():
-            torch.distributed.broadcast(seed, src=0)
+        seed = processes.first(torch.randint(2**31, (1,), device="cpu").to(features.device))
         drawn = self.space(backbone).random(Random(int(seed)))
         with self.subnet(backbone, drawn):
             return super().training_losses(backbone, forward, features, objective)

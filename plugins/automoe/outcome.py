@@ -21,7 +21,7 @@ from ruamel.yaml.tag import Tag
 from toolkit.bundle import Origin, save_bundle
 from toolkit.config import CommandLine, recipe_of, typed
 from toolkit.config.tree import Tagged
-from toolkit.files import write_atomically
+from toolkit.files import errors_name, write_atomically
 from toolkit.model import AudioClassifier
 from toolkit.registry import REGISTRIES
 from toolkit.training.experiment import Experiment, say
@@ -103,7 +103,7 @@ class Outcome:
             stopwatch: measures the front again if the budget bounds latency.
 
         Returns:
-            what `report.json` holds.
+            What `report.json` holds.
         """
         front = pareto_front(self.state, list(self.budget))
         measured = {}
@@ -116,7 +116,8 @@ class Outcome:
             folder / "pareto.csv", on_front.sort_values("valid_loss").to_csv(index=False)
         )
         figure = draw(table, self.budget)
-        FigureCanvasAgg(figure).print_png(folder / "pareto.png")
+        with errors_name(folder / "pareto.png"):
+            FigureCanvasAgg(figure).print_png(folder / "pareto.png")
         winner = self.state.best
         write_atomically(folder / "winner.yaml", self.winner_yaml(folder))
         self.write_bundle(folder, winner)
@@ -240,6 +241,7 @@ class Outcome:
             self.fold.task,
             pipeline=experiment.pipeline,
             origin=origin,
+            windows=experiment.options.windows,
         )
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 import torch
@@ -11,12 +12,12 @@ import torch
 from toolkit.config import CommandLine
 from toolkit.data.sampling import derive_seed
 from toolkit.errors import ConfigError, RunError, listing
+from toolkit.features.windows import over_clips
 from toolkit.files import write_atomically
 from toolkit.mixtures.observe import some_of
 from toolkit.model import AudioClassifier
 from toolkit.registry import SEARCHES
 from toolkit.settings import setting
-from toolkit.task import Label
 from toolkit.training.experiment import Experiment, say
 from toolkit.training.folds import Fold, Job, require_same
 from toolkit.training.output import OutputFolder
@@ -194,28 +195,33 @@ class Fitness:
         self.model, self.task = model, fold.task
         chosen = fold.valid if clips is None else some_of(fold.valid, clips)
         device = fold.experiment.device
-        self.batches = [
-            batch.to(device) for batch in fold.evaluation_loader(chosen, windows="first")
-        ]
-        self.count = len(chosen)
+        self.batches = [batch.to(device) for batch in fold.evaluation_loader(chosen)]
 
     @torch.inference_mode()
     def __call__(self, genome: Genome) -> dict[str, float]:
-        """`valid_loss`, the mean over the clips, and `valid_score`, both of the corpus's task."""
+        """`valid_loss`, the mean over the clips, and `valid_score`, both of the corpus's task.
+
+        A clip that is longer than the backbone reads counts once, as in training's validation.
+        """
         model, task = self.model, self.task
-        loss = 0.0
-        truths: list[Label] = []
-        probabilities: list[list[float]] = []
+        windows: list[dict[str, Any]] = []
         with method_of(model).subnet(model.backbone, genome):
             for batch in self.batches:
                 logits = model.logits(batch.features, batch.lengths).float()
-                loss += (
-                    task.losses(logits, task.targets(batch.labels, logits.shape[1])).sum().item()
-                )
-                truths += task.truths(batch.labels)
-                probabilities += task.probabilities(logits).tolist()
-        score = task.score(task.table(truths, probabilities))
-        return {"valid_loss": loss / self.count, "valid_score": score}
+                losses = task.losses(logits, task.targets(batch.labels, logits.shape[1])).tolist()
+                truths, probabilities = task.truths(batch.labels), task.probabilities(logits)
+                windows += [
+                    {"id": name, "truth": truth, "probabilities": values, "loss": loss}
+                    for name, truth, values, loss in zip(
+                        batch.ids, truths, probabilities.tolist(), losses, strict=True
+                    )
+                ]
+        clips = over_clips(windows)
+        table = task.table(*([clip[key] for clip in clips] for key in ("truth", "probabilities")))
+        return {
+            "valid_loss": fmean(clip["loss"] for clip in clips),
+            "valid_score": task.score(table),
+        }
 
 
 @dataclasses.dataclass

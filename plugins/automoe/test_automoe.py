@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,9 +30,11 @@ from toolkit.bundle import load_bundle
 from toolkit.data.corpora.synthetic import write_corpus
 from toolkit.errors import ConfigError, RunError
 from toolkit.experts.bottleneck import Bottleneck
+from toolkit.features.batch import Batch
 from toolkit.model import AudioClassifier
 from toolkit.peft import insertion
 from toolkit.registry import PEFT, SEARCHES
+from toolkit.task import ONE_CLASS
 from toolkit.testing import (
     CLASSES,
     check_method,
@@ -69,6 +72,7 @@ from toolkit_plugins.automoe.mixture import (  # noqa: E402
     SwitchMixture,
 )
 from toolkit_plugins.automoe.outcome import pareto_front  # noqa: E402
+from toolkit_plugins.automoe.search import Fitness  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 GENOME = (Gene("mhsa", (4, 8), 1), Gene("both", (16, 4, 4), 2))
@@ -504,6 +508,32 @@ def test_pareto_front_by_comparing_all_pairs() -> None:
     expected = [g for g, v in found.items() if not any(beats(w, v) for w in found.values())]
     assert pareto_front(State(found), ["a", "b"]) == expected
     assert 1 < len(expected) < len(found)
+
+
+@pytest.mark.parametrize("windows", [1, 3])
+def test_fitness_counts_every_clip_once(windows: int) -> None:
+    """However many windows it has: the loss and the prediction are means over them."""
+    method = automoe.AutoMoE(max_experts=2, ranks=[4])
+    model = AudioClassifier(tiny_backbone(), method, CLASSES, "all").eval()
+    features, labels = tiny_batch(model.backbone, windows + 1)
+    labels[:windows] = labels[0]
+    batch = Batch(["long"] * windows + ["short"], features, labels)
+    fold: Any = SimpleNamespace(
+        task=ONE_CLASS,
+        valid=pd.DataFrame({"id": ["long", "short"]}),
+        experiment=SimpleNamespace(device="cpu"),
+        evaluation_loader=lambda clips: [batch],
+    )
+    genome = method.space(model.backbone).largest
+    found = Fitness(model, fold, None)(genome)
+    with torch.no_grad():
+        logits = model.logits(features)
+    losses = functional.cross_entropy(logits, labels, reduction="none")
+    expected = (losses[:windows].mean() + losses[windows]) / 2
+    assert found["valid_loss"] == pytest.approx(expected.item(), rel=1e-5)
+    means = torch.stack([logits.softmax(1)[:windows].mean(0), logits.softmax(1)[windows]])
+    right = (means.argmax(1) == labels[[0, windows]]).float().mean().item()
+    assert found["valid_score"] == pytest.approx(right)
 
 
 # The command

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.optim import Optimizer
 
+from toolkit import processes
 from toolkit.backbones.base import Backbone, Placement
 from toolkit.errors import ConfigError
 from toolkit.experts.base import Experts
@@ -147,8 +148,7 @@ class DynMoE(BlockMethod):
         window = self.window(mixtures[0].steps_per_epoch)
         if window is None:
             return
-        if torch.distributed.is_initialized():
-            torch.distributed.all_reduce(seen)
+        seen = processes.total(seen)
         if window.is_open(step):
             for mixture, row in zip(mixtures, seen, strict=True):
                 mixture.record.add_(row)

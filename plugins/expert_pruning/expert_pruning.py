@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.optim import Optimizer
 
+from toolkit import processes
 from toolkit.backbones.base import Backbone
 from toolkit.errors import ConfigError
 from toolkit.experts.base import Experts
@@ -105,9 +106,7 @@ class ExpertPruning(TopKMethod):
     ) -> None:
         """Score the experts and, at the end of a window, drop those with too low a score."""
         mixtures = [m for m in insertion.inserted(backbone) if isinstance(m, PrunedMixture)]
-        seen = torch.stack([mixture.take_seen() for mixture in mixtures])
-        if torch.distributed.is_initialized():
-            torch.distributed.all_reduce(seen)
+        seen = processes.total(torch.stack([mixture.take_seen() for mixture in mixtures]))
         threshold = self._threshold(step, total_steps)
         for mixture, row in zip(mixtures, seen, strict=True):
             if self.schedule == "growing":

@@ -6,6 +6,7 @@ mixture of adapters.
 
 from typing import Any, Literal
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -109,7 +110,11 @@ class MCMoE(MixtureTool):
         return {"widths": widths}
 
     def _calibrated(
-        self, model: AudioClassifier, data: MixtureData, clips: Any, stage: dict[str, Mixture]
+        self,
+        model: AudioClassifier,
+        data: MixtureData,
+        clips: pd.DataFrame,
+        stage: dict[str, Mixture],
     ) -> tuple[dict[str, calibration.Usage], dict[str, dict[str, dict[int, Quantised]]]]:
         """How some mixtures use their experts, and each of their packed weights at each width."""
         usages = {
@@ -243,7 +248,7 @@ class MCMoE(MixtureTool):
         self,
         model: AudioClassifier,
         data: MixtureData,
-        clips: Any,
+        clips: pd.DataFrame,
         quantised: dict[str, dict[str, dict[int, Quantised]]],
     ) -> dict[str, dict[int, Tensor]]:
         """epsilon of each expert at each width: the norm of the change in the mixture's output."""

@@ -100,7 +100,7 @@ class MuMoE(PeftMethod):
 
 
 class MultilinearMixture(Mixture):
-    """A block of two multilinear layers with its gates.
+    """A block of multilinear layers with its gates.
 
     Args:
         block: the layers and gates.

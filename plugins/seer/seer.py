@@ -74,6 +74,7 @@ class Seer(MixtureTool):
         """Count how much experts are used, prune, and fine-tune."""
         found = mixtures(model.backbone)
         self._refuse(model, found)
+        schedule = self.schedule(model, len(data.calibration))
         before = sum(p.numel() for p in model.trainable().values())
         counts = {site: Count(self.count, m.k or self.topk) for site, m in found.items()}
         clips = some_of(data.calibration, self.calibration_clips)
@@ -82,7 +83,6 @@ class Seer(MixtureTool):
         kept = chosen_most(scores, self.scope, self.keep_ratio, self.min_per_layer)
         self._cut(model, kept)
         pruned = data.score(model, data.test)
-        schedule = self.schedule(model, len(data.calibration))
         entropies = self._finetune(model, data, schedule)
         k = schedule[-1]
         renormalise = self._set_k(model, k)
@@ -155,6 +155,9 @@ class Seer(MixtureTool):
 
         Returns:
             At least one, which is meant for a model that is not fine-tuned.
+
+        Raises:
+            ConfigError: `k_schedule` names a step after the last one.
         """
         steps = self.epochs * math.ceil(clips / self.batch_size)
         numbers = range(max(steps, 1))
@@ -162,6 +165,11 @@ class Seer(MixtureTool):
             k = next((mixture.router.k for mixture in topk_mixtures(model.backbone)), None)
             return [k and k - step * k // len(numbers) for step in numbers]
         last_first = self.k_schedule[::-1]
+        if last_first and last_first[0][0] not in numbers:
+            raise ConfigError(
+                f"'k_schedule' changes k at step {last_first[0][0]}, and there are {len(numbers)} "
+                "steps of fine-tuning (from 0): raise `--epochs`, or name an earlier step"
+            )
         return [next((k for begin, k in last_first if begin <= step), None) for step in numbers]
 
     def _set_k(self, model: AudioClassifier, k: int | None) -> bool | None:

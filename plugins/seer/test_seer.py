@@ -175,7 +175,7 @@ def test_a_step_on_the_entropy_alone_lowers_it(kind: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("renormalise", [None, True])
-def test_one_expert_a_token_is_the_most_probable_one(renormalise: bool | None) -> None:
+def test_one_expert_per_token_is_the_most_probable_one(renormalise: bool | None) -> None:
     """Property 5, with the schedule's last k; its gate is its probability, or 1 if asked for."""
     model = tiny_mixture("topk_moa")
     settings = {"k_schedule": [[0, 2], [1, 1]], "epochs": 1, "batch_size": 4}
@@ -245,7 +245,12 @@ def test_k_is_as_trained_until_the_schedule_begins() -> None:
     assert [k for training, k in seen if training] == [2, 2, 1]
     assert {k for training, k in seen if not training} == {2}  # the accuracy of stage 1 alone
     assert plan["k"] == mixture.router.k == 1
-    assert tool(k_schedule=[[2, 1]]).apply(model, tiny_data(model.backbone))["k"] is None
+
+
+def test_a_schedule_that_never_begins_is_refused() -> None:
+    made = tool(k_schedule=[[0, 2], [3, 1]], epochs=1, batch_size=4)
+    with pytest.raises(ConfigError, match=r"at step 3, and there are 3 steps.*--epochs"):
+        made.schedule(tiny_mixture("topk_moa"), clips=10)
 
 
 def test_finetuning_lowers_entropy_more_with_a_larger_weight_and_is_seeded() -> None:

@@ -606,6 +606,7 @@ def test_the_csv_holds_comparisons_ranks_and_settings(tmp_path: Path) -> None:
         name = values["cell"]["method"]
         values["outcome"]["configuration"] |= {
             "peft.name": name.partition(",")[0], "label": "same", "output_folder": str(number),
+            "epochs": len(name),
         } | ({"peft.rank": int(name[-1])} if "rank" in name else {})  # fmt: skip
         record.write_text(json.dumps(values))
     results = Results.read(tmp_path)
@@ -626,6 +627,7 @@ def test_the_csv_holds_comparisons_ranks_and_settings(tmp_path: Path) -> None:
     )
     assert sheet.loc["linear", "peft.name"] == "linear"
     assert not {"label", "output_folder", "seed", "lr"} & set(sheet.columns)
+    assert (sheet["epochs"] == 4).all()  # a column of both: as the table of methods has it
 
 
 def test_a_class_named_like_a_formula_is_drawn(tmp_path: Path) -> None:

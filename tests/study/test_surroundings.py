@@ -9,6 +9,8 @@ from toolkit.data.synthetic.corpus import write_corpus
 from toolkit.errors import ConfigError, RunError
 from toolkit.study.plan import Problem, Run
 from toolkit.study.planner import Planner
+from toolkit.study.run.children import Children, Stopping
+from toolkit.study.run.process import Workplace, execute
 from toolkit.study.run.queue import StudyQueue
 from toolkit.study.spec import Study
 from toolkit.training.identity import Identity, clips_of, fingerprint, identity_of
@@ -69,6 +71,21 @@ def test_other_clips_are_refused_or_run_again(recipe: Path) -> None:
     assert len(lines) == 4 and len(studies.executions(recipe)) == 8
     keep_identities(recipe)
     assert queue(recipe).open == []
+
+
+def test_an_interrupted_overwrite_leaves_no_old_result_that_counts(recipe: Path) -> None:
+    """The recipe has noted the new clips when it is stopped, so that nothing seems to change."""
+    list(queue(recipe).run("local", 1))
+    keep_identities(recipe)
+    change_a_clip(recipe)
+    run, *others = queue(recipe, overwrite=True).open
+    children = Children()
+    children.end()
+    with pytest.raises(Stopping):
+        execute(run, Workplace("local", str(recipe), 1), before=1, children=children)
+    keep_identities(recipe)
+    assert [again.cell for again in queue(recipe).open] == [run.cell]
+    assert len(others) == 3
 
 
 def test_runs_that_say_nothing_of_their_clips_stay_done(recipe: Path) -> None:

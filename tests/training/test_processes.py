@@ -142,8 +142,9 @@ def test_joint_batch_norm_is_batch_norm() -> None:
 def test_alone_nothing_is_shared() -> None:
     values: Tensor = torch.randn(3, 2)
     assert processes.number() == 1
-    for same in (processes.total(values), processes.gather(values, 3), processes.own(values)):
-        assert same is values
+    for same in (processes.total, processes.first, processes.own):
+        assert same(values) is values
+    assert processes.gather(values, 3) is values and processes.longest(3, values.device) == 3
 
 
 def _probabilities(predictions: pd.DataFrame) -> Tensor:

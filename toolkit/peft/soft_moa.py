@@ -81,8 +81,8 @@ class SoftMoA(MixtureMethod):
             return self.slots
         if backbone.grid is None:
             raise ConfigError(
-                f"`slots: tokens/experts` needs a backbone whose clips all have the same number of "
-                f"tokens, and those of '{backbone.name}' have not: set `slots` to a number"
+                "`slots: tokens/experts` needs the same number of tokens in every clip, and with "
+                f"'{backbone.name}' it depends on the clip: set `slots` to a number"
             )
         tokens = backbone.prefix_tokens + math.prod(backbone.grid)
         return max(1, round(tokens / self.num_experts))

@@ -60,7 +60,8 @@ class TopKRouter(Router):
         noise: standard deviation of the noise on the logits in training (Shazeer et al.).
         capacity: in training an expert takes at most this multiple of its fair share of the batch,
             k / E times the real tokens, first choices before second ones, in the order of the
-            tokens (GShard); None: no limit, so no token is dropped. Evaluation never drops.
+            tokens (GShard); with several processes, of the part that each has. None: no limit, so
+            no token is dropped. Evaluation never drops.
 
     Attributes:
         alive: [E], bool, which experts can be chosen; all, unless a method drops some.

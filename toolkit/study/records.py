@@ -163,6 +163,12 @@ class Record:
         remove_files(folder, OLD_RECORD)
 
 
+def remove_record(folder: Path) -> None:
+    """Remove the record of a run whose results are about to be replaced."""
+    for name in (RECORD, OLD_RECORD):
+        remove_files(folder, name)
+
+
 def read_record(folder: Path) -> Record | None:
     """Read the record in the folder of a run; None if there is none.
 

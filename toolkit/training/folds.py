@@ -289,16 +289,14 @@ class Fold:
         clips: pd.DataFrame,
         rank: int = 0,
         world_size: int = 1,
-        windows: Windows | None = None,
     ) -> SaveableDataLoader:
         """Batches of the windows that belong to one process.
 
         Args:
             clips: their clips.
             rank, world_size: this process, and the number of processes.
-            windows: instead of the configured ones.
         """
-        table = self._windows(clips, windows or self.options.windows)
+        table = self._windows(clips, self.options.windows)
         share = evaluation_batches(
             len(table), self.options.batch_size, rank, world_size, self._lengths(table)
         )

@@ -26,7 +26,8 @@ def sheet(results: Results) -> pd.DataFrame:
         columns={"low": "difference_low", "high": "difference_high"}
     )
     found = methods[[*METHOD, *shown]]
-    for other in (comparisons[[*METHOD, *COMPARED]], _ranks(results), _settings(results)):
+    settings = _settings(results).drop(columns=shown, errors="ignore")  # such as `epochs`
+    for other in (comparisons[[*METHOD, *COMPARED]], _ranks(results), settings):
         found = found.merge(other, on=METHOD, how="left")
     empty = [key for key in found.columns if found[key].isna().all()]
     return found.drop(columns=empty)

@@ -21,7 +21,7 @@ from toolkit.features.cache import default_cache_folder
 from toolkit.files import locked_with_others
 from toolkit.os_errors import sentence
 from toolkit.study.plan import Problem, Run
-from toolkit.study.records import DONE, FAILED, Record, read_record
+from toolkit.study.records import DONE, FAILED, Record, read_record, remove_record
 from toolkit.study.run.children import GRACE_SECONDS, Children, end_all
 from toolkit.study.run.outcome import read_outcome
 from toolkit.typed_json import read_if_there, write_json
@@ -120,6 +120,7 @@ def execute(
         command = [sys.executable, str(run.train), *run.arguments, "--output_folder", str(output)]
         if run.again:
             command += ["--overwrite", "true"]
+            remove_record(run.folder)  # else it would count again if this run is interrupted
         started, clock = datetime.now(UTC), time.monotonic()
         with machine(shared=True):
             code, log = _process(command, run, workplace, children)
