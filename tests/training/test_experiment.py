@@ -6,6 +6,7 @@ import pytest
 from recipe import ROOT
 
 from toolkit import config, places
+from toolkit.training import experiment
 from toolkit.training.experiment import Experiment, main
 
 TRAIN = ROOT / "recipes" / "ESC50" / "train.py"
@@ -28,17 +29,17 @@ def test_the_command_that_starts_an_installed_recipe(
 
 
 @pytest.mark.parametrize(
-    ("rank", "says"), [("0", "another process of this job has ended"), ("1", "")]
+    ("first", "says"), [(True, "another process of this job has ended"), (False, "")]
 )
 def test_a_process_whose_job_has_ended_has_no_traceback(
-    rank: str, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    first: bool, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The process that refused has said why."""
 
     def run(arguments: object) -> None:
         raise RuntimeError("[pair.cc:561] Connection closed by peer [127.0.0.1]:46240")
 
-    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(experiment, "if_main_process", lambda: first)
     with pytest.raises(SystemExit) as ended:
         main(run)
     said = capsys.readouterr().err
