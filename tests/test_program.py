@@ -98,6 +98,17 @@ def test_a_full_output(tmp_path: Path, amount: int) -> None:
     assert (tmp_path / "said").read_text() == said
 
 
+@pytest.mark.parametrize("name", ["stdin", "stdout", "stderr"])
+def test_a_stream_that_was_closed_is_the_null_device(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, name, None)  # as Python does after `>&-`
+    with Program():
+        print("lost" if sys.stdin.readable() and sys.stdout.writable() else "")
+        assert not sys.stdout.isatty() and not sys.stderr.isatty()
+    assert getattr(sys, name).name == os.devnull
+
+
 def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
     def stubborn() -> None:
         try:

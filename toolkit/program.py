@@ -44,6 +44,7 @@ class Program:
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> "Program":
+        _open_closed_streams()
         if threading.current_thread() is threading.main_thread():
             for number in STOPPING:
                 if signal.getsignal(number) in UNCHANGED:  # not one that `nohup` ignores
@@ -89,8 +90,7 @@ class Program:
 
     def _flush(self, last: str = "") -> None:
         try:
-            if sys.stdout is not None:
-                print(last, end="", flush=True)
+            print(last, end="", flush=True)
         except OSError as error:
             self._output_lost(error)
 
@@ -126,6 +126,18 @@ def handlers_kept() -> Iterator[None]:
             for number, handler in handlers.items():
                 if handler is not None:
                     signal.signal(number, handler)
+
+
+def _open_closed_streams() -> None:
+    """Send output whose stream was closed (`>&-`) to the null device.
+
+    Python has no stream then, and the next file that is opened gets the number of the stream, and
+    with it what libraries written in C say there.
+    """
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def _is_loop(error: BaseException | None) -> TypeGuard[OSError]:

@@ -448,6 +448,8 @@ def test_names_that_stand_twice_or_alone_are_refused() -> None:
     clips = table(id=["a", "b", "c"], path=["a", "b", "c"], label=[0, 1, 1], fold=[1, 2, 3])
     with pytest.raises(DataError, match="two classes are called 'x'"):
         Manifest("m", clips, ["x", "x"])
+    with pytest.raises(DataError, match="two classes are called 'caf\u00e9'"):
+        Manifest("m", clips, ["caf\u00e9", "cafe\u0301"])  # one name, composed and decomposed
     with pytest.raises(DataError, match="one class alone, 'x'"):
         Manifest("m", clips.assign(label=0), ["x"])
     for bad in ("caf\udce9", "a\nb", "\x00"):

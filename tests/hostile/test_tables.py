@@ -193,6 +193,7 @@ TABLE = (
     table("jsonl with a negative fold", jsonl(rows(fold=-1)), "from 0 to 9999"),
     table("jsonl with half a fold", jsonl(rows(fold=1.5)), "from 0 to 9999"),
     table("jsonl with a boolean fold", jsonl(rows(fold=True)), "from 0 to 9999"),
+    table("jsonl with a fold that only Python reads", jsonl(rows(fold="1_0")), "from 0 to 9999"),
     table("jsonl with a fold in words", jsonl(rows(fold="one")), "from 0 to 9999"),
     table("jsonl with two folds", in_parts("fold", 1, 1, 2), "at least three folds"),
     table("jsonl with a start in words", jsonl(rows(start="now")), "not a number of seconds"),

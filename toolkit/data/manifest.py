@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pandas as pd
@@ -65,7 +66,7 @@ class Manifest:
             problems.append(
                 f"there is one class alone, {self.classes[0]!r}: a classifier needs at least two"
             )
-        named = pd.Series(self.classes, dtype=object)
+        named = pd.Series([normalize("NFC", name) for name in self.classes], dtype=object)
         problems += [f"two classes are called {c!r}" for c in named[named.duplicated()].unique()]
         refuse(self.corpus, problems)
 
@@ -108,6 +109,13 @@ class Manifest:
     def name_of(self, fold: int) -> str:
         """What a fold is called: `fold 3`, or in a fixed split `training part` and the like."""
         return f"{PARTS[fold]} part" if self.fixed else f"fold {fold}"
+
+    @property
+    def parts(self) -> str:
+        """What its folds are called together."""
+        if self.fixed:
+            return "training, validation and test part"
+        return f"folds {', '.join(map(str, self.folds))}"
 
     def of_folds(self, folds: Iterable[int]) -> pd.DataFrame:
         """The clips of some folds."""

@@ -36,11 +36,12 @@ def check_corpus(corpus: Corpus, folder: Path) -> list[str]:
     if published not in (None, count):
         problems.append(f"{count:,} clips instead of the {published:,} of the published corpus")
     refuse(f"{manifest.corpus} in {folder}", problems)
+    rounds = len(manifest.splits)
     complete = "complete" if published else "the published number is not known"
     return [
         f"{manifest.corpus}: {count:,} clips ({complete}), {len(manifest.classes)} classes",
-        f"folds {', '.join(map(str, manifest.folds))}; {len(manifest.splits)} rounds; no file, "
-        "group or copy of a sound in two of them",
+        f"{manifest.parts}; {rounds} round{'s' if rounds > 1 else ''}; no file, group or copy of a "
+        "sound in two of them",
     ]
 
 

@@ -184,10 +184,7 @@ def whole_number(least: int, most: int) -> Callable[[object], int]:
     """Parses whole numbers between two."""
 
     def parse(cell: object) -> int:
-        try:
-            value = float("nan" if isinstance(cell, bool) else str(cell))
-        except ValueError:
-            value = float("nan")
+        value = _number(cell)
         if not (least <= value <= most and value.is_integer()):
             raise ValueError(f"is not a whole number from {least} to {most}")
         return int(value)
@@ -199,10 +196,16 @@ def seconds(cell: object) -> float:
     """A number of seconds; NaN for an empty cell."""
     if cell in (None, ""):
         return float("nan")
-    try:
-        value = float("inf") if isinstance(cell, bool | list | dict) else float(str(cell))
-    except ValueError:
-        value = float("inf")
+    value = _number(cell)
     if not abs(value) < float("inf"):
         raise ValueError("is not a number of seconds")
     return value
+
+
+def _number(cell: object) -> float:
+    """The number that a cell holds; NaN: none, such as `1_0`, which Python would read as 10."""
+    text = str(cell)
+    try:
+        return float("nan" if isinstance(cell, bool) or "_" in text else text)
+    except ValueError:
+        return float("nan")

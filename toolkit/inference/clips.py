@@ -1,6 +1,7 @@
 """Clips as people have them (files, arrays with a rate) -> rows that a backbone reads."""
 
 from collections.abc import Iterable, Iterator
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +89,7 @@ def listed(clips: Iterable[Clip]) -> Iterable[Clip]:
     """
     if isinstance(clips, str | Path):
         raise DataError(f"{str(clips)!r} is one clip: give a list, such as [{str(clips)!r}]")
-    if isinstance(clips, tuple) and len(clips) == 2 and isinstance(clips[1], int):
+    if isinstance(clips, tuple) and len(clips) == 2 and isinstance(clips[1], Real):
         raise DataError("this is one clip: give a list, such as [(samples, rate)]")
     return clips
 
@@ -139,6 +140,6 @@ def _waveform(clip: Clip, name: str, wanted: int) -> NDArray[np.float32]:
             f"an array of shape {tuple(array.shape)} has more channels than samples: give it as "
             "[channels, S]"
         )
-    if not isinstance(rate, int | float):
+    if not isinstance(rate, Real):
         raise DataError(f"a rate of {rate!r} is not one: give the samples' rate in Hz")
     return resampled(array.T, rate, wanted, name)

@@ -113,6 +113,7 @@ def summary(result: RunResult) -> str:
     """A result in a few lines."""
     score = result.score
     folds = ", ".join(f"{100 * value:.1f}" for value in score.folds.values())
+    number = f"{len(score.folds)} fold{'s' if len(score.folds) > 1 else ''}"
     worst = sorted(
         (value, name)
         for name, value in zip(result.classes, score.per_class, strict=True)
@@ -120,7 +121,7 @@ def summary(result: RunResult) -> str:
     )[:HARDEST]
     return (
         f"{result.method} on {result.corpus}: {score.spread.percent()} test {result.metric} over "
-        f"{len(score.folds)} folds ({folds}); the epoch of each was chosen on its validation fold\n"
+        f"{number} ({folds}); the epoch of each was chosen on its validation fold\n"
         f"hardest classes: {', '.join(f'{name} {100 * value:.0f} %' for value, name in worst)}\n"
         f"{result.seconds_per_epoch:.1f} s per epoch, "
         f"{result.peak_memory_bytes / 2**20:.0f} MiB at most"

@@ -21,7 +21,7 @@ from toolkit.config import CommandLine, Configuration
 from toolkit.data.augment import SpecAugment
 from toolkit.data.manifest import Corpus, Manifest, copied, refuse, untrained
 from toolkit.device import require_device
-from toolkit.errors import ConfigError, did_you_mean
+from toolkit.errors import ConfigError, RunError, did_you_mean
 from toolkit.features.cache import FeatureCache, content_hashes, default_cache_folder
 from toolkit.features.pipeline import Pipeline, pipeline_for
 from toolkit.features.spec import FeatureSpec
@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 RECIPE = "hparams/recipe.yaml"
 EMBEDDED = "hparams/embedded.yaml"
+OTHER_ENDED = "by peer"
+"""In what gloo raises in a process that waits for one that is gone."""
 OBJECTS = ("optimizer", "augment", "peft", "backbone", "corpus", "pipeline")
 """Keys of a configuration besides its options."""
 
@@ -402,6 +404,15 @@ def main(run: Callable[[Sequence[str]], object]) -> None:
     with Program(continues=True):
         try:
             run(sys.argv[1:])
+        except RuntimeError as error:
+            if OTHER_ENDED not in str(error):
+                raise
+            if if_main_process():
+                raise RunError(
+                    "another process of this job has ended: its own message, or that of the "
+                    "launcher, says why"
+                ) from None
+            sys.exit(2)
         finally:
             if torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()

@@ -150,8 +150,8 @@ class Job:
         rows = pd.Series(range(len(clips)), index=clips["id"])
         say(
             f"{manifest.corpus}: {len(manifest.clips)} clips, {len(manifest.classes)} classes, "
-            f"{len(manifest.folds)} folds; testing fold "
-            f"{', '.join(str(split.test) for split in splits)}"
+            f"{manifest.parts}; tested: "
+            f"{', '.join(manifest.name_of(split.test) for split in splits)}"
         )
         cache = experiment.features(clips)
         _tell_of_longer_clips(experiment, cache)
