@@ -120,8 +120,9 @@ def summary(result: RunResult) -> str:
     )[:HARDEST]
     return (
         f"{result.method} on {result.corpus}: {score.spread.percent()} test {result.metric} over "
-        f"{len(score.folds)} folds ({folds}); the epoch of each was chosen on its validation fold\n"
+        f"{len(score.folds)} fold{'s' * (len(score.folds) > 1)} ({folds}); the epoch of each was "
+        f"chosen on its validation fold\n"
         f"hardest classes: {', '.join(f'{name} {100 * value:.0f} %' for value, name in worst)}\n"
         f"{result.seconds_per_epoch:.1f} s per epoch, "
-        f"{result.peak_memory_bytes / 2**20:.0f} MiB at most"
+        f"{result.peak_memory_bytes / 2**20:.0f} MiB of memory at the peak"
     )

@@ -384,7 +384,7 @@ def configured(command: CommandLine, recipe: Path) -> tuple[Configuration, Optio
 def _command(recipe_file: Path, command: CommandLine) -> str:
     """The command that starts a recipe with a configuration, for messages."""
     recipe = recipe_file.resolve().parent
-    if recipe.parent == places.SHIPPED / "recipes":
+    if recipe.parent == places.recipes():
         file = Path(command.hparams)
         method = file.stem if file.parent == Path("hparams") else file
         return f"toolkit train {recipe.name} {method}"
