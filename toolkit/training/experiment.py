@@ -386,7 +386,8 @@ def _command(recipe_file: Path, command: CommandLine) -> str:
     recipe = recipe_file.resolve().parent
     if recipe.parent == places.recipes():
         file = Path(command.hparams)
-        method = file.stem if file.parent == Path("hparams") else file
+        named = file.parent == Path("hparams") or places.plugins() in file.resolve().parents
+        method = file.stem if named else file
         return f"toolkit train {recipe.name} {method}"
     return f"python {os.path.relpath(recipe_file)} {command.hparams}"
 
