@@ -93,8 +93,8 @@ def _infeasible(experts: int, widths: Sequence[int], budget: int, needed: frozen
     free = experts - len(needed)
     if free < 0:
         return (
-            f"{experts} expert(s) cannot have all of the widths {sorted(needed)}: set fewer "
-            "`force_widths`"
+            f"the {experts} expert(s) of a mixture cannot have all of the widths {sorted(needed)} "
+            "that each mixture must use: name fewer, or none, in `force_widths`"
         )
     low, high = (sum(needed) + free * end for end in (min(widths), max(widths)))
     return (

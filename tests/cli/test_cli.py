@@ -339,6 +339,15 @@ def test_a_new_plugin_passes_as_it_stands(
     assert values["batch_size"] == 32
 
 
+@pytest.mark.parametrize("kind", ["backbone", "corpus", "pipeline"])
+def test_the_command_to_try_a_new_plugin_finds_it(
+    capsys: pytest.CaptureFixture[str], elsewhere: Path, kind: str
+) -> None:
+    text = answer(capsys, "new-plugin", f"tried_{kind}", "--kind", kind, "--folder", "mine")
+    [command] = [line for line in text.splitlines() if line.startswith("try:")]
+    assert f"tried_{kind}" in command and command.endswith("--plugins mine")
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -11,8 +11,14 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     group = commands.add_parser("corpus", help="look at a corpus on disk")
     verbs = group.add_subparsers(required=True, metavar="check|stats")
     where = Parser(add_help=False, parents=[common])
-    where.add_argument("folder", type=Path, metavar="PATH")
-    where.add_argument("--as", dest="corpus", required=True, metavar="NAME[:setting=value,...]")
+    where.add_argument("folder", type=Path, metavar="PATH", help="a folder, or a table of clips")
+    where.add_argument(
+        "--as",
+        dest="corpus",
+        required=True,
+        metavar="NAME[:setting=value,...]",
+        help="as which corpus (`toolkit list corpus`); your own folder or table: folder",
+    )
 
     check = verbs.add_parser("check", parents=[where], help="whether it is complete and correct")
     check.set_defaults(run=check_folder)

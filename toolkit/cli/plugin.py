@@ -13,9 +13,9 @@ KINDS = ("peft", "backbone", "corpus", "pipeline", "augmentation")
 TRY = {
     "peft": "toolkit train ESC50 {module} --debug",
     "augmentation": "toolkit train ESC50 {module} --debug",
-    "backbone": "toolkit matrix --backbone {name}",
-    "corpus": "toolkit corpus check DATA --as {name}",
-    "pipeline": "toolkit train ESC50 linear --pipeline {name} --debug",
+    "backbone": "toolkit matrix --backbone {name} --plugins {folder}",
+    "corpus": "toolkit corpus check DATA --as {name} --plugins {folder}",
+    "pipeline": "toolkit train ESC50 linear --pipeline {name} --debug --plugins {folder}",
 }
 """Kind of plugin -> the command with which its author goes on."""
 
@@ -44,7 +44,8 @@ def make_plugin(options: argparse.Namespace) -> None:
     files = new_plugin(options.name, options.folder, options.kind)
     for file in files:
         print(f"wrote {file}")
-    print(f"try:  {TRY[options.kind].format(name=options.name, module=files[1])}")
+    command = TRY[options.kind].format(name=options.name, module=files[1], folder=options.folder)
+    print(f"try:  {command}")
     print(f"test: python -m pytest {files[-1]}")
 
 

@@ -124,5 +124,5 @@ def summary(result: RunResult) -> str:
         f"{number} ({folds}); the epoch of each was chosen on its validation fold\n"
         f"hardest classes: {', '.join(f'{name} {100 * value:.0f} %' for value, name in worst)}\n"
         f"{result.seconds_per_epoch:.1f} s per epoch, "
-        f"{result.peak_memory_bytes / 2**20:.0f} MiB at most"
+        f"{result.peak_memory_bytes / 2**20:.0f} MiB of memory at the peak"
     )

@@ -385,12 +385,13 @@ def configured(command: CommandLine, recipe: Path) -> tuple[Configuration, Optio
 
 def _command(recipe_file: Path, command: CommandLine) -> str:
     """The command that starts a recipe with a configuration, for messages."""
-    recipe = recipe_file.resolve().parent
-    if recipe.parent == places.SHIPPED / "recipes":
+    recipe, relative = recipe_file.resolve().parent, os.path.relpath(recipe_file)
+    if recipe.parent == places.recipes() and relative.startswith(os.pardir):
         file = Path(command.hparams)
-        method = file.stem if file.parent == Path("hparams") else file
+        named = file.parent == Path("hparams") or places.plugins() in file.resolve().parents
+        method = file.stem if named else file
         return f"toolkit train {recipe.name} {method}"
-    return f"python {os.path.relpath(recipe_file)} {command.hparams}"
+    return f"python {relative} {command.hparams}"
 
 
 def say(text: str) -> None:

@@ -197,6 +197,9 @@ class Fold:
             log = self.job.output.log(self.split.test)
             for record in done.history:
                 log(record)
+            self.job.progress.line(
+                f"{self.name}: finished before, {done.metric} {100 * done.score:.1f} % in the test"
+            )
             return
         brain = self.brain()
         if done is not None:
@@ -349,8 +352,7 @@ class Fold:
         write_fold(self.folder, result)
         self.job.progress.line(
             f"{self.name}: {result.metric} {100 * result.score:.1f} % in the test, with the "
-            f"weights of epoch {result.best_epoch} ({100 * result.valid_score:.1f} % on the "
-            f"{self.job.manifest.name_of(self.split.valid)})"
+            f"weights of epoch {result.best_epoch} ({100 * result.valid_score:.1f} % in validation)"
         )
 
 
