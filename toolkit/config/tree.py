@@ -1,8 +1,8 @@
 """YAML documents as plain trees: mappings, lists, single values, and `Tagged` for what has a tag.
 
-To read a document constructs nothing that its tags name. Merge keys (`<<`) are applied and aliases
-become copies, so that a tree has no part that does not show. Documents have limits, as a few lines
-of YAML can stand for billions of values.
+Reading a document constructs nothing that its tags name. Merge keys (`<<`) are applied and aliases
+become copies, so that whoever walks a tree sees all of it. Documents have limits, because a few
+lines of YAML can stand for billions of values.
 """
 
 import dataclasses
