@@ -34,13 +34,13 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def read_text(path: Path) -> str:
-    """The content of a text file that a user names.
+    """The content of a text file that a user names, without a byte-order mark.
 
     Raises:
         ConfigError: it is not text.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"{path} is not text in UTF-8 (byte {error.start} is {error.object[error.start]:#04x}):"

@@ -21,6 +21,7 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 from ruamel.yaml.representer import SafeRepresenter
 
 from toolkit.errors import ConfigError
+from toolkit.files import read_text
 
 MOST_CHARACTERS = 200_000
 MOST_NODES = 10_000
@@ -88,10 +89,7 @@ def read(path: Path) -> Any:
     """
     if path.stat().st_size > 4 * MOST_CHARACTERS:  # a character has at most four bytes
         raise ConfigError(f"{path} is too long: at most {MOST_CHARACTERS:,} characters are read")
-    try:
-        return parse(path.read_text(encoding="utf-8-sig"), str(path))
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path} is not valid YAML: it is not text (in UTF-8)") from None
+    return parse(read_text(path), str(path))
 
 
 def dump(tree: Any) -> str:

@@ -51,7 +51,10 @@ class ESC50(Corpus):
             f"{table_path}: {row.filename} has the fold {row.fold} (known: 1 to 5)"
             for row in table[~folds.isin(FOLDS)].itertuples()
         ]
-        rows = [Row(index + 2, {"target": target}) for index, target in table["target"].items()]
+        rows = [
+            Row(index + 2, {"target": target})
+            for index, target in zip(table.index, table["target"], strict=True)
+        ]
         targets = parsed(rows, "target", whole_number(0, LARGEST_TARGET), problems)
         table = table.assign(target=targets)
         for one, other in (("target", "category"), ("category", "target")):
