@@ -176,6 +176,11 @@ class _Loader(SafeLoader):
                 "quotes"
             )
 
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        """The tag of a node without one; what other programs add is not read (`!tuple`)."""
+        tag = super().resolve(kind, value, implicit)
+        return tag if str(tag).startswith(STANDARD) else self.DEFAULT_SCALAR_TAG
+
     def tree(self, node: Node) -> Any:
         """The tree that a composed node stands for."""
         self.copied = self._counted(self.copied)
