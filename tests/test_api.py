@@ -14,6 +14,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import toolkit
 from toolkit.errors import BackboneError, ConfigError, DataError, UnknownName
+from toolkit.model import AudioClassifier
+from toolkit.registry import PEFT
+from toolkit.testing import tiny_backbone
 
 CLASSES = ["low", "high"]
 RATE = 16_000
@@ -113,6 +116,19 @@ def test_without_a_head_the_model_returns_vectors(clips: list[tuple[np.ndarray, 
     rows, _ = toolkit.read_clips(clips, model.backbone)
     assert model.logits(rows).shape == (8, model.backbone.dim)
     assert model.count().head == 0 and model.count().method > 0
+
+
+def test_rows_are_refused_where_normalised_features_are_read() -> None:
+    """Even of a clip that is nearly silent, which `logits` and `loss` take nevertheless."""
+    refuses, first, second = (
+        AudioClassifier(tiny_backbone(family="wav2vec2"), PEFT.create("lora"), 2, "mean")
+        for _ in range(3)
+    )
+    rows = 1e-5 * torch.randn(2, refuses.backbone.features.rows, 1)
+    with pytest.raises(ConfigError, match="these are rows as they are read from audio"):
+        refuses(rows)
+    assert first.logits(rows).isfinite().all()
+    assert second.loss(rows, torch.tensor([0, 1]), task="one_class").isfinite()
 
 
 class ForTrainer(nn.Module):
@@ -296,13 +312,23 @@ def test_wrong_maps_of_roles_are_refused() -> None:
         ((np.zeros((16000, 2), np.float32), RATE), "more channels than samples"),
         ((np.full(16000, np.nan, np.float32), RATE), "not finite"),
         ((np.zeros(16000, np.float32), 0), "0 Hz"),
-        ((np.zeros(16000, np.int16), RATE), "divide by 32768"),
+        ((np.zeros(16000, np.int16), RATE), "clip 1: .* divide by 32768"),
+        ((np.zeros(16000, np.float32), "fast"), "'fast' is not a sample rate"),
+        ((np.zeros(16000, np.float32), True), "True is not a sample rate"),
     ],
 )
 def test_arrays_that_are_no_clips_are_refused(clip: tuple[np.ndarray, int], message: str) -> None:
     backbone = toolkit.load_backbone("ast_tiny", max_length=LENGTH)
     with pytest.raises(DataError, match=message):
         toolkit.read_clips([clip], backbone)
+
+
+@pytest.mark.parametrize("rate", [np.int64(8000), np.float32(8000), 8000.0])
+def test_a_rate_may_be_a_number_of_numpy(rate: object) -> None:
+    backbone = toolkit.load_backbone("ast_tiny", max_length=LENGTH)
+    sound = np.linspace(-1, 1, 8000, dtype=np.float32)
+    (expected, _), (rows, _) = (toolkit.read_clips([(sound, r)], backbone) for r in (8000, rate))
+    assert torch.equal(rows, expected)
 
 
 def test_no_clips_are_refused_and_an_own_module_reads_no_files() -> None:

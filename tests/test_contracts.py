@@ -372,7 +372,7 @@ def test_a_plugin_that_breaks_its_contract(
     assert ended.value.code == 2
     out, err = capsys.readouterr()
     assert "PEFT method 'lazy_method': the method 'lazy_method' inserts nothing" in out
-    assert "error: this does not hold: PEFT method 'lazy_method'" in err.replace("\n", " ")
+    assert "error: checks have failed of PEFT method 'lazy_method'" in err.replace("\n", " ")
 
 
 def test_its_own_tests_are_run(tmp_path: Path) -> None:

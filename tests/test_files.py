@@ -37,6 +37,16 @@ def test_the_old_one_goes_when_the_new_one_is_whole_and_not_before(tmp_path: Pat
     assert listing(tmp_path) == ["b", "b/new"]
 
 
+def test_a_link_stays_and_the_folder_that_it_leads_to_is_replaced(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to("b")
+    for name in ("old", "new"):
+        with new_folder(link) as made:
+            (made / name).touch()
+    assert link.is_symlink()
+    assert listing(tmp_path) == ["b", "b/new", "link"]
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_what_a_process_killed_between_the_two_renames_left_is_not_lost(
     tmp_path: Path, fails: bool

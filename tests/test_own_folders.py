@@ -1,6 +1,7 @@
 """Folders that may be replaced: those that carry our mark, and no file of others is ever lost."""
 
 import ast
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,6 +88,22 @@ def test_a_mark_of_others_is_none(content: str, tmp_path: Path) -> None:
     (tmp_path / MARK).write_text(content)
     with pytest.raises(PlaceError, match="not a box"):
         require_ours(tmp_path, BOX)
+
+
+@pytest.mark.parametrize("change", ["replaced", "claimed"])
+def test_a_full_disk_leaves_no_half_mark(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_half(path: Path, text: str, encoding: str) -> None:
+        path.write_bytes(text.encode(encoding)[:5])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", write_half)
+        with pytest.raises(OSError, match="No space left"):
+            CHANGES[change](tmp_path / "box")
+    assert list(tmp_path.iterdir()) == []
+    CHANGES[change](tmp_path / "box")
 
 
 def test_a_folder_of_another_kind_is_refused(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from toolkit import plugins
 from toolkit.cli import main
 from toolkit.errors import PluginError, UnknownName
 from toolkit.plugins import Plugin
+from toolkit.program import Program
 from toolkit.registry import PEFT, REGISTRIES
 
 METHOD = '''
@@ -336,6 +337,19 @@ def test_another_checkout_that_is_named(tmp_path: Path, capsys: pytest.CaptureFi
         f"plugins of {Path('plugins').resolve()} are used instead of those in {own}: "
         f"{', '.join(names)}\n"
     )
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_is_not_a_broken_plugin(name: str) -> None:
+    write("plugins/slow", code=f"import os, signal\nos.kill(os.getpid(), signal.{name})\n")
+    number = getattr(signal, name)
+    before = signal.signal(number, signal.default_int_handler)  # `nohup` may ignore it
+    try:
+        with pytest.raises(SystemExit) as ended, Program():
+            plugins.load(["plugins"])
+    finally:
+        signal.signal(number, before)
+    assert ended.value.code == 128 + number
 
 
 def test_an_interrupt_by_the_user_is_not_a_broken_plugin() -> None:

@@ -73,6 +73,13 @@ def test_what_a_method_imports_counts_too(package: Path) -> None:
     assert digest() != before
 
 
+def test_a_module_may_name_its_encoding(package: Path) -> None:
+    before = digest()
+    text = "# coding: latin-1\n# \u00e9\ndef scale(x):\n    return 3 * x\n"
+    (package / "scaling.py").write_text(text, encoding="latin-1")
+    assert digest() == before
+
+
 def test_relative_imports_are_followed(package: Path) -> None:
     (package / "method.py").write_text(METHOD.format(imported=".scaling"))
     before = digest()
@@ -87,6 +94,7 @@ def test_relative_imports_are_followed(package: Path) -> None:
         ('"""A module."""\n\nx = "# no comment"\n', 'x = "# no comment"'),
         ('def f():\n    """One\n    # two\n    """\n    return 1\n', "def f():\n    return 1"),
         ("def f():\n    'only this'\n", "def f():"),
+        ("x = 1  # one\n\f\ny = 2  # two\n", "x = 1\ny = 2"),
         ("# only this", ""),
         ("", ""),
     ],

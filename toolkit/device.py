@@ -2,19 +2,18 @@
 
 import torch
 
-from toolkit.errors import ConfigError
+from toolkit.errors import ConfigError, first_line
 
 
 def require_device(name: str) -> None:
     """Refuse a device that is not there, or that holds no numbers.
 
     Raises:
-        ConfigError: the name is none of a device, or the device cannot be used.
+        ConfigError: there is no such device, or it cannot be used.
     """
     try:
         float(torch.ones(1, device=name).sum())
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().split("\n")[0]
         raise ConfigError(
-            f"the device {name!r} cannot be used ({reason}); use `--device cpu`"
+            f"the device {name!r} cannot be used ({first_line(error)}); use `--device cpu`"
         ) from None

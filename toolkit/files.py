@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock, ReadWriteLock
 
 from toolkit import own_folders
-from toolkit.errors import ConfigError, PlaceError
+from toolkit.errors import ConfigError
 from toolkit.own_folders import ANY, Kind
 
 
@@ -34,13 +34,13 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def read_text(path: Path) -> str:
-    """The content of a text file that a user names.
+    """The content of a text file that a user names, without a byte-order mark.
 
     Raises:
         ConfigError: it is not text.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"{path} is not text in UTF-8 (byte {error.start} is {error.object[error.start]:#04x}):"
@@ -71,7 +71,8 @@ def new_folder(folder: Path, kind: Kind = ANY) -> Iterator[Path]:
     make the same folder, hold a lock (`locked`).
 
     Args:
-        folder: its final path; missing parents are created.
+        folder: its final path; missing parents are created. If it is a link, that stays, and the
+            folder that it leads to is replaced.
         kind: of the folder.
 
     Yields:
@@ -80,6 +81,7 @@ def new_folder(folder: Path, kind: Kind = ANY) -> Iterator[Path]:
     Raises:
         PlaceError: there is something else, see `own_folders.require_replaceable`.
     """
+    folder = Path(os.path.realpath(folder))
     partial, old = (folder.with_name(f".{folder.name}.{end}") for end in ("partial", "old"))
     if old.exists() and not folder.exists():
         own_folders.require_ours(old, kind)
@@ -94,7 +96,8 @@ def new_folder(folder: Path, kind: Kind = ANY) -> Iterator[Path]:
             own_folders.mark(partial, kind)
         yield partial
     except BaseException:
-        own_folders.remove(partial, hidden)
+        with contextlib.suppress(OSError):
+            own_folders.remove(partial, hidden)
         raise
     if not kind.marked:
         own_folders.remove_files(partial, own_folders.MARK)
@@ -114,8 +117,7 @@ def handed_over(folder: Path) -> Iterator[Path]:
     Raises:
         PlaceError: there is something of that name.
     """
-    if os.path.lexists(folder):
-        raise PlaceError(f"{folder} is already there; choose another place or delete it")
+    own_folders.require_new(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
         made = Path(scratch) / folder.name

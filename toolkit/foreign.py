@@ -9,14 +9,15 @@ from pathlib import Path
 from types import FrameType
 
 from toolkit.errors import PluginError, ToolkitError
+from toolkit.program import Stopped
 
 
 @contextmanager
 def blamed(what: str, home: Path, kind: type[ToolkitError] = PluginError) -> Iterator[None]:
     """Turn whatever the block raises into an error that the user can solve.
 
-    Errors of the toolkit pass, and so does an interrupt by the user, but not a `KeyboardInterrupt`
-    that the code raises itself.
+    Errors of the toolkit pass, and so does a signal that ends the process, but not a
+    `KeyboardInterrupt` that the code raises itself.
 
     Args:
         what: the beginning of the message, such as "the plugin 'x' is broken".
@@ -32,7 +33,7 @@ def blamed(what: str, home: Path, kind: type[ToolkitError] = PluginError) -> Ite
         except ToolkitError:
             raise
         except (Exception, SystemExit, KeyboardInterrupt) as error:
-            if interrupted:
+            if interrupted or isinstance(error, Stopped):
                 raise
             raise kind(f"{what}: {place_of(error, home)}") from error
 

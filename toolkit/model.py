@@ -163,6 +163,7 @@ class AudioClassifier(nn.Module):
 
     def logits(self, rows: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Rows [B, T, F] that are not normalised -> logits [B, C]."""
+        self._features_seen = True  # they are normalised here, and those of a quiet clip look raw
         logits: Tensor = self(self.backbone.features.normalise(rows, lengths), lengths)
         return logits
 
@@ -192,6 +193,7 @@ class AudioClassifier(nn.Module):
         if not self.num_classes:
             raise ConfigError("a model without a head has no loss: adapt with `num_classes`")
         asked.check_labels(labels, self.num_classes)
+        self._features_seen = True
         features = self.backbone.features.normalise(rows, lengths)
         objective = BatchObjective(asked, asked.targets(labels, self.num_classes))
         forward = functools.partial(self.__call__, lengths=lengths)

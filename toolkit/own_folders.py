@@ -5,6 +5,7 @@ lost: not with a wrong `--output_folder`, and not with `-o .`. A folder that the
 a file, the mark, that says which program made it and what it is.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -87,9 +88,14 @@ def require_replaceable(folder: Path, kind: Kind) -> None:
 
 
 def mark(folder: Path, kind: Kind) -> None:
-    """Write the mark into a folder."""
+    """Write the mark into a folder, whole or not at all: half a mark would be one of others."""
     content = {"made by": PROGRAM, "version": __version__, "what": kind.name}
-    (folder / MARK).write_text(json.dumps(content) + "\n", encoding="utf-8")
+    try:
+        (folder / MARK).write_text(json.dumps(content) + "\n", encoding="utf-8")
+    except BaseException:
+        with contextlib.suppress(OSError):
+            (folder / MARK).unlink(missing_ok=True)
+        raise
 
 
 @contextmanager
@@ -124,9 +130,11 @@ def remove(folder: Path, kind: Kind) -> None:
 
     Raises:
         PlaceError: see `require_replaceable`.
+        OSError: something in it cannot be removed.
     """
     require_replaceable(folder, kind)
-    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(folder)
 
 
 def empty(folder: Path, kind: Kind, keep: tuple[str, ...] = ()) -> None:
@@ -151,14 +159,14 @@ def remove_files(folder: Path, pattern: str) -> None:
         file.unlink(missing_ok=True)
 
 
-def require_new(file: Path) -> None:
-    """Refuse to replace a file: a single file cannot carry our mark.
+def require_new(path: Path) -> None:
+    """Refuse to replace what cannot carry our mark: a single file, or what the user will edit.
 
     Raises:
         PlaceError: there is something of that name.
     """
-    if os.path.lexists(file):
-        raise PlaceError(f"{file} is already there and is left as it is: name another file")
+    if os.path.lexists(path):
+        raise PlaceError(f"{path} is already there; choose another place or delete it")
 
 
 def _marked_as(folder: Path) -> str | None:

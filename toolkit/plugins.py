@@ -4,8 +4,8 @@ A plugin is a folder of Python files. Plugins are looked for, the nearest first,
 named by `--plugins` or in `TOOLKIT_PLUGINS` (each a plugin, a directory of plugins, or a project
 with a `plugins/`), in `plugins/` of the project that a recipe lies in, and in the `plugins/` that
 comes with the toolkit. Of several plugins with one name the nearest is used. Modules named by
-Python entry points of the group `toolkit.plugins` are plugins too. A folder is not searched because
-one stands in it: it may have been downloaded.
+Python entry points of the group `toolkit.plugins` are plugins too. The working directory as such is
+not searched: it may have been downloaded.
 
 To discover plugins is to read what they register: their modules are imported when one of their
 entries is asked for. A plugin that cannot be read or imported is reported, and leaves no trace in

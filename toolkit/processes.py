@@ -1,6 +1,6 @@
 """What the processes of one training job compute together.
 
-Without several processes, each function returns what it was given. All processes of a job must
+In a job of one process, each function returns what it was given. All processes of a job must
 call them equally often and in the same order.
 """
 
@@ -34,7 +34,7 @@ def first(values: Tensor) -> Tensor:
     return shared
 
 
-def longest(size: int, device: torch.device) -> int:
+def largest(size: int, device: torch.device) -> int:
     """The largest of one number per process."""
     if not _several():
         return size

@@ -57,6 +57,12 @@ class Program:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        try:
+            self._end_with(error)
+        finally:
+            self._restore()
+
+    def _end_with(self, error: BaseException | None) -> None:
         if isinstance(error, RuntimeError) and _is_loop(error.__context__):
             error = error.__context__  # pathlib hides it
         if error is None or isinstance(error, SystemExit):
@@ -70,7 +76,6 @@ class Program:
         elif isinstance(error, Exception) and sys.stderr.isatty():
             _draw(error)
             _end(1)
-        self._restore()
 
     def _interrupted(self, error: KeyboardInterrupt) -> None:
         number = error.number if isinstance(error, Stopped) else signal.SIGINT

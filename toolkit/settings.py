@@ -194,6 +194,7 @@ def _build(value: Any, hint: Any, where: str) -> Any:
 
 
 def matches(value: Any, hint: Any) -> bool:
+    """Whether a plain value is of an annotated type; a whole number is a `float` too."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return True
@@ -232,6 +233,11 @@ def type_name(hint: Any) -> str:
 
 
 def check_type(name: str, value: Any, hint: Any) -> None:
+    """Refuse a value of another type than its annotation.
+
+    Raises:
+        ConfigError: it does not match; the message calls it `name`.
+    """
     if matches(value, hint):
         return
     hint_text = ""

@@ -39,7 +39,7 @@ def source_digest(kind: type | FunctionType) -> str | None:
 
 def code_of(text: str) -> str:
     """Python source without its comments, docstrings and blank lines."""
-    lines = [*text.splitlines(keepends=True), ""]
+    lines = text.split("\n")  # as Python counts them: a form feed begins no line
     for token in tokenize.generate_tokens(StringIO(text).readline):
         if token.type == tokenize.COMMENT:
             row, column = token.start
@@ -64,7 +64,8 @@ def _modules(first: str) -> dict[str, str]:
         file = _file_of(name)
         if file is None or name in found:
             continue
-        text = file.read_text(encoding="utf-8")
+        with tokenize.open(file) as source:  # in the encoding that it names
+            text = source.read()
         found[name] = code_of(text)
         waiting += [
             other

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, Union, runtime_checkable
 
-from toolkit.errors import RunError
+from toolkit.errors import RunError, first_line
 from toolkit.files import write_atomically
 
 T = TypeVar("T")
@@ -52,9 +52,31 @@ def _form(value: Any) -> dict[str, Any]:
 
 
 def write_json(file: Path, value: Any, indent: int | None = None) -> None:
-    """Write a dataclass to a JSON file, with a checksum that `read_json` compares."""
+    """Write a dataclass to a JSON file, with a checksum of what it says."""
     values = json.loads(to_json(value))
     write_atomically(file, json.dumps(values | {CHECKSUM: checksum(values)}, indent=indent))
+
+
+def read_object(file: Path, largest: int) -> dict[str, Any]:
+    """The object in a JSON file of others, which may hold anything.
+
+    Args:
+        file: where it is.
+        largest: bytes that are read at most.
+
+    Raises:
+        OSError: it cannot be read.
+        ShapeError: it is larger, is not JSON, or holds something else than an object.
+    """
+    if file.stat().st_size > largest:
+        raise ShapeError(f"it is larger than {largest >> 20} MiB")
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ShapeError(first_line(error)) from None
+    if not isinstance(values, dict):
+        raise ShapeError(f"it should hold an object, not {values!r:.60}")
+    return values
 
 
 def checksum(values: Mapping[str, Any]) -> str:

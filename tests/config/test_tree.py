@@ -4,6 +4,7 @@ import itertools
 from typing import Any
 
 import pytest
+from hyperpyyaml import load_hyperpyyaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -178,3 +179,8 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         parse(text, "it")
     except ConfigError as error:
         assert str(error).startswith("it")
+
+
+def test_what_other_programs_add_to_yaml_is_not_read() -> None:
+    load_hyperpyyaml("a: 1")  # after which ruamel's loaders take brackets for tuples
+    assert parse("a: (1, 2)", "a test") == {"a": "(1, 2)"}

@@ -38,6 +38,20 @@ class Centred(Fbank):
         return frames - frames.mean(dim=0)
 
 
+class Apart(Fbank):
+    """One sample of every five hundred: between the rows lie samples that none is made of."""
+
+    registered_name = "apart"
+
+    def rows(self, waveform: Tensor, spec: FeatureSpec) -> Tensor:
+        """The samples [T], once per column."""
+        return waveform[::500, None].expand(-1, spec.width)
+
+    def reach(self, spec: FeatureSpec) -> Reach:
+        """A row is one sample."""
+        return Reach(hop=500, window=1)
+
+
 class Kindless(Pipeline):
     """Does not say what it makes."""
 
@@ -56,7 +70,8 @@ def noise(samples: int) -> NDArray[np.float32]:
 @pytest.mark.parametrize("samples", [1, 399, 400, 8000, 8240, 8241, 9000, 16240, 80000, 100_001])
 @pytest.mark.parametrize("block", [160, 7777, 200_000])
 @pytest.mark.parametrize(
-    ("pipeline", "spec"), [(Fbank(), FBANK), (Waveform(), SAMPLES), (Centred(), FBANK)]
+    ("pipeline", "spec"),
+    [(Fbank(), FBANK), (Waveform(), SAMPLES), (Centred(), FBANK), (Apart(), FBANK)],
 )
 def test_windows_are_those_of_the_whole(
     pipeline: Pipeline, spec: FeatureSpec, block: int, samples: int
@@ -157,4 +172,5 @@ def test_each_clip_is_a_prediction_or_its_error(tmp_path: Path) -> None:
     good = (noise(16000), 16000)
     found = list(predict_each(bundle, [good, (noise(5), 100), good, tmp_path / "none.wav"]))
     assert [isinstance(each, DataError) for each in found] == [False, True, False, True]
-    assert "a sample rate of 100 Hz" in str(found[1])
+    assert "clip 2: a sample rate of 100 Hz" in str(found[1])
+    assert found[2].path == "clip 3"

@@ -3,7 +3,6 @@
 It comes from a folder or from the hub. No code that a repository brings along is ever run.
 """
 
-import json
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors import SafetensorError
 
 from toolkit.backbones.hub import hub_is_reachable
 from toolkit.errors import BackboneError, first_line
+from toolkit.typed_json import ShapeError, read_object
 
 CONFIG = "config.json"
 LARGEST_FILE = 16 * 2**20
@@ -49,7 +49,7 @@ def read_config(source: str) -> dict[str, Any]:
         BackboneError: it is missing or damaged, or asks for what is never done: running code of
             its own, quantised weights, or sizes above the limits.
     """
-    values = read_object(Path(source) / CONFIG) if Path(source).is_dir() else _of_hub(source)
+    values = read_if_there(Path(source) / CONFIG) if Path(source).is_dir() else _of_hub(source)
     if values is None:
         raise BackboneError(f"{source} holds no {CONFIG}; name a folder written by save_pretrained")
     if "auto_map" in values:
@@ -68,7 +68,7 @@ def read_config(source: str) -> dict[str, Any]:
     return values
 
 
-def read_object(file: Path) -> dict[str, Any] | None:
+def read_if_there(file: Path) -> dict[str, Any] | None:
     """The object in a JSON file; None if there is no such file.
 
     Raises:
@@ -77,14 +77,9 @@ def read_object(file: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        if file.stat().st_size > LARGEST_FILE:
-            raise damaged(file, f"it is larger than {LARGEST_FILE >> 20} MiB")
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        return read_object(file, LARGEST_FILE)
+    except (OSError, ShapeError) as error:
         raise damaged(file, first_line(error)) from None
-    if not isinstance(values, dict):
-        raise damaged(file, f"it should hold an object, not {values!r:.60}")
-    return values
 
 
 def damaged(file: Path, reason: str) -> BackboneError:

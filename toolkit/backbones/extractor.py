@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from toolkit.backbones.checkpoint import FAULTS, damaged, fetched, read_object
+from toolkit.backbones.checkpoint import FAULTS, damaged, fetched, read_if_there
 from toolkit.errors import BackboneError, did_you_mean, first_line
 
 EXTRACTOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
@@ -92,10 +92,10 @@ def read_extractor(source: str) -> dict[str, Any] | None:
         from transformers import SequenceFeatureExtractor
 
         return fetched(source, SequenceFeatureExtractor.get_feature_extractor_dict, EXTRACTOR)
-    processor = read_object(folder / PROCESSOR) or {}
+    processor = read_if_there(folder / PROCESSOR) or {}
     inside = processor.get("feature_extractor", processor.get("audio_processor"))
     if inside is None:
-        return read_object(folder / EXTRACTOR)
+        return read_if_there(folder / EXTRACTOR)
     if not isinstance(inside, dict):
         raise damaged(folder / PROCESSOR, f"'feature_extractor' should be an object: {inside!r}")
     return inside

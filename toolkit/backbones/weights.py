@@ -85,13 +85,18 @@ def _integers(file: Path) -> list[str]:
         raise BackboneError(f"{file} is damaged ({first_line(error)}): fetch it again") from None
 
 
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of tensors that have infinities or values that are not numbers."""
+    return [n for n, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
+
+
 def require_finite(tensors: Mapping[str, Tensor], source: str) -> None:
     """Refuse weights that are not numbers.
 
     Raises:
         BackboneError: a tensor has infinities or values that are not numbers.
     """
-    odd = [n for n, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
+    odd = not_finite(tensors)
     if odd:
         raise BackboneError(
             f"{source} holds values that are not finite numbers, in {listed(odd, 3)}: fetch it "

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from toolkit.model import Pooling
 from toolkit.own_folders import Kind
 from toolkit.settings import NamedSettings
 from toolkit.task import ONE_CLASS, SEVERAL_CLASSES, TaskName
-from toolkit.typed_json import CHECKSUM, Scalar, ShapeError, checksum, from_plain, to_json
+from toolkit.typed_json import CHECKSUM, Scalar, ShapeError, checksum, from_plain, read_object
 
 FORMAT = 2
 """Format 1 had no checksum, and its fingerprint covered the backbone's weights alone."""
@@ -118,11 +118,6 @@ class BundleInfo:
         assert isinstance(length, int)  # checked when it was made
         return length
 
-    def text(self) -> str:
-        """The content of `bundle.json`, which `read_info` reads."""
-        values = json.loads(to_json(self))
-        return json.dumps(values | {CHECKSUM: checksum(values)}, indent=2)
-
 
 def check_classes(classes: Sequence[str]) -> None:
     """Refuse class names that cannot tell classes apart.
@@ -134,7 +129,7 @@ def check_classes(classes: Sequence[str]) -> None:
         raise ShapeError("classes should be a list of at least one name")
     if "" in classes:
         raise ShapeError("classes should have no empty name")
-    twice = sorted({name for name in classes if classes.count(name) > 1})
+    twice = sorted(name for name, count in Counter(classes).items() if count > 1)
     if twice:
         raise ShapeError(f"two classes have the same name: {listed(twice)}")
 
@@ -154,7 +149,7 @@ def read_info(folder: Path) -> BundleInfo:
             f"{FORMAT}; use the version that wrote it ({version!r:.60})"
         )
     if values["format"] == FORMAT and values.pop(CHECKSUM, None) != checksum(values):
-        raise BundleError(f"{file} is damaged: its content is not what was saved")
+        raise damaged(file, "its content is not what was saved")
     try:
         return from_plain(BundleInfo, _with_task(values))
     except ShapeError as error:
@@ -168,23 +163,23 @@ def _parsed(folder: Path, file: Path) -> dict[str, Any]:
     try:
         if file.exists() and not file.is_file():
             raise BundleError(f"{folder} is not a bundle ({DESCRIPTION} there is not a file)")
-        if file.stat().st_size > LARGEST:
-            raise BundleError(f"{file} is damaged: it is larger than {LARGEST >> 20} MiB")
-        values = json.loads(file.read_text(encoding="utf-8"))
+        return read_object(file, LARGEST)
     except OSError as error:
         raise not_a_bundle(folder, error) from None
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{file} is damaged: {error}") from None
-    if not isinstance(values, dict):
-        raise BundleError(f"{file} is damaged: it should hold an object, not {values!r:.60}")
-    return values
+    except ShapeError as error:
+        raise damaged(file, str(error)) from None
+
+
+def damaged(file: Path, reason: str) -> BundleError:
+    """The error of a file of a bundle that is not as it was saved."""
+    return BundleError(f"{file} is damaged: {reason}; copy the bundle again, or make it again")
 
 
 def not_a_bundle(folder: Path, error: OSError) -> BundleError:
     """The error of a folder in which a file of a bundle cannot be read."""
     return BundleError(
-        f"{folder} is not a bundle ({error.strerror}: {Path(error.filename).name}); name the "
-        "folder 'bundle' of a finished run"
+        f"{folder} is not a bundle ({error.strerror}: {Path(error.filename or folder).name}); name "
+        "the folder 'bundle' of a finished run"
     )
 
 

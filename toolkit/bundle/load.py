@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from toolkit import backbones
 from toolkit.backbones.base import Backbone
 from toolkit.backbones.own import OwnBackbone, RoleMap
+from toolkit.backbones.weights import not_finite
 from toolkit.bundle.info import (
     WEIGHTS,
     BundleInfo,
     ToolChange,
+    damaged,
     hash_of,
     not_a_bundle,
     read_info,
@@ -257,12 +259,12 @@ def _weights(folder: Path, info: BundleInfo) -> dict[str, Tensor]:
     except OSError as error:
         raise not_a_bundle(folder, error) from None
     if hash_of(content) != info.weights_hash:
-        raise BundleError(f"{folder / WEIGHTS} is damaged: its content is not what was saved")
+        raise damaged(folder / WEIGHTS, "its content is not what was saved")
     try:
         tensors = load(content)
     except (SafetensorError, KeyError, ValueError) as error:
-        raise BundleError(f"{folder / WEIGHTS} is damaged: {first_line(error)}") from None
-    odd = [n for n, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
+        raise damaged(folder / WEIGHTS, first_line(error)) from None
+    odd = not_finite(tensors)
     if odd:
         raise BundleError(
             f"{folder / WEIGHTS} holds values that are not finite numbers, in {listed(odd, 3)}: "

@@ -26,7 +26,7 @@ from toolkit.model import AudioClassifier
 from toolkit.own_folders import require_replaceable
 from toolkit.source_code import source_digest
 from toolkit.task import Task, TaskName, task_named
-from toolkit.typed_json import ShapeError
+from toolkit.typed_json import ShapeError, write_json
 
 
 def save_bundle(
@@ -105,7 +105,7 @@ def save_bundle(
     )
     with new_folder(folder, BUNDLE) as made:
         (made / WEIGHTS).write_bytes(weights)
-        (made / DESCRIPTION).write_text(info.text(), encoding="utf-8")
+        write_json(made / DESCRIPTION, info, indent=2)
     return folder
 
 

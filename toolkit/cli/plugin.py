@@ -9,7 +9,6 @@ from pathlib import Path
 from toolkit.cli.parser import Commands
 from toolkit.errors import PluginError
 
-KINDS = ("peft", "backbone", "corpus", "pipeline", "augmentation")
 TRY = {
     "peft": "toolkit train ESC50 {module} --debug",
     "augmentation": "toolkit train ESC50 {module} --debug",
@@ -24,7 +23,7 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     """Add the commands `new-plugin` and `check-plugin`."""
     new = commands.add_parser("new-plugin", parents=[common], help="write a new plugin")
     new.add_argument("name")
-    new.add_argument("--kind", choices=KINDS, default="peft", help="of what; default: peft")
+    new.add_argument("--kind", choices=TRY, default="peft", help="of what; default: peft")
     new.add_argument("--folder", type=Path, default=Path("plugins"), help="default: plugins")
     new.set_defaults(run=make_plugin)
 
@@ -73,7 +72,7 @@ def check_plugins(options: argparse.Namespace) -> None:
             failed += [verdict.thing] if verdict.reason else []
         failed += [] if _tests_pass(folder) else [f"the tests of {folder}"]
     if failed:
-        raise PluginError(f"this does not hold: {', '.join(failed)}")
+        raise PluginError(f"checks have failed of {', '.join(failed)}: correct what is said above")
 
 
 def _tests_pass(folder: Path) -> bool:

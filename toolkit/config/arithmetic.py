@@ -61,7 +61,7 @@ def _value(node: ast.expr, text: str) -> int | float | None:
 
 
 def _computed(op: ast.operator, left: float, right: float, text: str) -> float:
-    if isinstance(op, ast.Pow) and (abs(right) > LARGEST_EXPONENT or left < 0 != right % 1):
+    if isinstance(op, ast.Pow) and (abs(right) > LARGEST_EXPONENT or (left < 0 and right % 1 != 0)):
         raise ConfigError(
             f"'{text}' raises {left} to the power of {right}; exponents go to {LARGEST_EXPONENT}, "
             "and a negative number needs a whole one"

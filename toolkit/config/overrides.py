@@ -88,7 +88,7 @@ def _override(tree: dict[str, Any], key: str, value: Any) -> None:
 def _child(node: Any, step: str, key: str) -> Any:
     inside = node.value if isinstance(node, Tagged) else node
     if isinstance(inside, list):
-        if not step.isdigit() or int(step) >= len(inside):
+        if not step.isdecimal() or int(step) >= len(inside):
             raise ConfigError(f"'--{key}': '{step}' is no index of a list of length {len(inside)}")
         return inside[int(step)]
     if not isinstance(inside, dict) or step not in inside:

@@ -1,8 +1,8 @@
 """YAML documents as plain trees: mappings, lists, single values, and `Tagged` for what has a tag.
 
-To read a document constructs nothing that its tags name. Merge keys (`<<`) are applied and aliases
-become copies, so that a tree has no part that does not show. Documents have limits, as a few lines
-of YAML can stand for billions of values.
+Reading a document constructs nothing that its tags name. Merge keys (`<<`) are applied and aliases
+become copies, so that whoever walks a tree sees all of it. Documents have limits, because a few
+lines of YAML can stand for billions of values.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 from ruamel.yaml.representer import SafeRepresenter
 
 from toolkit.errors import ConfigError
+from toolkit.files import read_text
 
 MOST_CHARACTERS = 200_000
 MOST_NODES = 10_000
@@ -88,10 +89,7 @@ def read(path: Path) -> Any:
     """
     if path.stat().st_size > 4 * MOST_CHARACTERS:  # a character has at most four bytes
         raise ConfigError(f"{path} is too long: at most {MOST_CHARACTERS:,} characters are read")
-    try:
-        return parse(path.read_text(encoding="utf-8-sig"), str(path))
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path} is not valid YAML: it is not text (in UTF-8)") from None
+    return parse(read_text(path), str(path))
 
 
 def dump(tree: Any) -> str:
@@ -177,6 +175,11 @@ class _Loader(SafeLoader):
                 f"{self.origin}: {skipped.strip()!r} would be a comment; put a text with ' #' in "
                 "quotes"
             )
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        """The tag of a node without one; what other programs add is not read (`!tuple`)."""
+        tag = super().resolve(kind, value, implicit)
+        return tag if str(tag).startswith(STANDARD) else self.DEFAULT_SCALAR_TAG
 
     def tree(self, node: Node) -> Any:
         """The tree that a composed node stands for."""

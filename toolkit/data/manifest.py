@@ -62,7 +62,7 @@ class Manifest:
             problems += twice(self.clips) + leaks(self.clips) + self._unwritable()
         if not len(self.clips):
             problems.append("there are no clips")
-        elif len(self.classes) < 2 and not self.multi_label:
+        elif len(self.classes) == 1 and not self.multi_label:
             problems.append(
                 f"there is one class alone, {self.classes[0]!r}: a classifier needs at least two"
             )

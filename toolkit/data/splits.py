@@ -26,9 +26,9 @@ class Split:
 
 TRAIN, VALID, TEST = 1, 2, 3
 FIXED = (Split((TRAIN,), VALID, TEST),)
+"""The only round of a corpus with a fixed split."""
 PARTS = {TRAIN: "training", VALID: "validation", TEST: "test"}
 """What the folds of a fixed split are called."""
-"""The only round of a corpus with a fixed split."""
 
 
 def cross_validation(folds: list[int]) -> list[Split]:

@@ -18,6 +18,7 @@ from toolkit.data.manifest import (
 )
 from toolkit.errors import ConfigError, did_you_mean
 from toolkit.features.cache import content_hashes, default_cache_folder
+from toolkit.literal_text import literal
 from toolkit.own_folders import require_new
 
 
@@ -107,15 +108,14 @@ def picture(tables: dict[str, pd.DataFrame], title: str) -> Figure:
     figure = Figure(figsize=(11, 2 + 0.22 * len(classes)), layout="constrained")
     left, right = figure.subplots(1, 2)
     folds = classes.columns[2:]
-    classes.set_index("class")[folds].plot.barh(stacked=True, ax=left, colormap="viridis")
+    named = classes.assign(**{"class": classes["class"].map(literal)}).set_index("class")
+    named[folds].plot.barh(stacked=True, ax=left, colormap="viridis")
     left.invert_yaxis()
     left.set_xlabel("clips")
     right.hist(tables["lengths"]["seconds"], bins=40)
     right.set_xlabel("seconds")
     right.set_ylabel("clips")
-    names = [figure.suptitle(title), *left.get_yticklabels()]
-    for name in names:  # a class may be called $x_$
-        name.set_parse_math(False)
+    figure.suptitle(literal(title))
     return figure
 
 

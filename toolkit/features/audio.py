@@ -60,8 +60,8 @@ def resampled(
         [samples].
 
     Raises:
-        DataError: the rate is none, nothing is left after resampling, or there are samples that are
-            not finite or far too large.
+        DataError: the rate is out of range, nothing is left after resampling, or there are samples
+            that are not finite or far too large.
     """
     low, high = RATES
     if not low <= rate <= high:

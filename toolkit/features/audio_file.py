@@ -19,6 +19,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+from toolkit import os_errors
 from toolkit.errors import DataError
 from toolkit.features.mpeg import mpeg_frames
 from toolkit.features.opus import with_clock_at_zero
@@ -278,10 +279,11 @@ def _copied_pipe(path: str) -> BinaryIO | None:
     try:
         mode = os.stat(path).st_mode
     except OSError as error:
-        there = os.path.lexists(path)
-        missing = "is a link to a file that is missing" if there else "there is no such file"
-        reason = missing if isinstance(error, FileNotFoundError) else error.strerror
-        raise DataError(f"{path}: {reason}") from None
+        if not isinstance(error, FileNotFoundError):
+            raise DataError(os_errors.sentence(error)) from None
+        linked = os.path.lexists(path)
+        missing = "is a link to a file that is missing" if linked else "there is no such file"
+        raise DataError(f"{path}: {missing}") from None
     except ValueError:
         raise DataError(f"{path!r}: is not a name of a file") from None
     if stat.S_ISREG(mode):
@@ -299,7 +301,7 @@ def _copied_pipe(path: str) -> BinaryIO | None:
         copy.seek(0)
     except OSError as error:
         copy.close()
-        raise DataError(f"{path}: {error.strerror}") from None
+        raise DataError(f"{path}: {os_errors.sentence(error)}") from None
     return copy
 
 

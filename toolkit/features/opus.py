@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
-NO_TIME = -1  # of a page on which no packet ends
 HEADER_PAGES = 2  # at least: OpusHead and OpusTags, which may need more
 
 
@@ -29,7 +28,7 @@ def with_clock_at_zero(content: bytes) -> bytes | None:
     pages = list(_pages(content))
     if len(pages) <= HEADER_PAGES or not content[28:].startswith(b"OpusHead"):
         return None
-    sound = [page for page in pages[1:] if page.time > 0]
+    sound = [page for page in pages[1:] if page.time > 0]  # -1: no packet ends there
     if not sound:
         return None
     first = sound[0]

@@ -132,7 +132,8 @@ class Pipeline(Settings, ABC):
             whole = torch.from_numpy(np.concatenate(list(blocks)))
             yield from split_windows(self.checked_rows(whole, spec, name), spec.rows)
             return
-        size, step = (spec.rows - 1) * reach.hop + reach.window, spec.rows * reach.hop
+        step = spec.rows * reach.hop
+        size = max(step - reach.hop + reach.window, step)  # of a window, and of the gap behind it
         kept, first = np.zeros(0, np.float32), True
         for block in blocks:
             kept = np.concatenate([kept, block])

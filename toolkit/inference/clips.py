@@ -74,18 +74,18 @@ def read_clips(
     pipeline.require(spec)
     rows = [
         rows_of(clip, number, pipeline, spec).numpy()
-        for number, clip in enumerate(listed(clips), start=1)
+        for number, clip in enumerate(several(clips), start=1)
     ]
     if not rows:
         raise DataError("no clips were given: name at least one file or array")
     return padded(rows, spec)
 
 
-def listed(clips: Iterable[Clip]) -> Iterable[Clip]:
-    """The clips, refused if they are the path of a single one.
+def several(clips: Iterable[Clip]) -> Iterable[Clip]:
+    """The clips, refused if they are a single one: a path would be read letter by letter.
 
     Raises:
-        DataError: a text or path instead of several.
+        DataError: one file, or one pair of samples and rate.
     """
     if isinstance(clips, str | Path):
         raise DataError(f"{str(clips)!r} is one clip: give a list, such as [{str(clips)!r}]")
@@ -114,8 +114,8 @@ def _waveform(clip: Clip, name: str, wanted: int) -> NDArray[np.float32]:
     """Mono samples of an array, at the wanted rate."""
     if not isinstance(clip, tuple) or len(clip) != 2:
         raise DataError(
-            f"{type(clip).__name__} is not a clip: give a file, or a pair of samples and their "
-            "rate in Hz"
+            f"{name}: {type(clip).__name__} is not a clip: give a file, or a pair of samples and "
+            "their rate in Hz"
         )
     samples, rate = clip
     if isinstance(samples, Tensor):
@@ -124,22 +124,22 @@ def _waveform(clip: Clip, name: str, wanted: int) -> NDArray[np.float32]:
     array = np.asarray(samples)
     if not np.issubdtype(array.dtype, np.floating):
         raise DataError(
-            f"an array of {array.dtype} is not a clip: scale the samples to floats in [-1, 1] "
-            "(16-bit integers: divide by 32768)"
+            f"{name}: an array of {array.dtype} is not a clip: scale the samples to floats in "
+            "[-1, 1] (16-bit integers: divide by 32768)"
         )
     array = array.astype(np.float32)
     if array.ndim == 1:
         array = array[None]
     if array.ndim != 2 or array.size == 0:
         raise DataError(
-            f"an array of shape {tuple(np.shape(samples))} is not a clip: give samples [S] or "
-            "[channels, S] with their rate"
+            f"{name}: an array of shape {tuple(np.shape(samples))} is not a clip: give samples "
+            "[S] or [channels, S] with their rate"
         )
     if array.shape[0] > array.shape[1]:
         raise DataError(
-            f"an array of shape {tuple(array.shape)} has more channels than samples: give it as "
-            "[channels, S]"
+            f"{name}: an array of shape {tuple(array.shape)} has more channels than samples: give "
+            "it as [channels, S]"
         )
-    if not isinstance(rate, Real):
-        raise DataError(f"a rate of {rate!r} is not one: give the samples' rate in Hz")
+    if isinstance(rate, bool) or not isinstance(rate, Real):  # numpy's numbers too
+        raise DataError(f"{name}: {rate!r} is not a sample rate: give that of the samples in Hz")
     return resampled(array.T, rate, wanted, name)

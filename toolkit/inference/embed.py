@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from toolkit.backbones.base import Backbone
 from toolkit.bundle import Bundle
 from toolkit.features.windows import Windows
-from toolkit.inference.clips import Clip, listed, own_pipeline, windows_of
+from toolkit.inference.clips import Clip, own_pipeline, several, windows_of
 from toolkit.inference.windows import evaluating, in_windows
 from toolkit.model import masked_mean
 
@@ -60,6 +60,6 @@ def embed(
             in_windows(
                 windows_of(clip, number, pipeline, spec), spec, compute, device, batch_size, windows
             ).mean(dim=0)
-            for number, clip in enumerate(listed(clips), start=1)
+            for number, clip in enumerate(several(clips), start=1)
         ]
     return torch.stack(found).float() if found else torch.empty(0, backbone.dim)

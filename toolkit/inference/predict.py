@@ -1,7 +1,8 @@
 """Prediction with a bundle: clips -> labels and probabilities, long clips in windows."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -9,8 +10,7 @@ from torch import Tensor
 from toolkit.bundle import Bundle
 from toolkit.device import require_device
 from toolkit.errors import BundleError, DataError
-from toolkit.features.pipeline import Pipeline
-from toolkit.inference.clips import Clip, listed, name_of, windows_of
+from toolkit.inference.clips import Clip, name_of, several, windows_of
 from toolkit.inference.windows import evaluating, in_windows
 
 
@@ -56,11 +56,15 @@ def predict_each(
     bundle: Bundle, clips: Iterable[Clip], device: str = "cpu", batch_size: int = 16
 ) -> Iterator[Prediction | DataError]:
     """As `predict`, but goes on after a clip that cannot be read, in whose place the error is."""
-    for clip in listed(clips):
+    compute = _prediction(bundle, device, batch_size)
+
+    def attempt(number: int, clip: Clip) -> Prediction | DataError:
         try:
-            yield from predict(bundle, [clip], device, batch_size)
+            return compute(number, clip)
         except DataError as error:
-            yield error
+            return error
+
+    return itertools.starmap(attempt, enumerate(several(clips), start=1))
 
 
 def predict(
@@ -84,30 +88,32 @@ def predict(
         ConfigError: the device is not there.
         DataError: a file that cannot be read, or an array that is not sound (when it is its turn).
     """
+    return itertools.starmap(
+        _prediction(bundle, device, batch_size), enumerate(several(clips), start=1)
+    )
+
+
+def _prediction(bundle: Bundle, device: str, batch_size: int) -> Callable[[int, Clip], Prediction]:
+    """What predicts a clip, given its number; raises what `predict` raises."""
     if not isinstance(bundle, Bundle):
         raise BundleError(
             f"`predict` needs a bundle, not {type(bundle).__name__}: save the model with "
             "`save_bundle` and load it with `load_bundle`"
         )
     require_device(device)
-    return _predictions(bundle, bundle.reader, listed(clips), device, batch_size)
+    pipeline, spec, classes = bundle.reader, bundle.features, bundle.classes
 
-
-@torch.inference_mode()
-def _predictions(
-    bundle: Bundle, pipeline: Pipeline, clips: Iterable[Clip], device: str, batch_size: int
-) -> Iterator[Prediction]:
-    spec, classes = bundle.features, bundle.classes
-    for number, clip in enumerate(clips, start=1):
-        cut = windows_of(clip, number, pipeline, spec)
+    @torch.inference_mode()
+    def compute(number: int, clip: Clip) -> Prediction:
+        cut, name = windows_of(clip, number, pipeline, spec), name_of(clip, number)
         with evaluating(bundle.model, device):
             logits = in_windows(cut, spec, bundle.model.logits, device, batch_size, bundle.windows)
         windows = bundle.probabilities(logits)
         if not bool(windows.isfinite().all()):
-            raise DataError(
-                f"{name_of(clip, number)}: the model gives probabilities that are not numbers"
-            )
+            raise DataError(f"{name}: the model gives probabilities that are not numbers")
         mean = windows.mean(dim=0)
         [found] = bundle.task.predictions([mean.tolist()])
         labels = [classes[i] for i in (found if isinstance(found, tuple) else (found,))]
-        yield Prediction(name_of(clip, number), classes, labels, mean, windows)
+        return Prediction(name, classes, labels, mean, windows)
+
+    return compute

@@ -44,7 +44,7 @@ def in_windows(
         compute: is given batches of windows on `device`.
         device: where to compute.
         batch_size: windows per batch.
-        windows: all of them, or only the first.
+        counting: all of them, or only the first.
 
     Returns:
         [W, ...].

@@ -166,7 +166,7 @@ class ClassificationBrain(sb.Brain):
         if not self.plan.augment:
             return features, targets
         clips = self.batches.sizes[self.step - 1]
-        frames = processes.longest(features.shape[1], features.device)
+        frames = processes.largest(features.shape[1], features.device)
         padding = (0, 0, 0, frames - features.shape[1])
         features = processes.gather(functional.pad(features, padding), clips)
         targets = processes.gather(targets, clips)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
+from toolkit import os_errors
 from toolkit.data.manifest import Corpus, Manifest, refuse, unreadable
 from toolkit.data.tables import Row, parsed, read_csv, whole_number
 from toolkit.errors import DataError
@@ -50,7 +51,10 @@ class ESC50(Corpus):
             f"{table_path}: {row.filename} has the fold {row.fold} (known: 1 to 5)"
             for row in table[~folds.isin(FOLDS)].itertuples()
         ]
-        rows = [Row(line, {"target": t}) for line, t in enumerate(table["target"], start=2)]
+        rows = [
+            Row(index + 2, {"target": target})
+            for index, target in zip(table.index, table["target"], strict=True)
+        ]
         targets = parsed(rows, "target", whole_number(0, LARGEST_TARGET), problems)
         table = table.assign(target=targets)
         for one, other in (("target", "category"), ("category", "target")):
@@ -109,7 +113,9 @@ class ESC50(Corpus):
                 for part in PARTS:
                     (tables[0].parents[1] / part).rename(folder / part)
         except OSError as error:
-            raise DataError(f"ESC-50 cannot be unpacked into {folder}: {error}") from error
+            raise DataError(
+                f"ESC-50 cannot be unpacked into {folder}: {os_errors.sentence(error)}"
+            ) from error
 
 
 DAMAGED_ARCHIVE = (

@@ -96,15 +96,10 @@ class Folder(Corpus):
             f"{self.name}: {folder} has one class alone, {classes[0]!r}, and a classifier needs at "
             "least two"
         )
-        tables = [
-            path
-            for suffix in (".csv", ".jsonl", ".tsv")
-            for path in sorted(folder.glob(f"*{suffix}"))
-        ]
-        if tables:
-            return (
-                f"{reason}: if {tables[0].name} is its table, name it: `--data_folder {tables[0]}`"
-            )
+        found = [path for ending in ("csv", "jsonl", "tsv") for path in folder.glob(f"*.{ending}")]
+        if found:
+            table = min(found)
+            return f"{reason}: if {table.name} is its table, name it: `--data_folder {table}`"
         return f"{reason}: give every class a folder of its own, or write a table ({TABLES[0]})"
 
     def _groups(self, paths: pd.Series) -> pd.Series:
@@ -138,7 +133,7 @@ class Folder(Corpus):
         if given == ["fold"]:
             return clips, None
         held = class_matrix(clips["label"], count)
-        groups = _together(clips)
+        groups = _together(clips, self.name)
         if given == ["split"]:
             clips = clips.rename(columns={"split": "fold"})
             missing = [n for n, part in PARTS.items() if n in ("train", "test")
@@ -169,7 +164,7 @@ class Folder(Corpus):
         make_once(folder, write_miniature)
 
 
-def _together(clips: pd.DataFrame) -> NDArray[np.object_]:
+def _together(clips: pd.DataFrame, corpus: str) -> NDArray[np.object_]:
     """[N] names of what must stay together: groups and files, joined where they overlap."""
     files = same_files(clips["path"])
     if "group" not in clips:
@@ -178,7 +173,7 @@ def _together(clips: pd.DataFrame) -> NDArray[np.object_]:
     first = groups.groupby(files).transform("first")
     torn = clips["path"][first != groups].unique()
     refuse(
-        "your sounds",
+        corpus,
         [f"{path} is in more than one group: give all of its clips the same one" for path in torn],
     )
     return groups.to_numpy()
