@@ -144,7 +144,7 @@ def test_alone_nothing_is_shared() -> None:
     assert processes.number() == 1
     for same in (processes.total, processes.first, processes.own):
         assert same(values) is values
-    assert processes.gather(values, 3) is values and processes.longest(3, values.device) == 3
+    assert processes.gather(values, 3) is values and processes.largest(3, values.device) == 3
 
 
 def _probabilities(predictions: pd.DataFrame) -> Tensor:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from speechbrain.utils.checkpoints import Checkpoint, Checkpointer, yaml
 from speechbrain.utils.distributed import ddp_barrier, if_main_process, main_process_only
 
-from toolkit.errors import RunError
+from toolkit.errors import RunError, first_line
 from toolkit.files import write_atomically
 from toolkit.model import AudioClassifier
 from toolkit.own_folders import Kind, remove
@@ -60,7 +60,7 @@ class AtomicCheckpointer(Checkpointer):
         except (RuntimeError, SafetensorError) as error:  # of torch and safetensors on a full disk
             raise RunError(
                 f"no checkpoint can be written to {self.checkpoints_dir} "
-                f"({str(error).splitlines()[0]}): free some space there, and start the same "
+                f"({first_line(error)}): free some space there, and start the same "
                 "command again, which continues from the checkpoint before"
             ) from error
         ddp_barrier()
@@ -105,7 +105,7 @@ class AtomicCheckpointer(Checkpointer):
             try:
                 found += Checkpointer._construct_checkpoint_objects([folder])
             except (yaml.YAMLError, ValueError) as error:
-                raise _damaged(folder, f"CKPT.yaml: {str(error).splitlines()[0]}") from None
+                raise _damaged(folder, f"CKPT.yaml: {first_line(error)}") from None
             meta = found[-1].meta
             if not isinstance(meta, dict) or not {"unixtime", "end-of-epoch"} <= meta.keys():
                 raise _damaged(folder, "CKPT.yaml")

@@ -17,7 +17,7 @@ from toolkit import __version__
 from toolkit.backbones.base import BackboneSource
 from toolkit.config import Configuration, flatten
 from toolkit.data.manifest import Manifest, class_matrix
-from toolkit.errors import ConfigError, RunError, listing
+from toolkit.errors import ConfigError, RunError, first_line, listing
 from toolkit.features.cache import content_hashes, segments_of
 from toolkit.files import write_atomically
 from toolkit.results import RUN_FILE, read_run
@@ -203,7 +203,7 @@ def _read_configuration(file: Path, has_copy: bool) -> dict[str, Any]:
     except OSError as error:
         raise RunError(f"{file} cannot be read ({error.strerror}): {remedy}") from None
     except (ConfigError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise RunError(f"{file} is damaged ({str(error).splitlines()[0]}): {remedy}") from None
+        raise RunError(f"{file} is damaged ({first_line(error)}): {remedy}") from None
 
 
 def _plain(flat: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from toolkit import system
-from toolkit.errors import ConfigError
+from toolkit.errors import ConfigError, first_line
 from toolkit.program import handlers_kept
 from toolkit.study.plan import Run
 from toolkit.study.records import Record
@@ -95,7 +95,7 @@ def run_on_ray(attempts: Sequence[Attempt], jobs: int | None) -> Ended:
             try:
                 yield attempt, ray.get(reference)
             except ray.exceptions.RayError as error:
-                reason = f"the Ray worker died: {str(error).splitlines()[0]}"
+                reason = f"the Ray worker died: {first_line(error)}"
                 yield attempt, record_failure(attempt[0], reason, "ray")
     except BaseException:
         for reference in waiting:  # interrupts the task, which then ends its process
