@@ -9,7 +9,17 @@ import pytest
 
 from toolkit.errors import PlaceError
 from toolkit.files import handed_over, make_once, new_folder
-from toolkit.own_folders import ANY, MARK, Kind, claimed, empty, mark, remove, require_ours
+from toolkit.own_folders import (
+    ANY,
+    MARK,
+    Kind,
+    claimed,
+    empty,
+    mark,
+    remove,
+    require_ours,
+    temporary,
+)
 
 ROOT = Path(__file__).parents[1]
 BOX = Kind("box", holds=("a", "b/*.txt"), known_by=(("old.json", "*.npy"),), remedy="take another")
@@ -46,8 +56,21 @@ def test_files_of_others_are_never_lost(change: Callable[[Path], None], tmp_path
     assert precious.read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["a", "b/c.txt"])
+def test_a_file_that_a_killed_process_left_half_written_is_ours(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "box"
+    replaced(folder)
+    left_over = temporary(folder / name)
+    left_over.parent.mkdir(exist_ok=True)
+    left_over.touch()
+    remove(folder, BOX)
+    assert not folder.exists()
+
+
 @pytest.mark.parametrize("change", ["replaced", "removed", "emptied", "made once"])
-@pytest.mark.parametrize("name", ["precious.txt", "b/precious", "b/c/precious", "d/a"])
+@pytest.mark.parametrize(
+    "name", ["precious.txt", "b/precious", "b/c/precious", "d/a", ".precious.1.2"]
+)
 def test_a_file_of_others_in_a_folder_of_ours_is_not_lost(
     change: str, name: str, tmp_path: Path
 ) -> None:

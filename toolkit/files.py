@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import os
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +21,7 @@ def write_atomically(path: Path, text: str) -> None:
     Raises:
         OSError: it cannot be written; the error names `path`.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    temporary = own_folders.temporary(path)
     try:
         with errors_name(path):
             temporary.write_text(text, encoding="utf-8")

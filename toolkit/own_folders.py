@@ -8,7 +8,9 @@ a file, the mark, that says which program made it and what it is.
 import contextlib
 import json
 import os
+import re
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ from toolkit.errors import PlaceError
 
 MARK = ".audio-peft-toolkit.json"
 PROGRAM = "audio-peft-toolkit"
+TEMPORARY = re.compile(r"(?<![^/])\.([^/]+)\.\d+\.\d+$")
+"""Names that `temporary` gives."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def require_replaceable(folder: Path, kind: Kind) -> None:
     require_ours(folder, kind)
     names = (path.relative_to(folder).as_posix() for path in _files(folder))
     wanted = (MARK, f"*/{MARK}", *kind.holds)
-    others = sorted(name for name in names if not any(fnmatch(name, p) for p in wanted))
+    others = sorted(name for name in names if not any(fnmatch(_final(name), p) for p in wanted))
     if others:
         raise PlaceError(
             f"{folder} is a {kind.name} that also holds {_some(others)}, which would be removed "
@@ -96,6 +100,16 @@ def mark(folder: Path, kind: Kind) -> None:
         with contextlib.suppress(OSError):
             (folder / MARK).unlink(missing_ok=True)
         raise
+
+
+def temporary(file: Path) -> Path:
+    """What a file is called until it is whole; a killed process may leave it behind."""
+    return file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}")
+
+
+def _final(name: str) -> str:
+    """What a file is called once it is whole."""
+    return TEMPORARY.sub(r"\1", name)
 
 
 @contextmanager

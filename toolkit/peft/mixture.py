@@ -237,6 +237,7 @@ class MixtureMethod(BlockMethod):
         for site in self.block_sites(backbone):
             mixture = self.mixture(backbone, site)
             if twice:
+                site.require_whole_clips("a mixture that is added twice")
                 again = backbone.site(site.block, "ffn")
                 insertion.parallel_twice(site, again, self.registered_name, mixture)
             else:

@@ -24,9 +24,7 @@ from toolkit.model import AudioClassifier
 from toolkit.own_folders import Kind, remove
 
 UNFINISHED = "unfinished"
-CHECKPOINT = Kind(
-    "checkpoint", holds=("CKPT.yaml", "*.ckpt", ".*.ckpt.*", "checksums.json"), known_by=((),)
-)
+CHECKPOINT = Kind("checkpoint", holds=("CKPT.yaml", "*.ckpt", "checksums.json"), known_by=((),))
 """SpeechBrain makes it without a mark: it is recognised by its files alone."""
 CHECKSUMS = "checksums.json"
 UNREADABLE = (
