@@ -200,7 +200,9 @@ class CachedExperts(nn.Module):
             return functional_call(self.single[0], tensors, (x[places][None, None],))[0, 0]
         # A token's neighbours matter, so the expert reads whole clips.
         clips, inverse = places[0].unique(return_inverse=True)
-        out = functional_call(self.single[0], tensors, (x[clips][:, None],))[:, 0]
+        context = self.store.context
+        mask = None if context is None or context.mask is None else context.mask[clips]
+        out = functional_call(self.single[0], tensors, (x[clips][:, None], mask))[:, 0]
         return out[inverse, places[1]]
 
     @torch.no_grad()

@@ -13,7 +13,7 @@ from bundles import change_bundle, check_prediction, tiny_bundle
 from torch import Tensor, nn
 from torch.nn import functional
 
-from toolkit import plugins
+from toolkit import plugins, testing
 from toolkit.bundle import load_bundle
 from toolkit.errors import ConfigError
 from toolkit.mixtures.observe import visit
@@ -414,6 +414,15 @@ def test_packed_experts_are_unpacked_into_the_cache(slots: int) -> None:
         torch.testing.assert_close(outputs[-1], before, rtol=1e-4, atol=1e-5)
         assert not list(first_mixture(model).experts.store.packed.parameters())
     assert all(torch.equal(output, outputs[0]) for output in outputs)
+
+
+def test_padding_has_no_part_in_what_cached_experts_compute() -> None:
+    """An expert that reads whole clips sees their ends."""
+    method = PEFT.create({"name": "dense_moa", "num_experts": 3, "block": "conformer"})
+    model = testing.tiny_classifier(method, family="wav2vec2", noise=0.2, pooling="mean").eval()
+    tool()._insert_routers(model)
+    tool()._insert_caches(model, dict.fromkeys(mixtures(model.backbone), 2), None)
+    compare_padded(model, model)
 
 
 def test_a_model_that_is_loaded_or_converted_forgets_what_was_cached() -> None:

@@ -233,4 +233,5 @@ class StochasticMixture(Mixture):
         tensors = self.experts.state_dict(keep_vars=True)
         mean = {n: by_expert(t, number).mean(dim=0) if t.ndim else t for n, t in tensors.items()}
         slots = rearrange(x, "b t d -> b 1 t d")
-        return rearrange(functional_call(self.single[0], mean, (slots,)), "b 1 t d -> b t d")
+        merged = functional_call(self.single[0], mean, (slots, self.mask))
+        return rearrange(merged, "b 1 t d -> b t d")

@@ -71,12 +71,17 @@ class Experts(nn.Module, ABC):
         """The input of `down`, its weight [E, w, d] and its bias [E, w]; kinds may add a norm."""
         return x, self.down, self.down_bias
 
-    def forward(self, slots: Tensor) -> Tensor:
-        """[B, E, S, d] -> [B, E, S, d], group e through expert e."""
+    def forward(self, slots: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, E, S, d] -> [B, E, S, d], group e through expert e.
+
+        Args:
+            slots: what each expert reads.
+            mask: [B, S], if slots are tokens: True where they are real; None: all are.
+        """
         batch = len(slots)
         x, down, bias = self.projection(rearrange(slots, "b e s d -> e (b s) d"))
         hidden = torch.baddbmm(bias[:, None], x, down.mT)
-        hidden = self.middle(rearrange(hidden, "e (b s) w -> b s e w", b=batch))
+        hidden = self.middle(rearrange(hidden, "e (b s) w -> b s e w", b=batch), mask)
         out = torch.baddbmm(
             self.up_bias[:, None], rearrange(hidden, "b s e r -> e (b s) r"), self.up.mT
         )

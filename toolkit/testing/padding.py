@@ -34,7 +34,7 @@ def compare_padded(batched: AudioClassifier, single: AudioClassifier) -> None:
             single.logits(clip[None, :length], torch.tensor([length]))
             for clip, length in zip(rows, lengths.tolist(), strict=True)
         ]
-    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-5)
 
 
 RANDOM = ("dropout", "drop_path", "jitter", "noise")
