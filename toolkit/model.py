@@ -11,7 +11,7 @@ from toolkit.errors import BundleError, ConfigError, did_you_mean, listed
 from toolkit.parameters import ParameterCount
 from toolkit.peft import insertion
 from toolkit.peft.base import PeftMethod
-from toolkit.reuse import FrozenPart
+from toolkit.reuse import FrozenPart, PooledPart
 from toolkit.task import BatchObjective, TaskName, task_named
 
 Pooling = Literal[
@@ -100,7 +100,7 @@ class AudioClassifier(nn.Module):
             )
         self.method, self.pooling, self.num_classes = method, pooling, num_classes
         self._features_seen = False
-        self._reused: FrozenPart | None = None
+        self._reused: FrozenPart | PooledPart | None = None
         if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
             raise ConfigError(
                 f"'num_classes' must be 0 or a whole number above, not {num_classes!r}"
@@ -134,17 +134,22 @@ class AudioClassifier(nn.Module):
 
         Args:
             features: [B, T, F]; of several passes over the clips, one after the other. After
-                `reuse` what `FrozenPart.collate` returns.
+                `reuse` what `collate` of the frozen part returns.
             lengths: real rows of each clip before normalisation [B]; None: no clip is padded.
 
         Raises:
             ConfigError: the features of the first pass are rows that were not normalised.
         """
-        logits: Tensor = self.head(self.pool(self._encode(features, lengths)))
+        logits: Tensor = self.head(self._pooled(features, lengths))
         return logits
 
+    def _pooled(self, features: Tensor, lengths: Tensor | None) -> Tensor:
+        if isinstance(self._reused, PooledPart):
+            return self._reused.pooled(features)
+        return self.pool(self._encode(features, lengths))
+
     def _encode(self, features: Tensor, lengths: Tensor | None) -> Tensor:
-        if self._reused is not None:
+        if isinstance(self._reused, FrozenPart):
             return self._reused.resume(features, lengths)
         if not self._features_seen and not torch.compiler.is_compiling():
             self._features_seen = True
@@ -160,7 +165,22 @@ class AudioClassifier(nn.Module):
         """
         return FrozenPart(self.backbone, self.method)
 
-    def reuse(self, part: FrozenPart | None) -> None:
+    def pooled_part(self) -> PooledPart:
+        """The same, of a model of which the final norm and the head train at most.
+
+        Raises:
+            ConfigError: more trains.
+        """
+        if self.layers is not None:
+            raise ConfigError("the weights of the layers train")
+        return PooledPart(self.backbone, self.method, self.pool, self.pooling)
+
+    @property
+    def reads_states(self) -> bool:
+        """Whether `forward` takes states in place of features."""
+        return self._reused is not None
+
+    def reuse(self, part: FrozenPart | PooledPart | None) -> None:
         """Read the states that a frozen part has computed in place of features from now on.
 
         Args:

@@ -4,12 +4,14 @@ Everything below the first module that trains gives the same for a clip in every
 run. Where this line runs is read from the structure of the adapted backbone.
 """
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from toolkit.backbones.base import Backbone
@@ -93,6 +95,13 @@ class FrozenPart:
         """How often a state has a row for each token."""
         return 1 + len(self.taps) - self._rows
 
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that states depend on besides the clip and the backbone as it was loaded."""
+        paths = {id(module): path for path, module in self.backbone.model.named_modules()}
+        taps = [(self.backbone.canonical(paths[id(t)]), t.reduce is None) for t in self.taps]
+        return _fingerprint(self.backbone, self.block, f"tokens, {taps}")
+
     @torch.no_grad()
     def states(self, features: Tensor, lengths: Tensor | None = None) -> list[State]:
         """What is kept of each clip of a batch, without its padding.
@@ -159,3 +168,90 @@ class FrozenPart:
                 f"the backbone '{self.backbone.name}', adapted by '{self.backbone.adapted_by}', "
                 f"computes something else when it starts at block {self.block}: use `reuse: off`"
             )
+
+
+class PooledPart:
+    """The frozen part of a model of which the final norm and the head train at most.
+
+    Pooling is a mean, and the mean of what the norm's gain and bias make of normalised tokens is
+    what they make of the mean. So one vector per clip is kept: the mean before them.
+
+    Args:
+        backbone: adapted by `method`.
+        method: how it is adapted.
+        pool: tokens [B, M, d] of the latest batch -> [B, d], a mean of some of them.
+        pooling: its name.
+
+    Attributes:
+        block: L, as in `FrozenPart`.
+
+    Raises:
+        ConfigError: more than that trains, or the final norm is no layer norm.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        method: PeftMethod,
+        pool: Callable[[Tensor], Tensor],
+        pooling: str,
+    ) -> None:
+        self.backbone, self.block = backbone, backbone.depth
+        self._pool, self._pooling = pool, pooling
+        inserted = any(True for _ in insertion.inserted(backbone))
+        alone = first_trained_block(backbone, method) == backbone.depth
+        if inserted or not alone or not isinstance(backbone.norm, nn.LayerNorm):
+            raise ConfigError("more than the final layer norm and the head trains")
+        self._norm = backbone.norm
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that states depend on besides the clip and the backbone as it was loaded."""
+        return _fingerprint(self.backbone, self.block, f"pooled, {self._pooling}")
+
+    @torch.no_grad()
+    def states(self, features: Tensor, lengths: Tensor | None = None) -> list[State]:
+        """One row [1, d] of each clip; see `FrozenPart.states`."""
+        seen: list[Tensor] = []
+        handle = self._norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        try:
+            self.backbone(features, lengths)
+        finally:
+            handle.remove()
+        norm = self._norm
+        tokens = functional.layer_norm(seen[-1].float(), norm.normalized_shape, eps=norm.eps)
+        return list(self._pool(tokens).float().cpu().numpy()[:, None])
+
+    def collate(self, states: Sequence[State]) -> Tensor:
+        """Put the states of B clips into one tensor [B, 1, d]."""
+        return torch.from_numpy(np.stack(states))
+
+    def pooled(self, states: Tensor) -> Tensor:
+        """What the model pools [B, d] of clips of which these are the states [B, 1, d]."""
+        vectors, norm = states[:, 0], self._norm
+        return vectors if norm.weight is None else vectors * norm.weight + norm.bias
+
+    @torch.no_grad()
+    def verify(self, features: Tensor, lengths: Tensor | None = None) -> None:
+        """Compare what is pooled with and without this part; see `FrozenPart.verify`.
+
+        Raises:
+            ConfigError: it is not the same, because something follows the final norm.
+        """
+        expected = self._pool(self.backbone(features, lengths))
+        found = self.pooled(self.collate(self.states(features, lengths)).to(expected))
+        if not torch.allclose(found, expected, 1e-4, 1e-4):
+            raise ConfigError("something follows the final norm")
+
+
+def _fingerprint(backbone: Backbone, block: int, kept: str) -> str:
+    """Hash of the tensors below a block, which a method may have changed when it was applied."""
+    digest = hashlib.blake2b(f"{block} {kept}".encode(), digest_size=12)
+    for path, tensor in sorted(backbone.model.state_dict(keep_vars=True).items()):
+        place = backbone.position(path)
+        if tensor.requires_grad or (place is not None and place >= block):
+            continue
+        digest.update(f"{backbone.canonical(path)} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        flat = tensor.detach().cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -33,7 +33,7 @@ from toolkit.registry import CORPORA, PEFT, PIPELINES
 from toolkit.settings import Settings, setting
 from toolkit.task import Task
 from toolkit.training.brain import TrainingPlan
-from toolkit.training.trial import try_augmentations, try_optimizer
+from toolkit.training.trial import try_augmentations, try_optimizer, try_views
 
 logger = logging.getLogger(__name__)
 
@@ -221,6 +221,8 @@ class Experiment:
                 f"'{self.source.registered_name}' reads samples: leave it out with `--augment []`"
             )
         try_augmentations(augment, self.spec)
+        if isinstance(self.options.reuse, int):
+            try_views(augment, self.spec)
 
     def features(self, clips: pd.DataFrame) -> FeatureCache:
         """Features of the clips, computed by rank 0 where they are not on disk."""
@@ -267,6 +269,15 @@ class Options(Settings):
     folds: str | int | list[int] = setting("all", "folds to run: all, or 1,3")
     few_shot: int | None = setting(None, "training clips of each class; none: all", minimum=1)
     cache_folder: str | None = setting(None, "folder of the features")
+    cache_gigabytes: float = setting(
+        20.0, "largest size of that folder; what was not used for longest goes first", minimum=0
+    )
+    reuse: Literal["auto", "off"] | int = setting(
+        "auto",
+        "what frozen blocks make of a clip is computed once: auto (where that changes nothing), "
+        "off, or a number of augmented views of each clip to draw from",
+        minimum=1,
+    )
     max_length: int = setting(1024, "length of a clip in frames of 10 ms", minimum=1)
     windows: Windows = setting(
         "average",
@@ -300,7 +311,9 @@ class Options(Settings):
     test_only: bool = setting(False, "evaluate the best checkpoints again")
     overwrite: bool = setting(False, "replace another run in the output folder; False refuses it")
 
-    ADDED: ClassVar[tuple[str, ...]] = ("windows", "overwrite")
+    ADDED: ClassVar[tuple[str, ...]] = (
+        "windows", "overwrite", "reuse", "cache_gigabytes",
+    )  # fmt: skip
     """Options that configurations written for version 0.1 lack."""
 
     @classmethod
