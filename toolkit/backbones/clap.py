@@ -92,8 +92,9 @@ class ClapBackbone(Backbone):
             if number > block and stage.downsample is not None:
                 tokens = stage.downsample(tokens, size)
         height, width = encoder.input_resolutions[-1]
-        order = {"c": height // encoder.freq_ratio, "t": width}  # of the stock encoder's output
-        return rearrange(self.final.module(tokens), "b (g c t) d -> b (c g t) d", **order)
+        normed: Tensor = self.final.module(tokens)
+        bands = height // encoder.freq_ratio
+        return rearrange(normed, "b (g c t) d -> b d (c g t)", c=bands, t=width).mT
 
 
 @BACKBONES.register("clap", paper="arXiv:2211.06687", model_type=["clap", "clap_audio_model"])

@@ -66,6 +66,7 @@ class WhisperBackbone(Backbone):
     def resume(self, tokens: Tensor, lengths: Tensor | None, block: int) -> Tensor:
         """Tokens through the upper blocks, silence included."""
         self._note_silence(lengths, tokens.shape[1])
+        tokens = tokens.mT.contiguous().mT  # in the stock order of memory, in which sums are exact
         return self.through_blocks(tokens, block, attention_mask=None)
 
     def _note_silence(self, lengths: Tensor | None, size: int) -> None:
