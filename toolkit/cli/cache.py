@@ -5,6 +5,7 @@ from datetime import datetime
 from pathlib import Path
 
 from toolkit.cli.parser import Commands, Parser
+from toolkit.errors import PlaceError
 
 
 def add(commands: Commands, common: argparse.ArgumentParser) -> None:
@@ -67,7 +68,11 @@ def _root(options: argparse.Namespace) -> Path:
     from toolkit.features.cache import default_cache_folder
 
     chosen: Path | None = options.cache_folder
-    return default_cache_folder() if chosen is None else chosen
+    if chosen is None:
+        return default_cache_folder()
+    if not chosen.is_dir():
+        raise PlaceError(f"{chosen} is not a folder: name that of the caches, or leave it out")
+    return chosen
 
 
 def _megabytes(size: int) -> str:
