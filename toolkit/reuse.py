@@ -4,6 +4,9 @@ Everything below the first module that trains gives the same for a clip in every
 run. Where this line runs is read from the structure of the adapted backbone.
 """
 
+import functools
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -26,7 +29,7 @@ def first_trained_block(backbone: Backbone, method: PeftMethod) -> int | None:
 
     Args:
         backbone: adapted by `method`.
-        method: a method that trains stock modules as a whole changes all of them: their dropout
+        method: one that trains stock modules as a whole changes all of them, because their dropout
             runs.
 
     Returns:
@@ -35,9 +38,8 @@ def first_trained_block(backbone: Backbone, method: PeftMethod) -> int | None:
     """
     if method.trains_backbone:
         return None
-    places = [backbone.position(path) for path in _changed(backbone)]
-    found = [place for place in places if place is not None]
-    return min([*found, backbone.depth]) if len(found) == len(places) else None
+    first = min((backbone.position(path) for path in _changed(backbone)), default=backbone.depth)
+    return None if first < 0 else first
 
 
 def _changed(backbone: Backbone) -> Iterator[str]:
@@ -48,6 +50,14 @@ def _changed(backbone: Backbone) -> Iterator[str]:
     for path, tensor in backbone.model.state_dict(keep_vars=True).items():
         if tensor.requires_grad or backbone.canonical(path) not in backbone.stock:
             yield path
+
+
+def _first_change(backbone: Backbone, method: PeftMethod) -> str:
+    """What a method does in front of the blocks."""
+    if method.trains_backbone:
+        return "trains stock modules as a whole, whose dropout runs from the first one on"
+    path = min(_changed(backbone), key=backbone.position)
+    return f"changes '{backbone.canonical(path)}', which stands in front of the blocks"
 
 
 class FrozenPart:
@@ -70,28 +80,28 @@ class FrozenPart:
         block = first_trained_block(backbone, method)
         if block is None:
             raise ConfigError(
-                f"the method '{backbone.adapted_by}' trains from the embedding on, so that nothing "
-                "of the backbone can be computed once: use `reuse: off`"
+                f"nothing that the backbone '{backbone.name}' computes can be reused: the method "
+                f"'{backbone.adapted_by}' {_first_change(backbone, method)}; use `reuse: off`"
             )
         self.backbone, self.block = backbone, block
         below = [
-            module
+            (path, module)
             for path, module in backbone.model.named_modules()
-            if isinstance(module, insertion.Tap)
-            and (place := backbone.position(path)) is not None
-            and place < block
+            if isinstance(module, insertion.Tap) and backbone.position(path) < block
         ]
-        self.taps = sorted(below, key=lambda tap: tap.reduce is not None)
+        below.sort(key=lambda found: found[1].reduce is not None)
+        self._places = [backbone.canonical(path) for path, _ in below]
+        self.taps = [tap for _, tap in below]
+        self._rows = sum(tap.reduce is not None for tap in self.taps)  # that are not tokens
+        self._runs = 1 + len(self.taps) - self._rows  # rows per token
 
-    @property
-    def _rows(self) -> int:
-        """Rows of a state that are not tokens."""
-        return sum(tap.reduce is not None for tap in self.taps)
-
-    @property
-    def _runs(self) -> int:
-        """How often a state has a row for each token."""
-        return 1 + len(self.taps) - self._rows
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of all that its states depend on besides the features: of the weights as they are
+        now, of the block, and of what the taps keep."""
+        weights = self.backbone.fingerprint_now(self.block)
+        text = json.dumps([weights, self.block, self._places, self._rows])
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     @torch.no_grad()
     def states(self, features: Tensor, lengths: Tensor | None = None) -> list[State]:
@@ -132,8 +142,17 @@ class FrozenPart:
 
         Returns:
             tokens [B, M, d] after the final norm.
+
+        Raises:
+            ConfigError: these are no such states.
         """
-        size = (states.shape[1] - self._rows) // self._runs
+        width = self.backbone.entrance(self.block).in_dim
+        size, rest = divmod(states.shape[1] - self._rows, self._runs)
+        if states.ndim != 3 or states.shape[-1] != width or rest or size < 1:
+            raise ConfigError(
+                f"this model reads what `FrozenPart.collate` returns, of width {width}, and not "
+                f"{list(states.shape)}: call `model.reuse(None)` to read features again"
+            )
         tokens, *kept = states.split([size] * self._runs + [1] * self._rows, dim=1)
         for tap, value in zip(self.taps, kept, strict=True):
             tap.kept = value if tap.reduce is None else value[:, 0]
