@@ -4,7 +4,9 @@ Everything below the first module that trains gives the same for a clip in every
 run. Where this line runs is read from the structure of the adapted backbone.
 """
 
+import functools
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -28,7 +30,7 @@ def first_trained_block(backbone: Backbone, method: PeftMethod) -> int | None:
 
     Args:
         backbone: adapted by `method`.
-        method: a method that trains stock modules as a whole changes all of them: their dropout
+        method: one that trains stock modules as a whole changes all of them, because their dropout
             runs.
 
     Returns:
@@ -37,9 +39,8 @@ def first_trained_block(backbone: Backbone, method: PeftMethod) -> int | None:
     """
     if method.trains_backbone:
         return None
-    places = [backbone.position(path) for path in _changed(backbone)]
-    found = [place for place in places if place is not None]
-    return min([*found, backbone.depth]) if len(found) == len(places) else None
+    first = min((backbone.position(path) for path in _changed(backbone)), default=backbone.depth)
+    return None if first < 0 else first
 
 
 def _changed(backbone: Backbone) -> Iterator[str]:
@@ -50,6 +51,14 @@ def _changed(backbone: Backbone) -> Iterator[str]:
     for path, tensor in backbone.model.state_dict(keep_vars=True).items():
         if tensor.requires_grad or backbone.canonical(path) not in backbone.stock:
             yield path
+
+
+def _first_change(backbone: Backbone, method: PeftMethod) -> str:
+    """What a method does in front of the blocks."""
+    if method.trains_backbone:
+        return "trains stock modules as a whole, whose dropout runs from the first one on"
+    path = min(_changed(backbone), key=backbone.position)
+    return f"changes '{backbone.canonical(path)}', which stands in front of the blocks"
 
 
 class FrozenPart:
@@ -72,35 +81,28 @@ class FrozenPart:
         block = first_trained_block(backbone, method)
         if block is None:
             raise ConfigError(
-                f"the method '{backbone.adapted_by}' trains from the embedding on, so that nothing "
-                "of the backbone can be computed once: use `reuse: off`"
+                f"nothing that the backbone '{backbone.name}' computes can be reused: the method "
+                f"'{backbone.adapted_by}' {_first_change(backbone, method)}; use `reuse: off`"
             )
         self.backbone, self.block = backbone, block
         below = [
-            module
+            (path, module)
             for path, module in backbone.model.named_modules()
-            if isinstance(module, insertion.Tap)
-            and (place := backbone.position(path)) is not None
-            and place < block
+            if isinstance(module, insertion.Tap) and backbone.position(path) < block
         ]
-        self.taps = sorted(below, key=lambda tap: tap.reduce is not None)
+        below.sort(key=lambda found: found[1].reduce is not None)
+        self._places = [backbone.canonical(path) for path, _ in below]
+        self.taps = [tap for _, tap in below]
+        self._rows = sum(tap.reduce is not None for tap in self.taps)  # that are not tokens
+        self._runs = 1 + len(self.taps) - self._rows  # rows per token
 
-    @property
-    def _rows(self) -> int:
-        """Rows of a state that are not tokens."""
-        return sum(tap.reduce is not None for tap in self.taps)
-
-    @property
-    def _runs(self) -> int:
-        """How often a state has a row for each token."""
-        return 1 + len(self.taps) - self._rows
-
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
-        """Hash of all that states depend on besides the clip and the backbone as it was loaded."""
-        paths = {id(module): path for path, module in self.backbone.model.named_modules()}
-        taps = [(self.backbone.canonical(paths[id(t)]), t.reduce is None) for t in self.taps]
-        return _fingerprint(self.backbone, self.block, f"tokens, {taps}")
+        """Hash of all that its states depend on besides the features: of the weights as they are
+        now, of the block, and of what the taps keep."""
+        weights = self.backbone.fingerprint_now(self.block)
+        text = json.dumps([weights, self.block, self._places, self._rows])
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     @torch.no_grad()
     def states(self, features: Tensor, lengths: Tensor | None = None) -> list[State]:
@@ -141,8 +143,17 @@ class FrozenPart:
 
         Returns:
             tokens [B, M, d] after the final norm.
+
+        Raises:
+            ConfigError: these are no such states.
         """
-        size = (states.shape[1] - self._rows) // self._runs
+        width = self.backbone.entrance(self.block).in_dim
+        size, rest = divmod(states.shape[1] - self._rows, self._runs)
+        if states.ndim != 3 or states.shape[-1] != width or rest or size < 1:
+            raise ConfigError(
+                f"this model reads what `FrozenPart.collate` returns, of width {width}, and not "
+                f"{list(states.shape)}: call `model.reuse(None)` to read features again"
+            )
         tokens, *kept = states.split([size] * self._runs + [1] * self._rows, dim=1)
         for tap, value in zip(self.taps, kept, strict=True):
             tap.kept = value if tap.reduce is None else value[:, 0]
@@ -204,10 +215,12 @@ class PooledPart:
             raise ConfigError("more than the final layer norm and the head trains")
         self._norm = backbone.norm
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
-        """Hash of all that states depend on besides the clip and the backbone as it was loaded."""
-        return _fingerprint(self.backbone, self.block, f"pooled, {self._pooling}")
+        """Hash of all that its states depend on besides the features; see `FrozenPart`."""
+        weights = self.backbone.fingerprint_now(self.block)
+        text = json.dumps([weights, "pooled", self._pooling])
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     @torch.no_grad()
     def states(self, features: Tensor, lengths: Tensor | None = None) -> list[State]:
@@ -242,16 +255,3 @@ class PooledPart:
         found = self.pooled(self.collate(self.states(features, lengths)).to(expected))
         if not torch.allclose(found, expected, 1e-4, 1e-4):
             raise ConfigError("something follows the final norm")
-
-
-def _fingerprint(backbone: Backbone, block: int, kept: str) -> str:
-    """Hash of the tensors below a block, which a method may have changed when it was applied."""
-    digest = hashlib.blake2b(f"{block} {kept}".encode(), digest_size=12)
-    for path, tensor in sorted(backbone.model.state_dict(keep_vars=True).items()):
-        place = backbone.position(path)
-        if tensor.requires_grad or (place is not None and place >= block):
-            continue
-        digest.update(f"{backbone.canonical(path)} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        flat = tensor.detach().cpu().contiguous().flatten()
-        digest.update(flat.view(torch.uint8).numpy())
-    return digest.hexdigest()

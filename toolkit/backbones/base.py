@@ -387,18 +387,18 @@ class Backbone(nn.Module, ABC):
                 return ".".join([name, *parts[end:]])
         return ".".join(parts)
 
-    def position(self, path: str) -> int | None:
-        """Where a pass first comes to the module or tensor at a present path inside `model`.
+    def position(self, path: str) -> int:
+        """In which block the module or tensor at a present path inside `model` is.
 
         Returns:
-            the number of its block; L for the final norm; None for the embedding, and for whatever
-            is in no block.
+            its number; L for the final norm; -1 for the embedding, and for whatever else is in no
+            block.
         """
         stock = ".".join(part for part in path.split(".") if part != WRAPPED)
         if f"{stock}.".startswith(f"{self._norm}."):
             return self.depth
         head, _, rest = self.canonical(path).partition(".")
-        return int(rest.split(".")[0]) if head == "blocks" else None
+        return int(rest.split(".")[0]) if head == "blocks" else -1
 
     def without_weights(self) -> "Backbone":
         """A copy on the meta device: shapes and roles alone."""
@@ -409,21 +409,32 @@ class Backbone(nn.Module, ABC):
             empty[id(buffer)] = buffer.to("meta")
         return copy.deepcopy(self, empty)
 
-    def fingerprint_now(self) -> str:
+    def fingerprint_now(self, until: int | None = None) -> str:
         """Hash of the weights, of the features that it reads, and of what else its configuration
         says of its computation; as loaded it is `fingerprint`, which bundles are checked against.
+
+        Args:
+            until: leave out the weights from this block on.
         """
         features = dataclasses.asdict(self.features)
         del features["max_length"]  # a choice of the user
         config = getattr(self.model, "config", None)
         said = {key: getattr(config, key) for key in NOT_IN_SHAPES if hasattr(config, key)}
-        text = json.dumps([self.weights_fingerprint(), features, said], sort_keys=True)
+        text = json.dumps([self.weights_fingerprint(until), features, said], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
-    def weights_fingerprint(self) -> str:
-        """Hash of the weights by lasting names, which bundles of format 1 are checked against."""
+    def weights_fingerprint(self, until: int | None = None) -> str:
+        """Hash of the weights by lasting names, which bundles of format 1 are checked against.
+
+        Args:
+            until: as for `fingerprint_now`.
+        """
         digest = hashlib.blake2b(digest_size=16)
-        tensors = {self.canonical(name): tensor for name, tensor in self.model.state_dict().items()}
+        tensors = {
+            self.canonical(name): tensor
+            for name, tensor in self.model.state_dict().items()
+            if until is None or self.position(name) < until
+        }
         for name in sorted(tensors):
             tensor = tensors[name]
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

@@ -20,7 +20,7 @@ class WavLMBackbone(SpeechBackbone):
 
     def through_blocks(self, tokens: Tensor, block: int, **options: Any) -> Tensor:
         """Tokens through the blocks from `block` on, each of which gets the position bias."""
-        bias = self._position_bias(tokens) if 0 < block < self.depth else None
+        bias = self._position_bias(tokens) if block < self.depth else None
         return super().through_blocks(tokens, block, **options, position_bias=bias)
 
     def _position_bias(self, tokens: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from toolkit.data.manifest import Corpus, Manifest, copied, refuse, untrained
 from toolkit.device import require_device
 from toolkit.errors import ConfigError, did_you_mean
 from toolkit.features.cache import FeatureCache, content_hashes, default_cache_folder
+from toolkit.features.cache_folder import GIGABYTE, make_room
 from toolkit.features.pipeline import Pipeline, pipeline_for
 from toolkit.features.spec import FeatureSpec
 from toolkit.features.windows import Windows
@@ -225,9 +226,13 @@ class Experiment:
             try_views(augment, self.spec)
 
     def features(self, clips: pd.DataFrame) -> FeatureCache:
-        """Features of the clips, computed by rank 0 where they are not on disk."""
+        """Features of the clips, computed by rank 0 where they are not on disk.
+
+        Older caches may have to go so that all stay within the limit.
+        """
         if if_main_process():
-            self.pipeline.cache(clips, self.spec, self.cache_folder)
+            _in_use = self.pipeline.cache(clips, self.spec, self.cache_folder)
+            make_room(self.cache_folder, 0, round(self.options.cache_gigabytes * GIGABYTE))
         ddp_barrier()
         return self.pipeline.cache(clips, self.spec, self.cache_folder, build=False)
 

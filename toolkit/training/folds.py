@@ -20,6 +20,7 @@ from toolkit.features.batch import collate
 from toolkit.features.cache import FeatureCache
 from toolkit.features.dataset import clip_dataset
 from toolkit.features.spec import FRAMES_PER_SECOND
+from toolkit.features.state_store import StateStore
 from toolkit.features.windows import Windows, window_bounds, with_windows
 from toolkit.results import FoldResult, RunResult, read_run, write_fold
 from toolkit.task import Task, balanced_class_weights, balanced_clip_weights, task_of
@@ -120,6 +121,7 @@ class Job:
         cache: features of all clips.
         progress: shown over all folds.
         told: what was said about `reuse`, once for all folds.
+        stores: of states, which all folds read.
     """
 
     experiment: Experiment
@@ -131,6 +133,7 @@ class Job:
     cache: FeatureCache
     progress: Progress
     told: list[str] = dataclasses.field(default_factory=list)
+    stores: dict[str, StateStore] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, experiment: Experiment, manifest: Manifest, output: OutputFolder) -> "Job":
@@ -238,7 +241,7 @@ class Fold:
         """Read states in place of features where that is asked for and possible."""
         job = self.job
         self.states, chosen = states_of(
-            self.experiment, brain.model, job.cache, job.rows, self._read_by_the_job
+            self.experiment, brain.model, job.cache, job.rows, job.stores, self._read_by_the_job
         )
         if self.states is not None:
             brain.read(self.states.part)

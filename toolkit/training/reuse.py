@@ -8,6 +8,7 @@ from speechbrain.utils.distributed import ddp_broadcast, if_main_process
 from toolkit.errors import ConfigError
 from toolkit.features.cache import FeatureCache
 from toolkit.features.cache_folder import GIGABYTE, make_room
+from toolkit.features.state_store import StateStore
 from toolkit.model import AudioClassifier
 from toolkit.training.experiment import Experiment
 from toolkit.training.states import Reading, States
@@ -21,12 +22,13 @@ def states_of(
     model: AudioClassifier,
     cache: FeatureCache,
     rows: pd.Series,
+    stores: dict[str, StateStore],
     tables: Tables,
 ) -> tuple[States | None, str]:
     """The states that a fold reads; None: it reads features.
 
     Args:
-        experiment, model, cache, rows: as for `States`.
+        experiment, model, cache, rows, stores: as for `States`.
         tables: what the run will read.
 
     Returns:
@@ -40,7 +42,7 @@ def states_of(
         return None, ""
     try:
         _require_equal_epochs(experiment)
-        states = _possible(experiment, model, cache, rows)
+        states = _possible(experiment, model, cache, rows, stores)
         size = _with_room(experiment, states, tables(states))
     except ConfigError as error:
         if wanted != "auto":
@@ -65,7 +67,11 @@ def _require_equal_epochs(experiment: Experiment) -> None:
 
 
 def _possible(
-    experiment: Experiment, model: AudioClassifier, cache: FeatureCache, rows: pd.Series
+    experiment: Experiment,
+    model: AudioClassifier,
+    cache: FeatureCache,
+    rows: pd.Series,
+    stores: dict[str, StateStore],
 ) -> States:
     """The smallest states from which the model computes the same."""
     model.eval()
@@ -73,9 +79,9 @@ def _possible(
     if part.block == 0 and experiment.spec.spectral:
         raise ConfigError("the first block trains already: use `reuse: off`")
     try:
-        return States(experiment, model, model.pooled_part(), cache, rows)
+        return States(experiment, model, model.pooled_part(), cache, rows, stores)
     except ConfigError:
-        return States(experiment, model, part, cache, rows)
+        return States(experiment, model, part, cache, rows, stores)
 
 
 def _with_room(

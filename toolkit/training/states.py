@@ -8,6 +8,7 @@ of each clip, each augmented with a seed of its own.
 import contextlib
 import hashlib
 import itertools
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ from toolkit.features.mapped_rows import Rows
 from toolkit.features.state_store import StateStore
 from toolkit.model import AudioClassifier
 from toolkit.reuse import FrozenPart, PooledPart
+from toolkit.source_code import source_digest
 from toolkit.training.experiment import Experiment
 
 
@@ -68,6 +70,7 @@ class States:
         part: what of it is frozen.
         cache: features of all clips.
         rows: id of a clip -> its position in `cache`.
+        stores: those that the folds of a run share, which are verified once.
 
     Attributes:
         training, evaluation: how clips are read in either.
@@ -83,6 +86,7 @@ class States:
         part: FrozenPart | PooledPart,
         cache: FeatureCache,
         rows: pd.Series,
+        stores: dict[str, StateStore],
     ) -> None:
         options, run = experiment.options, experiment.run_opts()
         self.experiment, self.model, self.part = experiment, model, part
@@ -91,7 +95,7 @@ class States:
         views = 0 if isinstance(options.reuse, str) else options.reuse
         self.training = Reading(run["precision"], views)
         self.evaluation = Reading(run["eval_precision"])
-        self._stores: dict[Reading, StateStore] = {}
+        self._stores = stores
         longest = int(cache.lengths.argmax())
         window = Window(longest, 0, min(int(cache.lengths[longest]), self.spec.rows), None)
         features, lengths = self._features([window], self.evaluation)
@@ -99,7 +103,6 @@ class States:
         (self._sample,) = part.states(features, lengths)
         self._bytes_per_row = self._sample.nbytes / (window.end if self.spec.variable else 1)
         self._settings = {
-            "backbone": model.backbone.fingerprint,
             "part": part.fingerprint,
             "features": str(self.spec),
             "rows": experiment.pipeline.row_settings(self.spec),
@@ -167,12 +170,13 @@ class States:
         )
 
     def _store(self, reading: Reading) -> StateStore:
-        if reading not in self._stores:
-            augment = described(self.experiment) if reading.views else None
-            settings = {**self._settings, "precision": reading.precision, "augment": augment}
+        augment = described(self.experiment) if reading.views else None
+        settings = {**self._settings, "precision": reading.precision, "augment": augment}
+        key = json.dumps(settings, sort_keys=True)
+        if key not in self._stores:
             root, width = self.experiment.cache_folder, self._sample.shape[1]
-            self._stores[reading] = StateStore(root, settings, width)
-        return self._stores[reading]
+            self._stores[key] = StateStore(root, settings, width)
+        return self._stores[key]
 
     def _windows(self, table: pd.DataFrame, reading: Reading) -> Iterator[tuple[str, Window]]:
         """The key and the place of every state of a table."""
@@ -240,9 +244,17 @@ class States:
 
 
 def described(experiment: Experiment) -> dict[str, Any]:
-    """What views depend on besides the clip: the augmentation as it is configured."""
-    flat = experiment.configuration.flat
-    return {key: value for key, value in flat.items() if key.split(".")[0] == "augment"}
+    """What views depend on besides the clip: the augmentation as it is configured, and its source
+    if it is not the library's own."""
+    configuration = experiment.configuration
+    kinds = [type(augmentation) for augmentation in configuration.values["augment"]]
+    return {
+        **{key: value for key, value in configuration.flat.items() if key.startswith("augment")},
+        "sources": [
+            None if kind.__module__.startswith("toolkit.") else source_digest(kind)
+            for kind in kinds
+        ],
+    }
 
 
 def _view(augment: Sequence[Augmentation], clip: Tensor, seed: int) -> Tensor:
