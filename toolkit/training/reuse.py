@@ -49,9 +49,10 @@ def states_of(
             raise
         return None, f"reuse: off, because {error}"
     views = f"; training draws from {wanted} augmented views" if states.training.views else ""
+    left = f"{size / 1e6:,.0f} MB to compute" if size else "all on disk already"
     return states, (
         f"reuse: on, because {states.part.block} of {model.backbone.depth} blocks are frozen: what "
-        f"they make of each clip is computed once ({size / GIGABYTE:.2g} GB are missing){views}"
+        f"they make of each clip is computed once ({left}){views}"
     )
 
 
