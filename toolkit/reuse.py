@@ -240,7 +240,17 @@ class PooledPart:
         return torch.from_numpy(np.stack(states))
 
     def pooled(self, states: Tensor) -> Tensor:
-        """What the model pools [B, d] of clips of which these are the states [B, 1, d]."""
+        """What the model pools [B, d] of clips of which these are the states [B, 1, d].
+
+        Raises:
+            ConfigError: these are no such states.
+        """
+        if states.ndim != 3 or states.shape[1:] != (1, self.backbone.dim):
+            raise ConfigError(
+                "this model reads what `PooledPart.collate` returns, vectors of width "
+                f"{self.backbone.dim}, and not {list(states.shape)}: call `model.reuse(None)` to "
+                "read features again"
+            )
         vectors, norm = states[:, 0], self._norm
         return vectors if norm.weight is None else vectors * norm.weight + norm.bias
 
