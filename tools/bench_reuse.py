@@ -26,7 +26,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
@@ -36,7 +36,7 @@ from toolkit.results import read_fold
 from toolkit.study.report.statistics import t_interval
 from toolkit.training.experiment import Experiment, main
 from toolkit.training.folds import cross_validate
-from toolkit.training.states import States
+from toolkit.training.states import Reading, States
 
 TRAIN = Path(__file__).parent.parent / "recipes" / "ESC50" / "train.py"
 MODELS = {
@@ -139,7 +139,7 @@ class Bench:
         folder: Path = self.output / name
         if name == "ast_base" and not folder.is_dir():
             ASTModel(ASTConfig()).save_pretrained(folder)
-            ASTFeatureExtractor().save_pretrained(folder)  # type: ignore[no-untyped-call]
+            ASTFeatureExtractor().save_pretrained(folder)
         return str(folder) if name == "ast_base" else name
 
     def measure(self, run: Run) -> dict[str, float]:
@@ -165,9 +165,9 @@ def child(words: Sequence[str]) -> None:
     computing: list[float] = []
     ensure = States.ensure
 
-    def timed(self: States, *arguments: Any) -> None:
+    def timed(self: States, table: pd.DataFrame, reading: Reading) -> None:
         start = time.perf_counter()
-        ensure(self, *arguments)
+        ensure(self, table, reading)
         computing.append(time.perf_counter() - start)
 
     States.ensure = timed  # type: ignore[method-assign]
@@ -214,7 +214,7 @@ def times(runs: pd.DataFrame) -> list[str]:
         off, on = (pair[pair["reuse"] == reuse].iloc[-1] for reuse in ("off", "auto"))
         lines.append(
             f"| {backbone} | {model} | {off['epoch']:.2f} | {on['epoch']:.3f} | "
-            f"{off['epoch'] / on['epoch']:.1f} | {BARS.get((backbone, model), '')} | "
+            f"{off['epoch'] / on['epoch']:.1f} | {BARS.get((str(backbone), str(model)), '')} | "
             f"{on['first'] / off['first']:.2f} | {FIRST_EPOCH} | {off['peak_gib']:.2f} | "
             f"{on['peak_gib']:.2f} |"
         )

@@ -94,11 +94,12 @@ def _with_room(
         ConfigError: there is no room.
     """
     limit, root = experiment.options.cache_gigabytes, experiment.cache_folder
-    found = 0, True
+    size, fits = 0, True
     if if_main_process():
         size = states.size(tables)
-        found = size, not size or make_room(root, size, round(limit * GIGABYTE))
-    size, fits = ddp_broadcast(found)
+        fits = not size or make_room(root, size, round(limit * GIGABYTE))
+    found: tuple[int, bool] = ddp_broadcast((size, fits))
+    size, fits = found
     if not fits:
         raise ConfigError(
             f"what the frozen blocks make of the clips takes {size / GIGABYTE:.2g} GB more, which "
