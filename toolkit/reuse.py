@@ -214,6 +214,7 @@ class PooledPart:
         if inserted or not alone or not isinstance(backbone.norm, nn.LayerNorm):
             raise ConfigError("more than the final layer norm and the head trains")
         self._norm = backbone.norm
+        self._follows = f"in the backbone '{backbone.name}', something follows the final norm"
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -224,13 +225,19 @@ class PooledPart:
 
     @torch.no_grad()
     def states(self, features: Tensor, lengths: Tensor | None = None) -> list[State]:
-        """One row [1, d] of each clip; see `FrozenPart.states`."""
+        """One row [1, d] of each clip; see `FrozenPart.states`.
+
+        Raises:
+            ConfigError: something that changes the number of tokens follows the final norm.
+        """
         seen: list[Tensor] = []
         handle = self._norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         try:
-            self.backbone(features, lengths)
+            output = self.backbone(features, lengths)
         finally:
             handle.remove()
+        if seen[-1].shape != output.shape:
+            raise ConfigError(self._follows)
         norm = self._norm
         tokens = functional.layer_norm(seen[-1].float(), norm.normalized_shape, eps=norm.eps)
         return list(self._pool(tokens).float().cpu().numpy()[:, None])
@@ -264,4 +271,4 @@ class PooledPart:
         expected = self._pool(self.backbone(features, lengths))
         found = self.pooled(self.collate(self.states(features, lengths)).to(expected))
         if not torch.allclose(found, expected, 1e-4, 1e-4):
-            raise ConfigError("something follows the final norm")
+            raise ConfigError(self._follows)
