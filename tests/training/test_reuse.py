@@ -114,6 +114,20 @@ def test_clips_of_many_lengths(run: Callable[..., RunResult], tmp_path: Path) ->
     )
 
 
+@pytest.mark.wide
+def test_each_precision_has_states_of_its_own(
+    run: Callable[..., RunResult], tmp_path: Path, cache_folder: Path
+) -> None:
+    words = [*CONFIGURATIONS["adapter"], *PLAIN, "--epochs", "1", "--num_workers", "1"]
+    words += ["--precision", "bf16"]
+    run("auto", *words)
+    assert sum(cache.kind == STATES for cache in caches(cache_folder)) == 2
+    run("off", *words, "--reuse", "off")
+    np.testing.assert_allclose(
+        probabilities(tmp_path / "auto"), probabilities(tmp_path / "off"), atol=1e-2
+    )
+
+
 def test_states_are_computed_once_and_shared(
     run: Callable[..., RunResult], computed: list[int], cache_folder: Path
 ) -> None:
