@@ -2,12 +2,12 @@
 """Measure what reuse of frozen computation is worth on ESC-50: time, memory, accuracy.
 
     python tools/bench_reuse.py time  --data ../shared/data/ESC-50 [--backbones ast_tiny,ast_base]
-                                      [--clips 2] [--classes 10] [--folds 1] [--epochs 3]
+                                      [--clips 2] [--classes 10] [--folds 1] [--seeds 1,2]
     python tools/bench_reuse.py study --data ../shared/data/ESC-50 [--epochs 20] [--folds all]
     python tools/bench_reuse.py views --data ../shared/data/ESC-50 [--seeds 1,2] [--folds 1,2]
 
-`time` compares an epoch with and without reuse: a linear probe, and adapters in the last two and
-three blocks. `study` compares four learning rates x folds x two seeds of the linear probe; without
+`time` compares an epoch with and without reuse, once per seed: a linear probe, and adapters in the
+last two and three blocks. `study` compares four learning rates x folds x two seeds of the linear probe; without
 reuse one of these runs is measured, and counted as often as there are runs. `views` compares
 training on 8 kept views of each clip with SpecAugment anew in every epoch.
 
@@ -98,9 +98,10 @@ class Bench:
         """All runs, those that are compared next to each other."""
         options = self.options
         if options.mode == "time":
-            for backbone, (model, words) in itertools.product(options.backbones, MODELS.items()):
+            names = itertools.product(options.seeds, options.backbones, MODELS.items())
+            for seed, backbone, (model, words) in names:
                 for reuse in ("off", "auto"):
-                    yield self.run(backbone, model, reuse, 1, [*words, *PLAIN])
+                    yield self.run(backbone, model, reuse, seed, [*words, *PLAIN])
         elif options.mode == "study":
             for backbone in options.backbones:
                 for rate, seed in itertools.product(RATES, (1, 2)):
@@ -207,16 +208,20 @@ def report(mode: str, runs: pd.DataFrame) -> list[str]:
 
 
 def times(runs: pd.DataFrame) -> list[str]:
-    """Epochs with and without reuse."""
+    """Epochs with and without reuse: medians over the seeds, of ratios of runs next to each other."""
     lines = ["| backbone | model | s per epoch, off | reuse | times faster | bar | first epoch | "
              f"bar | peak GiB, off | reuse |\n|{'---|' * 10}"]  # fmt: skip
-    for (backbone, model), pair in runs.groupby(["backbone", "model"], sort=False):
-        off, on = (pair[pair["reuse"] == reuse].iloc[-1] for reuse in ("off", "auto"))
+    for (backbone, model), table in runs.groupby(["backbone", "model"], sort=False):
+        figures = ["epoch", "first", "peak_gib"]
+        off, on = (
+            table[table["reuse"] == reuse].set_index("seed")[figures] for reuse in ("off", "auto")
+        )
+        faster, first = (off / on)["epoch"].median(), (on / off)["first"].median()
+        off, on = off.median(), on.median()
+        bar = BARS.get((str(backbone), str(model)), "")
         lines.append(
-            f"| {backbone} | {model} | {off['epoch']:.2f} | {on['epoch']:.3f} | "
-            f"{off['epoch'] / on['epoch']:.1f} | {BARS.get((str(backbone), str(model)), '')} | "
-            f"{on['first'] / off['first']:.2f} | {FIRST_EPOCH} | {off['peak_gib']:.2f} | "
-            f"{on['peak_gib']:.2f} |"
+            f"| {backbone} | {model} | {off['epoch']:.2f} | {on['epoch']:.3f} | {faster:.1f} | "
+            f"{bar} | {first:.2f} | {FIRST_EPOCH} | {off['peak_gib']:.2f} | {on['peak_gib']:.2f} |"
         )
     return lines
 
