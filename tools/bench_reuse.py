@@ -7,9 +7,9 @@
     python tools/bench_reuse.py views --data ../shared/data/ESC-50 [--seeds 1,2] [--folds 1,2]
 
 `time` compares an epoch with and without reuse, once per seed: a linear probe, and adapters in the
-last two and three blocks. `study` compares four learning rates x folds x two seeds of the linear probe; without
-reuse one of these runs is measured, and counted as often as there are runs. `views` compares
-training on 8 kept views of each clip with SpecAugment anew in every epoch.
+last two and three blocks. `study` compares four learning rates x folds x two seeds of the linear
+probe; without reuse one of these runs is measured, and counted as often as there are runs. `views`
+compares training on 8 kept views of each clip with SpecAugment anew in every epoch.
 
 `ast_base` is the architecture of AST-base with random weights. `--clips` and `--classes` take a
 subset: so many clips per class and fold, and so many classes. Every run has its own process, with
@@ -208,7 +208,7 @@ def report(mode: str, runs: pd.DataFrame) -> list[str]:
 
 
 def times(runs: pd.DataFrame) -> list[str]:
-    """Epochs with and without reuse: medians over the seeds, of ratios of runs next to each other."""
+    """Epochs with and without reuse: medians over the seeds, of ratios of neighbouring runs."""
     lines = ["| backbone | model | s per epoch, off | reuse | times faster | bar | first epoch | "
              f"bar | peak GiB, off | reuse |\n|{'---|' * 10}"]  # fmt: skip
     for (backbone, model), table in runs.groupby(["backbone", "model"], sort=False):
