@@ -19,7 +19,7 @@ from toolkit.reuse import first_trained_block
 
 plugins.load()
 FAMILIES = testing.matrix.families()
-LAST = {"layers": "last 1"}
+LAST: dict[str, Any] = {"layers": "last 1"}
 LINES: list[tuple[str, dict[str, Any], int | None]] = [
     ("linear_probe", {}, 2),
     ("linear_probe", {"final_norm": False}, 2),
@@ -157,6 +157,7 @@ def test_a_state_has_no_padding(name: str, pooling: Pooling, runs: int, rows: in
     part = model.frozen_part()
     states = part.states(features, lengths)
     mask = model.backbone.context.mask
+    assert mask is not None
     assert [len(s) for s in states] == [runs * n + rows for n in mask.sum(dim=1).tolist()]
     assert {s.shape[1] for s in states} == {model.backbone.dim}
     assert part.collate(states).shape[1] == runs * mask.shape[1] + rows
@@ -192,7 +193,7 @@ def test_a_fingerprint_says_all_that_states_depend_on() -> None:
     ]
     changed = made("lora", **LAST)
     with torch.no_grad():
-        changed.backbone.site(0, "ffn.up").module.weight[0, 0] += 1
+        changed.backbone.site(0, "ffn.up").linear.weight[0, 0] += 1
     found = [model.frozen_part().fingerprint for model in [*others, changed]]
     assert len({last, *found}) == 1 + len(found)
     assert made("linear_probe", pooling="weighted").frozen_part().fingerprint not in found
@@ -242,10 +243,10 @@ def check(name: str, family: str, pooling: Pooling) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_are_the_same_bit_for_bit(family: str) -> None:
-    for name, pooling in (("linear_probe", "mean"), ("adapter", "mean"), ("lst", "mean")):
+    for name in ("linear_probe", "adapter", "lst"):
         method = PEFT.create({"name": name, **({} if name == "linear_probe" else LAST)})
         try:
-            model = testing.tiny_classifier(method, family=family, noise=0.05, pooling=pooling)
+            model = testing.tiny_classifier(method, family=family, noise=0.05, pooling="mean")
         except ConfigError:
             continue
         model.eval()

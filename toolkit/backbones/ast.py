@@ -46,7 +46,8 @@ class ASTBackbone(Backbone):
 
     def resume(self, tokens: Tensor, lengths: Tensor | None, block: int) -> Tensor:
         """Tokens through the upper blocks, each of which sees all of them."""
-        mask = create_bidirectional_mask(self.model.config, tokens, None)
+        config: Any = self.model.config
+        mask = create_bidirectional_mask(config, tokens, None)
         return self.through_blocks(tokens, block, attention_mask=mask)
 
     @property

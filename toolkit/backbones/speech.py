@@ -5,7 +5,7 @@ convolution (in base sizes) and of positional convolutions. Both are corrected h
 changes nothing.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -76,14 +76,17 @@ class SpeechBackbone(MaskedBackbone):
             lengths = lengths.clamp(min=self.samples(self.context.rate))
             self._mask(lengths, int(lengths.max()))
         tokens = self.through_blocks(tokens, block, attention_mask=self._attention_mask(tokens))
-        encoder: Any = self.model.encoder
-        return encoder.upsample(tokens) if self.context.rate > 1 else tokens
+        if self.context.rate > 1:
+            encoder: Any = self.model.encoder
+            tokens = encoder.upsample(tokens)
+        return tokens
 
     def _attention_mask(self, tokens: Tensor) -> Tensor | None:
         """What the stock encoder passes on to its blocks; `_extend_masks` adds the prompts."""
-        frames = self.context.frames
-        mask = None if frames is None else frames[:, :: self.context.rate]
-        return create_bidirectional_mask(self.model.config, tokens, mask)
+        frames, config = self.context.frames, cast(Any, self.model).config
+        real_tokens = None if frames is None else frames[:, :: self.context.rate]
+        mask: Tensor | None = create_bidirectional_mask(config, tokens, real_tokens)
+        return mask
 
     def frames(self, samples: Any, layers: int | None = None) -> Any:
         """Number of frames after the first `layers` convolutions (None: all) for these samples."""

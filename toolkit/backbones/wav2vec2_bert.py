@@ -79,12 +79,12 @@ class Wav2Vec2BertBackbone(MaskedBackbone):
     def resume(self, tokens: Tensor, lengths: Tensor | None, block: int) -> Tensor:
         """Tokens through the upper blocks, whose attention knows their relative positions."""
         self._note_padding(lengths, tokens.shape[1])
-        frames, encoder = self.context.frames, cast(Any, self.model).encoder
-        positions = encoder.embed_positions
+        frames, model = self.context.frames, cast(Any, self.model)
+        positions = model.encoder.embed_positions
         return self.through_blocks(
             tokens,
             block,
-            attention_mask=create_bidirectional_mask(self.model.config, tokens, frames),
+            attention_mask=create_bidirectional_mask(model.config, tokens, frames),
             relative_position_embeddings=None if positions is None else positions(tokens),
             conv_attention_mask=frames,
         )

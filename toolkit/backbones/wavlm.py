@@ -26,8 +26,8 @@ class WavLMBackbone(SpeechBackbone):
     def _position_bias(self, tokens: Tensor) -> Tensor:
         """[B h, T, T], before the gates of each block."""
         first: Any = unwrapped(self.site(0, "mhsa").module)
-        size = tokens.shape[1]
-        return first.compute_bias(size, size).repeat(len(tokens), 1, 1)
+        bias: Tensor = first.compute_bias(tokens.shape[1], tokens.shape[1])
+        return bias.repeat(len(tokens), 1, 1)
 
     def _attention_mask(self, tokens: Tensor) -> Tensor | None:
         """[B, T], as `attend` takes it."""

@@ -85,7 +85,7 @@ def _step(
     model: AudioClassifier, batch: Tensor, lengths: Tensor | None, labels: Tensor
 ) -> dict[str, Tensor]:
     """What one step of training computes."""
-    logits = []
+    logits: list[Tensor] = []
 
     def forward(batch: Tensor) -> Tensor:
         logits.append(model(batch, lengths))
