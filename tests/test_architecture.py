@@ -30,7 +30,7 @@ LEVELS = [
     {"features"},
     {"data", "backbones"},
     {"peft"},
-    {"task", "metrics", "model", "counting", "adaptation"},
+    {"task", "metrics", "model", "reuse", "counting", "adaptation"},
     {"results", "bundle"},
     {"inference"},
     {"mixtures"},

@@ -11,6 +11,7 @@ from toolkit.errors import BundleError, ConfigError, did_you_mean, listed
 from toolkit.parameters import ParameterCount
 from toolkit.peft import insertion
 from toolkit.peft.base import PeftMethod
+from toolkit.reuse import FrozenPart, PooledPart
 from toolkit.task import BatchObjective, TaskName, task_named
 
 Pooling = Literal[
@@ -44,7 +45,7 @@ class WeightedLayers(nn.Module):
     arXiv:2105.01051, section 3).
 
     Args:
-        backbone: adapted; hooks on its modules collect the layers.
+        backbone: adapted; taps at its blocks collect the layers.
 
     Raises:
         ConfigError: its blocks differ in width.
@@ -54,30 +55,21 @@ class WeightedLayers(nn.Module):
         super().__init__()
         self.weights = nn.Parameter(torch.zeros(backbone.depth + 1))
         self._backbone = (backbone,)  # in a tuple: a reference, not a child
-        self._seen: list[Tensor] = []
         _ = backbone.width
-        backbone.tokens.module.register_forward_hook(self._begin)
-        for site in backbone.sites("block"):
-            if site.block < backbone.depth - 1:
-                site.module.register_forward_hook(self._see)
+        self._taps = tuple(insertion.tap(site, self._mean) for site in backbone.sites("block"))
 
-    def _begin(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        self._seen = []
-        self._see(module, inputs, output)
-
-    def _see(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        tokens = output[0] if isinstance(output, tuple) else output
+    def _mean(self, tokens: Tensor) -> Tensor:
         backbone = self._backbone[0]
         front = backbone.prefix_tokens + backbone.prompt_tokens
-        self._seen.append(masked_mean(tokens, backbone.context.mask, front))
+        return masked_mean(tokens, backbone.context.mask, front)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """The backbone's output [B, M, d] -> [B, d]."""
-        backbone, seen = self._backbone[0], self._seen
+        backbone = self._backbone[0]
         front = backbone.prefix_tokens + backbone.prompt_tokens * backbone.context.rate
         last = masked_mean(tokens, backbone.context.output_mask, front)
-        self._seen = []
-        return torch.einsum("l,lbd->bd", self.weights.softmax(dim=0), torch.stack([*seen, last]))
+        layers = [*(insertion.take(tap) for tap in self._taps), last]
+        return torch.einsum("l,lbd->bd", self.weights.softmax(dim=0), torch.stack(layers))
 
 
 class AudioClassifier(nn.Module):
@@ -108,6 +100,7 @@ class AudioClassifier(nn.Module):
             )
         self.method, self.pooling, self.num_classes = method, pooling, num_classes
         self._features_seen = False
+        self._reused: FrozenPart | PooledPart | None = None
         if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
             raise ConfigError(
                 f"'num_classes' must be 0 or a whole number above, not {num_classes!r}"
@@ -140,17 +133,60 @@ class AudioClassifier(nn.Module):
         """Normalised features -> logits [B, C]; `logits` takes rows that are not normalised.
 
         Args:
-            features: [B, T, F]; of several passes over the clips, one after the other.
+            features: [B, T, F]; of several passes over the clips, one after the other. After
+                `reuse` what `collate` of the frozen part returns.
             lengths: real rows of each clip before normalisation [B]; None: no clip is padded.
 
         Raises:
             ConfigError: the features of the first pass are rows that were not normalised.
         """
+        logits: Tensor = self.head(self._pooled(features, lengths))
+        return logits
+
+    def _pooled(self, features: Tensor, lengths: Tensor | None) -> Tensor:
+        if isinstance(self._reused, PooledPart):
+            return self._reused.pooled(features)
+        return self.pool(self._encode(features, lengths))
+
+    def _encode(self, features: Tensor, lengths: Tensor | None) -> Tensor:
+        if isinstance(self._reused, FrozenPart):
+            return self._reused.resume(features, lengths)
         if not self._features_seen and not torch.compiler.is_compiling():
             self._features_seen = True
             self._refuse_rows(features)
-        logits: Tensor = self.head(self.pool(self.backbone(features, lengths)))
-        return logits
+        tokens: Tensor = self.backbone(features, lengths)
+        return tokens
+
+    def frozen_part(self) -> FrozenPart:
+        """What of the model training cannot change, so that it need be computed once per clip.
+
+        Raises:
+            ConfigError: there is none; the message gives the reason.
+        """
+        return FrozenPart(self.backbone, self.method)
+
+    def pooled_part(self) -> PooledPart:
+        """The same, of a model of which the final norm and the head train at most.
+
+        Raises:
+            ConfigError: more trains.
+        """
+        if self.layers is not None:
+            raise ConfigError("the weights of the layers train")
+        return PooledPart(self.backbone, self.method, self.pool, self.pooling)
+
+    @property
+    def reads_states(self) -> bool:
+        """Whether `forward` takes states in place of features."""
+        return self._reused is not None
+
+    def reuse(self, part: FrozenPart | PooledPart | None) -> None:
+        """Read the states that a frozen part has computed in place of features from now on.
+
+        Args:
+            part: of this model; None: read features again.
+        """
+        self._reused = part
 
     def _refuse_rows(self, features: Tensor) -> None:
         readable = features.numel() and not features.is_meta

@@ -17,6 +17,11 @@ def number() -> int:
     return distributed.get_world_size() if _several() else 1
 
 
+def rank() -> int:
+    """Which of them this one is, from 0."""
+    return distributed.get_rank() if _several() else 0
+
+
 def total(values: Tensor) -> Tensor:
     """The sum over all processes; gradients flow back to the values of each."""
     if not _several():
@@ -65,7 +70,7 @@ def gather(rows: Tensor, count: int) -> Tensor:
 
 def own(rows: Tensor) -> Tensor:
     """This process's rows of a whole batch: what `gather` was given."""
-    return rows[distributed.get_rank() :: number()] if _several() else rows
+    return rows[rank() :: number()] if _several() else rows
 
 
 def _several() -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from recipe import ROOT
 
@@ -18,6 +19,7 @@ from toolkit.cli import main
 from toolkit.cli.console import print_table
 from toolkit.cli.main import parser
 from toolkit.errors import ConfigError, PlaceError
+from toolkit.features.state_store import StateStore
 from toolkit.registry import CORPORA, PEFT, REGISTRIES, TOOLS, Registry
 from toolkit.scaffold import new_plugin
 
@@ -428,3 +430,39 @@ def test_parameters_of_all_methods_and_of_some(capsys: pytest.CaptureFixture[str
 def test_a_tools_corpus_without_its_folder_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["compress", "bundle", "--method", "mc_moe", "-o", "small", "--corpus", "esc50"]
     assert "where is 'esc50'? Name its folder with `--data_folder`" in refusal(capsys, *words)
+
+
+# ---------------------------------------------------------------- cache
+
+
+def test_caches_are_listed_and_cleared(
+    capsys: pytest.CaptureFixture[str], cache_folder: Path
+) -> None:
+    assert "0.0 MB" in answer(capsys, "cache", "list")
+    store = StateStore(cache_folder, {"block": 3}, 1000)
+    store.add({"clip": np.ones((500, 1000), np.float32)})
+    title, line = answer(capsys, "cache", "list").splitlines()
+    assert title == f"{cache_folder}: 2.0 MB"
+    assert line.startswith(f"states/{store.folder.name}  cache of states  2.0 MB  ")
+    assert line.endswith("in use")
+    kept = answer(capsys, "cache", "clear")
+    assert kept == f"0.0 MB removed from {cache_folder}\n1 in use, and kept\n"
+    del store
+    assert answer(capsys, "cache", "clear") == f"2.0 MB removed from {cache_folder}\n"
+    assert "0.0 MB" in answer(capsys, "cache", "list")
+
+
+def test_another_cache_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = tmp_path / "elsewhere"
+    StateStore(folder, {}, 10).add({"clip": np.ones((5, 10), np.float32)})
+    assert "cache of states" in answer(capsys, "cache", "list", "--cache_folder", str(folder))
+
+
+def test_a_cache_with_files_of_others_is_kept(
+    capsys: pytest.CaptureFixture[str], cache_folder: Path
+) -> None:
+    StateStore(cache_folder, {}, 10).add({"clip": np.ones((5, 10), np.float32)})
+    (folder,) = (path for path in (cache_folder / "states").iterdir() if path.is_dir())
+    (folder / "precious.txt").write_text("mine")
+    assert "precious.txt" in refusal(capsys, "cache", "clear")
+    assert (folder / "precious.txt").is_file()

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from toolkit.errors import DataError
 from toolkit.features import cache as cache_module
+from toolkit.features import mapped_rows
 from toolkit.features.cache import FeatureCache, Segment, default_cache_folder, feature_cache
 from toolkit.own_folders import MARK
 
@@ -614,7 +615,7 @@ def test_other_system_errors_are_not_called_a_full_disk(root: Path, clips: list[
 def test_released_pages_come_back(
     clips: list[Segment], built: FeatureCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache_module, "RELEASE_BYTES", 100)
+    monkeypatch.setattr(mapped_rows, "RELEASE_BYTES", 100)
     held = built[0]
     for _ in range(3):
         check(built, clips)
@@ -633,7 +634,7 @@ def test_reading_holds_no_more_than_its_share(
     cache = feature_cache(
         root, clips, SETTINGS, WIDTH, lambda s: np.full((frames, WIDTH), 1, dtype=np.float32)
     )
-    monkeypatch.setattr(cache_module, "RELEASE_BYTES", share)
+    monkeypatch.setattr(mapped_rows, "RELEASE_BYTES", share)
     before, most = _resident_file_bytes(), 0
     for index in range(len(cache)):
         for begin in range(0, frames, 10_000):

@@ -27,6 +27,8 @@ COMMANDS = {
     "search": [AUTOMOE, "--method", "automoe", "--budget", "trainable=1e5", "-o", "out"],
     "corpus check": [".", "--as", "esc50"],
     "corpus stats": [".", "--as", "esc50"],
+    "cache list": ["--cache_folder", "."],
+    "cache clear": ["--cache_folder", "."],
     "study run": ["quick.yaml"],
     "study time": ["quick.yaml"],
     "study report": ["quick.yaml"],

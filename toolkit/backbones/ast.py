@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
+from transformers.masking_utils import create_bidirectional_mask
 
 from toolkit.backbones.base import Backbone, numbered
 from toolkit.backbones.extractor import SAMPLE_RATES, Derived, Ignored, Number, OneOf
@@ -42,6 +43,12 @@ class ASTBackbone(Backbone):
         """
         tokens: Tensor = self.model(input_values=features).last_hidden_state
         return tokens
+
+    def resume(self, tokens: Tensor, lengths: Tensor | None, block: int) -> Tensor:
+        """Tokens through the upper blocks, each of which sees all of them."""
+        config: Any = self.model.config
+        mask = create_bidirectional_mask(config, tokens, None)
+        return self.through_blocks(tokens, block, attention_mask=mask)
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -21,7 +21,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,22 @@ NOT_IN_SHAPES = (
 
 WRAPPED = "wrapped"
 """The attribute under which an inserted wrapper keeps the module that it wraps."""
+
+
+ABILITIES = {
+    "tokens": ("takes no further tokens", "choose another method"),
+    "kv": ("takes no further keys and values", "choose another method"),
+    "reuse": ("cannot start at one of its blocks", "use `reuse: off`"),
+}
+"""What a backbone may refuse -> how the refusal is put, and what to do then."""
+
+
+class _Reached(Exception):
+    """A pass has come to the module at which `encode_until` stops it."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        super().__init__()
+        self.tokens = tokens
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -132,8 +148,7 @@ class Backbone(nn.Module, ABC):
         prefix_tokens: number of special tokens before the patches (CLS, distillation).
         pre_norm: True if blocks normalise the input of a sublayer, False if they normalise the sum
             with the residual.
-        refused: what methods cannot do here -> the reason; `tokens` (add tokens) and `kv` (add keys
-            and values).
+        refused: what cannot be done here -> the reason; the keys are those of `ABILITIES`.
         windowed: roles that read windows of a clip.
 
     Attributes:
@@ -171,6 +186,7 @@ class Backbone(nn.Module, ABC):
         self.prefix_tokens, self.prompt_tokens = prefix_tokens, 0
         self.pre_norm, self.context = pre_norm, TokenContext()
         self._refused = dict(refused or {})
+        self._norm, self._norm_in_block = norm, norm.startswith(f"{blocks[-1]}.")
         self._names = {norm: "norm", embedding: "embedding"}
         self.tokens = _site(model, embedding, dim, block=-1, role="tokens")
         self.final = _site(model, norm, dim, block=-1, role="norm")
@@ -199,26 +215,102 @@ class Backbone(nn.Module, ABC):
 
     def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Encode features; a batch may hold several passes over the same clips, one by one."""
+        return self.encode(features, self._begin(features, lengths))
+
+    def _begin(self, batch: Tensor, lengths: Tensor | None) -> Tensor | None:
+        """Forget what the context says of the batch before; the lengths of all passes."""
         self.context.frames = None
         self.context.front = self.prefix_tokens + self.prompt_tokens
-        if lengths is not None:
-            lengths = lengths.to(features.device).repeat(len(features) // len(lengths))
-        return self.encode(features, lengths)
+        if lengths is None:
+            return None
+        return lengths.to(batch.device).repeat(len(batch) // len(lengths))
 
-    def require(self, ability: str) -> None:
-        """Refuse what methods cannot do with this backbone.
+    @torch.no_grad()
+    def encode_until(self, features: Tensor, lengths: Tensor | None, block: int) -> Tensor:
+        """The tokens [B, M, d] that enter a block; nothing above is computed.
 
         Args:
-            ability: `tokens` (add tokens) or `kv` (add keys and values).
+            features, lengths: as for `encode`.
+            block: its number; L: the final norm.
+
+        Raises:
+            ConfigError: a pass does not come to this block.
+        """
+        module = self.entrance(block).module
+        handle = module.register_forward_pre_hook(_stop, with_kwargs=True)
+        try:
+            self(features, lengths)
+        except _Reached as reached:
+            return reached.tokens
+        finally:
+            handle.remove()
+        raise ConfigError(
+            f"a pass through the backbone '{self.name}' does not come to its block {block}: use "
+            "`reuse: off`"
+        )
+
+    def encode_from(self, tokens: Tensor, lengths: Tensor | None, block: int) -> Tensor:
+        """What `forward` returns, from the tokens that enter a block on.
+
+        Args:
+            tokens: [B, M, d]; of several passes over the clips, one after the other.
+            lengths: real rows of each clip before normalisation [B]; None: no clip is padded.
+            block: as for `encode_until`.
+
+        Raises:
+            ConfigError: the backbone cannot start there.
+        """
+        self.require("reuse")
+        return self.resume(tokens, self._begin(tokens, lengths), block)
+
+    def resume(self, tokens: Tensor, lengths: Tensor | None, block: int) -> Tensor:
+        """What `encode` does with the tokens that enter a block.
+
+        A family overrides it if its blocks take more than tokens, or if something follows the final
+        norm; it also sets `context.frames` as `encode` does.
+        """
+        return self.through_blocks(tokens, block)
+
+    def through_blocks(self, tokens: Tensor, block: int, **options: Any) -> Tensor:
+        """Tokens through the blocks from `block` on and through the final norm.
+
+        Args:
+            tokens: [B, M, d].
+            block: number of the first block; L: the final norm alone.
+            options: what each block takes besides tokens.
+        """
+        for number in range(block, self.depth):
+            output = self.site(number, "block").module(tokens, **options)
+            tokens = output[0] if isinstance(output, tuple) else output
+        normed = self._norm_in_block and block < self.depth
+        return tokens if normed else self.final.module(tokens)
+
+    def entrance(self, block: int) -> Site:
+        """The site of a block; for L that of the final norm."""
+        return self.final if block == self.depth else self.site(block, "block")
+
+    @property
+    def needed(self) -> Tensor | None:
+        """[B, M], True for the tokens of the present batch on which its result depends; None: all.
+
+        Only a backbone whose attention masks padding does without any.
+        """
+        return None
+
+    def require(self, ability: str) -> None:
+        """Refuse what cannot be done with this backbone.
+
+        Args:
+            ability: `tokens` (add tokens), `kv` (add keys and values) or `reuse` (start at a
+                block).
 
         Raises:
             ConfigError: it cannot be done; the message gives the reason.
         """
         if ability in self._refused:
+            cannot, remedy = ABILITIES[ability]
             raise ConfigError(
-                f"the backbone '{self.name}' takes no further "
-                f"{'tokens' if ability == 'tokens' else 'keys and values'}: "
-                f"{self._refused[ability]}; choose another method"
+                f"the backbone '{self.name}' {cannot}: {self._refused[ability]}; {remedy}"
             )
 
     @property
@@ -295,6 +387,19 @@ class Backbone(nn.Module, ABC):
                 return ".".join([name, *parts[end:]])
         return ".".join(parts)
 
+    def position(self, path: str) -> int:
+        """In which block the module or tensor at a present path inside `model` is.
+
+        Returns:
+            its number; L for the final norm; -1 for the embedding, and for whatever else is in no
+            block.
+        """
+        stock = ".".join(part for part in path.split(".") if part != WRAPPED)
+        if f"{stock}.".startswith(f"{self._norm}."):
+            return self.depth
+        head, _, rest = self.canonical(path).partition(".")
+        return int(rest.split(".")[0]) if head == "blocks" else -1
+
     def without_weights(self) -> "Backbone":
         """A copy on the meta device: shapes and roles alone."""
         empty: dict[int, Tensor] = {}
@@ -304,21 +409,32 @@ class Backbone(nn.Module, ABC):
             empty[id(buffer)] = buffer.to("meta")
         return copy.deepcopy(self, empty)
 
-    def fingerprint_now(self) -> str:
+    def fingerprint_now(self, until: int | None = None) -> str:
         """Hash of the weights, of the features that it reads, and of what else its configuration
         says of its computation; as loaded it is `fingerprint`, which bundles are checked against.
+
+        Args:
+            until: leave out the weights from this block on.
         """
         features = dataclasses.asdict(self.features)
         del features["max_length"]  # a choice of the user
         config = getattr(self.model, "config", None)
         said = {key: getattr(config, key) for key in NOT_IN_SHAPES if hasattr(config, key)}
-        text = json.dumps([self.weights_fingerprint(), features, said], sort_keys=True)
+        text = json.dumps([self.weights_fingerprint(until), features, said], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
-    def weights_fingerprint(self) -> str:
-        """Hash of the weights by lasting names, which bundles of format 1 are checked against."""
+    def weights_fingerprint(self, until: int | None = None) -> str:
+        """Hash of the weights by lasting names, which bundles of format 1 are checked against.
+
+        Args:
+            until: as for `fingerprint_now`.
+        """
         digest = hashlib.blake2b(digest_size=16)
-        tensors = {self.canonical(name): tensor for name, tensor in self.model.state_dict().items()}
+        tensors = {
+            self.canonical(name): tensor
+            for name, tensor in self.model.state_dict().items()
+            if until is None or self.position(name) < until
+        }
         for name in sorted(tensors):
             tensor = tensors[name]
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -388,6 +504,10 @@ class BackboneSource(Settings, ABC):
     @abstractmethod
     def tiny(cls, seed: int = 0) -> Backbone:
         """A small backbone of this family with random weights, for tests; two blocks."""
+
+
+def _stop(module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+    raise _Reached(args[0] if args else options["hidden_states"])
 
 
 def numbered(path: str, count: int, first: int = 0) -> list[str]:

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, cast, get_args
 
+from einops import rearrange
 from torch import Tensor, nn
 from transformers import ClapAudioConfig, ClapAudioModel, ClapFeatureExtractor
 
@@ -78,6 +79,22 @@ class ClapBackbone(Backbone):
             longer = features.new_zeros(len(features), 1)
         tokens: Tensor = self.model(images, is_longer=longer).last_hidden_state.flatten(2).mT
         return tokens
+
+    def resume(self, tokens: Tensor, lengths: Tensor | None, block: int) -> Tensor:
+        """Tokens through the upper blocks, and through what joins patches behind each stage."""
+        encoder: Any = self.model.audio_encoder
+        number = 0
+        for stage, size in zip(encoder.layers, encoder.input_resolutions, strict=True):
+            for module in stage.blocks:
+                if number >= block:
+                    tokens = module(tokens, size)[0]
+                number += 1
+            if number > block and stage.downsample is not None:
+                tokens = stage.downsample(tokens, size)
+        height, width = encoder.input_resolutions[-1]
+        normed: Tensor = self.final.module(tokens)
+        bands = height // encoder.freq_ratio
+        return rearrange(normed, "b (g c t) d -> b d (c g t)", c=bands, t=width).mT
 
 
 @BACKBONES.register("clap", paper="arXiv:2211.06687", model_type=["clap", "clap_audio_model"])

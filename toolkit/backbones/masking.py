@@ -20,6 +20,11 @@ class MaskedBackbone(Backbone):
             block = self.site(number, "block").module
             block.register_forward_pre_hook(self._extend_masks, with_kwargs=True)
 
+    @property
+    def needed(self) -> Tensor | None:
+        """The real tokens, with those in front of them."""
+        return self.context.mask
+
     def _extend_masks(
         self, block: nn.Module, args: tuple[Any, ...], options: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -110,7 +110,10 @@ class OwnBackbone(Backbone):
             embedding=parts.embedding,
             prefix_tokens=parts.prefix_tokens,
             pre_norm=parts.pre_norm,
-            refused={"kv": "its attention is code of your own, which asks for none"},
+            refused={
+                "kv": "its attention is code of your own, which asks for none",
+                "reuse": "what its `forward` does between its blocks is code of your own",
+            },
         )
 
     def encode(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -5,12 +5,13 @@ convolution (in base sizes) and of positional convolutions. Both are corrected h
 changes nothing.
 """
 
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Wav2Vec2FeatureExtractor
+from transformers.masking_utils import create_bidirectional_mask
 
 from toolkit.backbones.base import numbered
 from toolkit.backbones.extractor import SAMPLE_RATES, Ignored, OneOf
@@ -69,6 +70,24 @@ class SpeechBackbone(MaskedBackbone):
         tokens: Tensor = self.model(waves, attention_mask=mask).last_hidden_state
         return tokens[:, : self.context.front * rate + whole]
 
+    def resume(self, tokens: Tensor, lengths: Tensor | None, block: int) -> Tensor:
+        """Tokens through the upper blocks; joined frames (SEW) are taken apart again."""
+        if lengths is not None:
+            lengths = lengths.clamp(min=self.samples(self.context.rate))
+            self._mask(lengths, int(lengths.max()))
+        tokens = self.through_blocks(tokens, block, attention_mask=self._attention_mask(tokens))
+        if self.context.rate > 1:
+            encoder: Any = self.model.encoder
+            tokens = encoder.upsample(tokens)
+        return tokens
+
+    def _attention_mask(self, tokens: Tensor) -> Tensor | None:
+        """What the stock encoder passes on to its blocks; `_extend_masks` adds the prompts."""
+        frames, config = self.context.frames, cast(Any, self.model).config
+        real_tokens = None if frames is None else frames[:, :: self.context.rate]
+        mask: Tensor | None = create_bidirectional_mask(config, tokens, real_tokens)
+        return mask
+
     def frames(self, samples: Any, layers: int | None = None) -> Any:
         """Number of frames after the first `layers` convolutions (None: all) for these samples."""
         for kernel, stride in self.convolutions[:layers]:
@@ -101,8 +120,13 @@ class SpeechBackbone(MaskedBackbone):
 
 
 class SpeechSource(StockSource):
-    """Base of the families of the Wav2Vec 2.0 kind."""
+    """Base of the families of the Wav2Vec 2.0 kind.
 
+    Attributes:
+        backbone_class: what puts a model of the family behind roles.
+    """
+
+    backbone_class: ClassVar[type[SpeechBackbone]] = SpeechBackbone
     features = WaveformSpec
     extractor_class = Wav2Vec2FeatureExtractor
     heads = (
@@ -146,7 +170,7 @@ class SpeechSource(StockSource):
         depth = len(model.encoder.layers)
         pre_norm = getattr(model.config, "do_stable_layer_norm", False)
         norm = "encoder.layer_norm" if pre_norm else f"encoder.layers.{depth - 1}.final_layer_norm"
-        return SpeechBackbone(
+        return self.backbone_class(
             model,
             name=self.registered_name,
             features=self.feature_spec(model.config, extractor, max_length),

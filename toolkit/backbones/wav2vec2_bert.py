@@ -1,11 +1,12 @@
 """Wav2Vec2-BERT (Seamless Communication, arXiv:2312.05187), in transformers' own class."""
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 from torch.nn import functional
 from transformers import SeamlessM4TFeatureExtractor, Wav2Vec2BertConfig, Wav2Vec2BertModel
+from transformers.masking_utils import create_bidirectional_mask
 
 from toolkit.backbones.base import numbered
 from toolkit.backbones.extractor import Derived, Ignored, Number, OneOf
@@ -70,13 +71,30 @@ class Wav2Vec2BertBackbone(MaskedBackbone):
         stride = self.features.stride
         whole = features.shape[1] // stride
         stacked = features[:, : whole * stride].reshape(len(features), whole, -1)
-        if lengths is not None:
-            counts = self.features.frames(lengths) // stride
-            if bool((counts < whole).any()):
-                self.context.frames = real(counts, whole)
+        self._note_padding(lengths, whole)
         output = self.model(stacked, attention_mask=self.context.frames)
         tokens: Tensor = output.last_hidden_state
         return tokens
+
+    def resume(self, tokens: Tensor, lengths: Tensor | None, block: int) -> Tensor:
+        """Tokens through the upper blocks, whose attention knows their relative positions."""
+        self._note_padding(lengths, tokens.shape[1])
+        frames, model = self.context.frames, cast(Any, self.model)
+        positions = model.encoder.embed_positions
+        return self.through_blocks(
+            tokens,
+            block,
+            attention_mask=create_bidirectional_mask(model.config, tokens, frames),
+            relative_position_embeddings=None if positions is None else positions(tokens),
+            conv_attention_mask=frames,
+        )
+
+    def _note_padding(self, lengths: Tensor | None, size: int) -> None:
+        """Say which of `size` tokens per clip are real."""
+        if lengths is not None:
+            counts = self.features.frames(lengths) // self.features.stride
+            if bool((counts < size).any()):
+                self.context.frames = real(counts, size)
 
 
 @BACKBONES.register("wav2vec2_bert", paper="arXiv:2312.05187", model_type="wav2vec2-bert")

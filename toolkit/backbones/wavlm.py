@@ -9,15 +9,36 @@ from torch import Tensor
 from transformers import AttentionInterface, Wav2Vec2FeatureExtractor, WavLMConfig, WavLMModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from toolkit.backbones.base import unwrapped
 from toolkit.backbones.speech import SpeechBackbone, SpeechSource
 from toolkit.registry import BACKBONES
 from toolkit.settings import setting
+
+
+class WavLMBackbone(SpeechBackbone):
+    """WavLM behind roles; the first block makes the position bias of all of them."""
+
+    def through_blocks(self, tokens: Tensor, block: int, **options: Any) -> Tensor:
+        """Tokens through the blocks from `block` on, each of which gets the position bias."""
+        bias = self._position_bias(tokens) if block < self.depth else None
+        return super().through_blocks(tokens, block, **options, position_bias=bias)
+
+    def _position_bias(self, tokens: Tensor) -> Tensor:
+        """[B h, T, T], before the gates of each block."""
+        first: Any = unwrapped(self.site(0, "mhsa").module)
+        bias: Tensor = first.compute_bias(tokens.shape[1], tokens.shape[1])
+        return bias.repeat(len(tokens), 1, 1)
+
+    def _attention_mask(self, tokens: Tensor) -> Tensor | None:
+        """[B, T], as `attend` takes it."""
+        return self.context.frames
 
 
 @BACKBONES.register("wavlm", paper="arXiv:2110.13900", model_type="wavlm")
 class WavLM(SpeechSource):
     """WavLM, from the hub or from a local folder."""
 
+    backbone_class = WavLMBackbone
     model_class, config_class = WavLMModel, WavLMConfig
     source: str = setting("microsoft/wavlm-base", "hub id, or a folder written by save_pretrained")
 

@@ -59,11 +59,21 @@ class WhisperBackbone(Backbone):
 
     def encode(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Turn log-mel frames [B, frames, F] into tokens [B, frames / 2, d]."""
-        if lengths is not None:
-            tokens = -(-lengths // (HOP * STRIDE))
-            self.context.frames = real(tokens.clamp(min=1), features.shape[1] // STRIDE)
+        self._note_silence(lengths, features.shape[1] // STRIDE)
         hidden: Tensor = self.model(features.mT).last_hidden_state
         return hidden
+
+    def resume(self, tokens: Tensor, lengths: Tensor | None, block: int) -> Tensor:
+        """Tokens through the upper blocks, silence included."""
+        self._note_silence(lengths, tokens.shape[1])
+        tokens = tokens.mT.contiguous().mT  # in the stock order of memory, in which sums are exact
+        return self.through_blocks(tokens, block, attention_mask=None)
+
+    def _note_silence(self, lengths: Tensor | None, size: int) -> None:
+        """Say which of `size` tokens per clip are sound."""
+        if lengths is not None:
+            tokens = -(-lengths // (HOP * STRIDE))
+            self.context.frames = real(tokens.clamp(min=1), size)
 
 
 class Entry(nn.Module):

@@ -4,11 +4,11 @@ import argparse
 from collections.abc import Sequence
 
 from toolkit import __version__, plugins
-from toolkit.cli import corpus, mixture, plugin, predict, recipe, registered, study
+from toolkit.cli import cache, corpus, mixture, plugin, predict, recipe, registered, study
 from toolkit.cli.parser import Parser
 from toolkit.program import Program
 
-GROUPS = (registered, recipe, plugin, predict, mixture, corpus, study)
+GROUPS = (registered, recipe, plugin, predict, mixture, corpus, cache, study)
 """Modules with a function `add`, in the order in which `toolkit --help` lists their commands."""
 
 

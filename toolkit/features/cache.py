@@ -7,16 +7,13 @@ not. A cache is written under another name and renamed when it is complete; dama
 checksum for every clip, and the cache is then computed again.
 """
 
-import errno
 import hashlib
 import json
 import logging
-import mmap
 import os
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,23 +25,16 @@ from tqdm import tqdm
 
 from toolkit import system
 from toolkit.errors import DataError, listing
+from toolkit.features.cache_folder import FEATURES, FOLDER_OF, Use, disk_errors
+from toolkit.features.mapped_rows import MappedRows, Rows, checksum
 from toolkit.files import errors_name, locked, new_folder, write_atomically
-from toolkit.os_errors import FULL
-from toolkit.own_folders import Kind, remove
+from toolkit.own_folders import remove
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
 CHUNK = 256  # clips computed before they are written: bounds the memory
-RELEASE_BYTES = 256 << 20  # mapped memory that reading may keep resident
 ROWS, INDEX = "rows.f32", "index.json"
-CACHE = Kind(
-    "feature cache",
-    holds=(ROWS, INDEX),
-    known_by=((ROWS,),),
-    remedy="choose another place with `--cache_folder`",
-)
-UNWRITABLE = {*FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP}
 
 
 class Segment(NamedTuple):
@@ -65,7 +55,6 @@ def segments_of(clips: pd.DataFrame) -> list[Segment]:
     ]
 
 
-Rows = NDArray[np.float32]
 Compute = Callable[[Segment], Rows]
 """Features [T, F] of one clip; raises `DataError`."""
 
@@ -77,15 +66,19 @@ def default_cache_folder() -> Path:
 
 
 class FeatureCache:
-    """Memory-mapped features of a sequence of clips; `cache[i]` is [T_i, F], read-only float32."""
+    """Memory-mapped features of a sequence of clips; `cache[i]` is [T_i, F], read-only float32.
+
+    Attributes:
+        folder: where they lie; it is not removed as long as this object lives.
+        keys: of each clip: its content, and its part of a file.
+    """
 
     def __init__(self, folder: Path, width: int, keys: Sequence[str]) -> None:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        self.folder = folder
-        self._rows, self._mapped = _mapped_rows(folder, width)
+        self.folder, self.keys, self._use = folder, keys, Use(folder)
+        self._rows = MappedRows(folder / ROWS, width)
         places = {entry["key"]: (entry["offset"], entry["frames"]) for entry in index["clips"]}
         self._places = np.array([places[key] for key in keys], dtype=np.int64).reshape(-1, 2)
-        self._read = 0
 
     def __len__(self) -> int:
         return len(self._places)
@@ -97,18 +90,7 @@ class FeatureCache:
 
     def __getitem__(self, index: int) -> Rows:
         offset, frames = self._places[index]
-        rows: Rows = self._rows[offset : offset + frames]
-        self._read += rows.nbytes
-        if self._read > RELEASE_BYTES:  # pages stay in the system's cache, not in this process
-            _release(self._mapped)
-            self._read = 0
-        return rows
-
-
-def _mapped_rows(folder: Path, width: int) -> tuple[Rows, mmap.mmap]:
-    """The rows [N, F] of a cache, and the mapping that they lie in."""
-    rows = np.memmap(folder / ROWS, dtype=np.float32, mode="r")
-    return rows.reshape(-1, width), rows._mmap  # type: ignore[attr-defined]
+        return self._rows.read(offset, frames)
 
 
 def feature_cache(
@@ -133,22 +115,23 @@ def feature_cache(
     Raises:
         DataError: some clips cannot be read (all of them are listed), or the disk is full.
     """
-    keys = _clip_keys(root, segments)
+    keys = clip_keys(root, segments)
     clips: dict[str, list[Segment]] = {}
     for key, segment in zip(keys, segments, strict=True):
         clips.setdefault(key, []).append(segment)
     digest = hashlib.blake2b(digest_size=12)
     digest.update(json.dumps([FORMAT, settings, sorted(clips)], sort_keys=True).encode())
-    folder = root / "features" / digest.hexdigest()
-    if build:
-        with _disk_errors(folder), locked(folder.with_suffix(".lock")):
-            if not _is_whole(folder, width, clips.keys()):
-                remove(folder, CACHE)  # a damaged one needs room
-                _build(folder, clips, settings, compute)
-    return FeatureCache(folder, width, keys)
+    folder = root / FOLDER_OF[FEATURES] / digest.hexdigest()
+    with Use(folder):
+        if build:
+            with disk_errors(folder), locked(folder.with_suffix(".lock")):
+                if not _is_whole(folder, width, clips.keys()):
+                    remove(folder, FEATURES)  # a damaged one needs room
+                    _build(folder, clips, settings, compute)
+        return FeatureCache(folder, width, keys)
 
 
-def _clip_keys(root: Path, segments: Sequence[Segment]) -> list[str]:
+def clip_keys(root: Path, segments: Sequence[Segment]) -> list[str]:
     """The key of each clip: the hash of its file's content, and its part of it."""
     contents = content_hashes(root, sorted({segment.path for segment in segments}))
     return [f"{contents[s.path]}:{s.start}:{s.stop}" for s in segments]
@@ -169,7 +152,7 @@ def content_hashes(root: Path, paths: list[str]) -> dict[str, str]:
         with ThreadPoolExecutor() as pool:
             for place, digest in zip(stale, pool.map(_hash_file, stale), strict=True):
                 known[place] = [*stats[place], digest]
-        with _disk_errors(remembered):
+        with disk_errors(remembered):
             remembered.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(remembered, json.dumps(known))
     return {path: known[place][-1] for path, place in places.items()}
@@ -207,25 +190,19 @@ def _hash_text(text: str) -> str:
     return hashlib.blake2b(os.fsencode(text), digest_size=8).hexdigest()
 
 
-def _release(mapped: mmap.mmap) -> None:
-    """Let the pages that were read leave this process, where the system can be told so."""
-    if hasattr(mmap, "MADV_DONTNEED"):
-        mapped.madvise(mmap.MADV_DONTNEED)
-
-
 def _is_whole(folder: Path, width: int, keys: Collection[str]) -> bool:
     """Whether a cache of these clips exists and the checksum of every clip is right."""
     if not folder.is_dir():
         return False
     try:
         clips = json.loads((folder / INDEX).read_text(encoding="utf-8"))["clips"]
-        rows, mapped = _mapped_rows(folder, width)
+        rows = MappedRows(folder / ROWS, width)
         whole = {clip["key"] for clip in clips} == set(keys)
         whole = whole and len(rows) == sum(clip["frames"] for clip in clips)
         with ThreadPoolExecutor() as pool:
             for begin in range(0, len(clips) if whole else 0, CHUNK):
                 whole = all(pool.map(lambda c: _is_intact(rows, c), clips[begin : begin + CHUNK]))
-                _release(mapped)
+                rows.release()
                 if not whole:
                     break
     except (OSError, ValueError, KeyError, TypeError):
@@ -235,9 +212,8 @@ def _is_whole(folder: Path, width: int, keys: Collection[str]) -> bool:
     return whole
 
 
-def _is_intact(rows: Rows, clip: dict[str, Any]) -> bool:
-    own = rows[clip["offset"] : clip["offset"] + clip["frames"]]
-    return zlib.crc32(own.data) == int(clip["crc32"])
+def _is_intact(rows: MappedRows, clip: dict[str, Any]) -> bool:
+    return rows.are_intact(clip["offset"], clip["frames"], int(clip["crc32"]))
 
 
 def _build(
@@ -247,7 +223,7 @@ def _build(
     index: list[dict[str, Any]] = []
     problems: list[str] = []
     offset = 0
-    with new_folder(folder, CACHE) as made:
+    with new_folder(folder, FEATURES) as made:
         with (
             errors_name(made / ROWS),
             open(made / ROWS, "wb") as file,
@@ -260,9 +236,9 @@ def _build(
                     first, *others = (segment.path for segment in clips[key])
                     problems += [f"{other}: the same content as {first}" for other in others]
                     continue
-                rows, checksum = result
+                rows, crc32 = result
                 file.write(rows.data)
-                index.append({"key": key, "offset": offset, "frames": len(rows), "crc32": checksum})
+                index.append({"key": key, "offset": offset, "frames": len(rows), "crc32": crc32})
                 offset += len(rows)
         if problems:
             count = sum(map(len, clips.values()))
@@ -282,7 +258,7 @@ def _computed(
             rows = np.ascontiguousarray(compute(clips[key][0]), dtype=np.float32)
         except DataError as error:
             return error
-        return rows, zlib.crc32(rows.data)
+        return rows, checksum(rows)
 
     keys = list(clips)
     threads = torch.get_num_threads()
@@ -294,16 +270,3 @@ def _computed(
                 yield from zip(chunk, pool.map(attempt, chunk), strict=True)
     finally:
         torch.set_num_threads(threads)
-
-
-@contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in UNWRITABLE:
-            raise
-        raise DataError(
-            f"the cache {path} cannot be written ({error.strerror}): free some space, or choose "
-            "another place with `--cache_folder`"
-        ) from error

@@ -187,10 +187,19 @@ class Pipeline(Settings, ABC):
             rows: NDArray[np.float32] = self.read(segment, spec).numpy()
             return rows
 
+        settings = self.row_settings(spec)
+        return feature_cache(root, segments_of(clips), settings, spec.width, compute, build=build)
+
+    def row_settings(self, spec: FeatureSpec) -> dict[str, Any]:
+        """All that cached rows depend on besides the audio.
+
+        Args:
+            spec: what the backbone reads.
+        """
         settings = {"pipeline": self.named().as_dict(), **spec.row_key}
         if not type(self).__module__.startswith("toolkit."):
             settings["source"] = source_digest(type(self))
-        return feature_cache(root, segments_of(clips), settings, spec.width, compute, build=build)
+        return settings
 
 
 def pipeline_for(spec: FeatureSpec, config: Mapping[str, Any] | None = None) -> Pipeline:

@@ -126,16 +126,23 @@ class Echo(nn.Module):
 
 
 class Tap(nn.Module):
-    """A stock module that keeps its input for a branch further up."""
+    """A stock module that keeps its input for a branch further up.
 
-    def __init__(self, wrapped: nn.Module) -> None:
+    Args:
+        wrapped: the stock module.
+        reduce: what is kept of the input: tokens [B, M, d] -> one row per clip [B, d]; None: all.
+    """
+
+    def __init__(
+        self, wrapped: nn.Module, reduce: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
         super().__init__()
-        self.wrapped = wrapped
+        self.wrapped, self.reduce = wrapped, reduce
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Same inputs and outputs as the wrapped module."""
         x, others, named = _tokens_first(args, kwargs)
-        self.kept = x
+        self.kept = x if self.reduce is None else self.reduce(x)
         return self.wrapped(x, *others, **named)
 
 
@@ -199,9 +206,14 @@ def reparametrise(site: Site, name: str, module: nn.Module) -> None:
     site.replace(Reparametrised(site.module, name, module))
 
 
-def tap(site: Site) -> Tap:
-    """Keep what enters the module at `site` in every pass; read it with `take`."""
-    kept = Tap(site.module)
+def tap(site: Site, reduce: Callable[[Tensor], Tensor] | None = None) -> Tap:
+    """Keep what enters the module at `site` in every pass; read it with `take`.
+
+    Args:
+        site: a module that reads tokens.
+        reduce: keep this row of each clip, [B, M, d] -> [B, d], in place of the tokens.
+    """
+    kept = Tap(site.module, reduce)
     site.replace(kept)
     return kept
 

@@ -27,6 +27,7 @@ from toolkit.testing.padding import (
     check_padding_in_training,
     compare_padded,
 )
+from toolkit.testing.reuse import check_reuse
 from toolkit.testing.tiny import (
     CLASSES,
     first_mixture,
@@ -55,6 +56,7 @@ __all__ = [
     "check_padding_in_statistics",
     "check_padding_in_training",
     "check_pipeline",
+    "check_reuse",
     "check_saving",
     "check_training",
     "compare_padded",

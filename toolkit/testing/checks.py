@@ -17,6 +17,7 @@ from toolkit.peft.base import PeftMethod
 from toolkit.registry import PEFT
 from toolkit.testing.mixtures import check_mixtures
 from toolkit.testing.require import require
+from toolkit.testing.reuse import check_reuse
 from toolkit.testing.tiny import (
     CLASSES,
     tiny_backbone,
@@ -42,6 +43,7 @@ def check_method(name: str, settings: Mapping[str, Any] | None = None, family: s
     check_merging(method, family)
     check_layers({"name": name, **(settings or {})}, family)
     check_mixtures(method, family)
+    check_reuse(method, family)
 
 
 def check_identity(method: PeftMethod, family: str = "ast") -> None:

@@ -18,6 +18,7 @@ from toolkit.testing import matrix
 from toolkit.testing.checks import check_saving, check_training
 from toolkit.testing.padding import check_padding
 from toolkit.testing.require import require
+from toolkit.testing.reuse import check_reuse
 from toolkit.testing.tiny import tiny_backbone, tiny_batch, tiny_lengths
 
 CLASSES = 4
@@ -44,6 +45,8 @@ def check_backbone(name: str, methods: str = "*") -> None:
     require(torch.isfinite(tokens).all(), "the tokens are not finite")
     check_training(PEFT.create("linear_probe"), family=name)
     check_saving(PEFT.create("linear_probe"), name)
+    for method in ("linear_probe", "bitfit"):
+        check_reuse(PEFT.create(method), name)
     if backbone.features.variable:
         check_padding(PEFT.create("linear_probe"), name)
     cells = list(matrix.cells(PEFT.names(methods), [name]))

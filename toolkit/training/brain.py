@@ -32,6 +32,7 @@ from toolkit.features.batch import Batch
 from toolkit.features.windows import over_clips
 from toolkit.model import AudioClassifier
 from toolkit.results import EpochRecord, read_history, write_history
+from toolkit.reuse import FrozenPart, PooledPart
 from toolkit.task import BatchObjective, Task
 from toolkit.training.batch_norm import join_batch_norms
 from toolkit.training.checkpoints import AtomicCheckpointer, validation_score
@@ -134,10 +135,22 @@ class ClassificationBrain(sb.Brain):
 
     # Forward and loss
 
+    def read(self, part: FrozenPart | PooledPart) -> None:
+        """Read states of this frozen part in place of features; they are augmented already.
+
+        Args:
+            part: of the model.
+        """
+        self.model.reuse(part)
+        self.plan = dataclasses.replace(self.plan, augment=[])
+
     def _prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Normalised features [B, T, F] and targets [B, C] (probabilities) on the device."""
+        """Normalised features [B, T, F] or states, and targets [B, C] (probabilities), on the
+        device."""
         batch = batch.to(self.device)
-        features = self.model.backbone.features.normalise(batch.features, batch.lengths)
+        features = batch.features
+        if not self.model.reads_states:
+            features = self.model.backbone.features.normalise(features, batch.lengths)
         targets = self.plan.task.targets(batch.labels, self.model.num_classes)
         return features, targets
 

@@ -23,6 +23,7 @@ from toolkit.data.manifest import Corpus, Manifest, copied, refuse, untrained
 from toolkit.device import require_device
 from toolkit.errors import ConfigError, RunError, did_you_mean
 from toolkit.features.cache import FeatureCache, content_hashes, default_cache_folder
+from toolkit.features.cache_folder import GIGABYTE, make_room
 from toolkit.features.pipeline import Pipeline, pipeline_for
 from toolkit.features.spec import FeatureSpec
 from toolkit.features.windows import Windows
@@ -33,7 +34,7 @@ from toolkit.registry import CORPORA, PEFT, PIPELINES
 from toolkit.settings import Settings, setting
 from toolkit.task import Task
 from toolkit.training.brain import TrainingPlan
-from toolkit.training.trial import try_augmentations, try_optimizer
+from toolkit.training.trial import try_augmentations, try_optimizer, try_views
 
 logger = logging.getLogger(__name__)
 
@@ -223,11 +224,17 @@ class Experiment:
                 f"'{self.source.registered_name}' reads samples: leave it out with `--augment []`"
             )
         try_augmentations(augment, self.spec)
+        if isinstance(self.options.reuse, int):
+            try_views(augment, self.spec)
 
     def features(self, clips: pd.DataFrame) -> FeatureCache:
-        """Features of the clips, computed by rank 0 where they are not on disk."""
+        """Features of the clips, computed by rank 0 where they are not on disk.
+
+        Older caches may have to go so that all stay within the limit.
+        """
         if if_main_process():
-            self.pipeline.cache(clips, self.spec, self.cache_folder)
+            _in_use = self.pipeline.cache(clips, self.spec, self.cache_folder)
+            make_room(self.cache_folder, 0, round(self.options.cache_gigabytes * GIGABYTE))
         ddp_barrier()
         return self.pipeline.cache(clips, self.spec, self.cache_folder, build=False)
 
@@ -269,6 +276,15 @@ class Options(Settings):
     folds: str | int | list[int] = setting("all", "folds to run: all, or 1,3")
     few_shot: int | None = setting(None, "training clips of each class; none: all", minimum=1)
     cache_folder: str | None = setting(None, "folder of the features")
+    cache_gigabytes: float = setting(
+        20.0, "largest size of that folder; what was not used for longest goes first", minimum=0
+    )
+    reuse: Literal["auto", "off"] | int = setting(
+        "auto",
+        "what frozen blocks make of a clip is computed once: auto (where that changes nothing), "
+        "off, or a number of augmented views of each clip to draw from",
+        minimum=1,
+    )
     max_length: int = setting(1024, "length of a clip in frames of 10 ms", minimum=1)
     windows: Windows = setting(
         "average",
@@ -302,7 +318,9 @@ class Options(Settings):
     test_only: bool = setting(False, "evaluate the best checkpoints again")
     overwrite: bool = setting(False, "replace another run in the output folder; False refuses it")
 
-    ADDED: ClassVar[tuple[str, ...]] = ("windows", "overwrite")
+    ADDED: ClassVar[tuple[str, ...]] = (
+        "windows", "overwrite", "reuse", "cache_gigabytes",
+    )  # fmt: skip
     """Options that configurations written for version 0.1 lack."""
 
     @classmethod

@@ -1,6 +1,7 @@
 """Cross-validation as one job: every fold trained, tested, and summed up."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import pandas as pd
@@ -19,6 +20,7 @@ from toolkit.features.batch import collate
 from toolkit.features.cache import FeatureCache
 from toolkit.features.dataset import clip_dataset
 from toolkit.features.spec import FRAMES_PER_SECOND
+from toolkit.features.state_store import StateStore
 from toolkit.features.windows import Windows, window_bounds, with_windows
 from toolkit.results import FoldResult, RunResult, read_run, write_fold
 from toolkit.task import Task, balanced_class_weights, balanced_clip_weights, task_of
@@ -29,6 +31,8 @@ from toolkit.training.experiment import Experiment, say
 from toolkit.training.identity import clips_of, fingerprint, identity_of
 from toolkit.training.output import PREDICTIONS, OutputFolder, write_table
 from toolkit.training.progress import Progress
+from toolkit.training.reuse import states_of
+from toolkit.training.states import Reading, States
 from toolkit.training.windows import DrawnWindows
 
 
@@ -116,6 +120,8 @@ class Job:
         rows: id of a clip -> its position in the cache.
         cache: features of all clips.
         progress: shown over all folds.
+        told: what was said about `reuse`, once for all folds.
+        stores: of states, which all folds read.
     """
 
     experiment: Experiment
@@ -126,6 +132,8 @@ class Job:
     rows: pd.Series
     cache: FeatureCache
     progress: Progress
+    told: list[str] = dataclasses.field(default_factory=list)
+    stores: dict[str, StateStore] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, experiment: Experiment, manifest: Manifest, output: OutputFolder) -> "Job":
@@ -175,6 +183,7 @@ class Fold:
         self.folder = job.output.fold(split.test)
         self.train, self.valid, self.test = job.parts[split.test]
         self.seed = derive_seed(self.options.seed, split.test)
+        self.states: States | None = None
 
     @property
     def task(self) -> Task:
@@ -202,6 +211,7 @@ class Fold:
             )
             return
         brain = self.brain()
+        self._reuse(brain)
         if done is not None:
             brain.history.epochs = done.history
         if not self.options.test_only:
@@ -230,6 +240,26 @@ class Fold:
             "training" if self.job.manifest.fixed else self.name,
         )
 
+    def _reuse(self, brain: ClassificationBrain) -> None:
+        """Read states in place of features where that is asked for and possible."""
+        job = self.job
+        self.states, chosen = states_of(
+            self.experiment, brain.model, job.cache, job.rows, job.stores, self._read_by_the_job
+        )
+        if self.states is not None:
+            brain.read(self.states.part)
+        if not job.told:
+            job.told.append(chosen)
+            if chosen:
+                job.progress.line(chosen)
+
+    def _read_by_the_job(self, states: States) -> Iterator[tuple[pd.DataFrame, Reading]]:
+        """All windows that this fold and the others read, and how."""
+        for train, valid, test in self.job.parts.values():
+            yield self._windows(train, self.options.windows), states.training
+            for clips in (valid, test):
+                yield self._windows(clips, self.options.windows), states.evaluation
+
     def _plan(self) -> TrainingPlan:
         """How to train this fold; class weights come from its training clips."""
         weights = None
@@ -253,8 +283,9 @@ class Fold:
         )
         windows = self._windows(self.train, self.options.windows)
         counts = windows["id"].value_counts().loc[self.train["id"]].tolist()
+        views = 1 if self.states is None else max(self.states.training.views, 1)
         brain.train_on(
-            self._loader(windows, DrawnWindows(batches, counts)),
+            self._loader(windows, DrawnWindows(batches, counts, views), training=True),
             batches,
             self._share_of(self.valid, brain),
         )
@@ -275,13 +306,23 @@ class Fold:
         return self.evaluation_loader(clips, brain.rank, brain.world_size)
 
     def _loader(
-        self, clips: pd.DataFrame, batches: Sampler[list[int]] | list[list[int]]
+        self,
+        windows: pd.DataFrame,
+        batches: Sampler[list[int]] | list[list[int]],
+        training: bool = False,
     ) -> SaveableDataLoader:
-        workers = self.options.num_workers
+        """Batches of features, or of states where the brain reads these."""
+        workers, states = self.options.num_workers, self.states
+        if states is None:
+            dataset = clip_dataset(windows, self.job.rows, self.job.cache)
+            put_together = collate(self.experiment.spec)
+        else:
+            reading = states.training if training else states.evaluation
+            dataset, put_together = states.dataset(windows, reading), states.collate
         return SaveableDataLoader(
-            clip_dataset(clips, self.job.rows, self.job.cache),
+            dataset,
             batch_sampler=batches,
-            collate_fn=collate(self.experiment.spec),
+            collate_fn=put_together,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory="cuda" in self.experiment.device,

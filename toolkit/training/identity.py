@@ -69,6 +69,9 @@ class Identity:
         if new.get("pipeline", "") is None and old.get("pipeline.name") in DEFAULT_PIPELINES:
             old["pipeline"] = old.pop("pipeline.name")  # 0.1 named what is the default since
             new["pipeline"] = old["pipeline"]
+        for values in (old, new):
+            if values.get("reuse", "auto") in ("auto", "off"):  # where it is exact
+                values["reuse"] = "off"
         ignored = {*ignored, *(WHERE if self.content else ())}
         ignored |= {key for key in Options.ADDED if key not in old and _is_default(key, new)}
         return [

@@ -15,6 +15,7 @@ from toolkit.features.spec import FeatureSpec
 OptimizerOf = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 
 MOST_ROWS = 1024  # of the clips that an augmentation is tried on
+DRAWS, SOME_ROWS = 64, 32  # to see whether it mixes clips, which it may do seldom
 
 
 def try_optimizer(make: OptimizerOf, lr: float, device: str) -> None:
@@ -74,6 +75,41 @@ def try_augmentations(augment: Sequence[Augmentation], spec: FeatureSpec) -> Non
                     f"{name} must give back finite features [B, T, F] and targets [B, C] of the "
                     f"shapes it was given; it made {list(made.shape)} of {list(given.shape)}"
                 )
+
+
+def try_views(augment: Sequence[Augmentation], spec: FeatureSpec) -> None:
+    """Refuse augmentation of which no views of single clips can be kept.
+
+    Args:
+        augment: in the order of use, as `try_augmentations` has accepted it.
+        spec: the features that the backbone reads.
+
+    Raises:
+        ConfigError: there is none, a clip depends on the others of its batch, or targets change.
+    """
+    if not augment:
+        raise ConfigError("'reuse' asks for augmented views, and 'augment' is empty: use auto")
+    for index, augmentation in enumerate(augment):
+        if not all(_leaves_clips_alone(augmentation, spec, seed) for seed in range(DRAWS)):
+            raise ConfigError(
+                f"'augment.{index}' ({type(augmentation).__name__}) mixes clips or changes their "
+                "classes, so that no views of a clip can be kept: leave it out, or use "
+                "`--reuse off`"
+            )
+
+
+def _leaves_clips_alone(augmentation: Augmentation, spec: FeatureSpec, seed: int) -> bool:
+    """Whether a clip comes out the same beside another one, and both keep their classes."""
+    targets, made = torch.eye(2), []
+    for other in (0.0, 1.0):
+        features = torch.zeros(2, min(spec.rows, SOME_ROWS), spec.width)
+        features[1] = other
+        generator = torch.Generator().manual_seed(seed)
+        changed, classes = augmentation(features, targets.clone(), generator)
+        if not torch.equal(classes, targets):
+            return False
+        made.append(changed[0])
+    return torch.equal(*made)
 
 
 @contextlib.contextmanager

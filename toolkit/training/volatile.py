@@ -3,6 +3,7 @@
 VOLATILE = (
     "output_folder", "cache_folder", "device", "noprogressbar", "num_workers", "download",
     "debug", "test_only", "overwrite", "folds", "ckpt_interval_minutes",
+    "cache_gigabytes",
 )  # fmt: skip
 """Keys that may differ when a run is continued: they do not change what it computes."""
 
