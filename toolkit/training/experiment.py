@@ -26,6 +26,7 @@ from toolkit.features.cache import FeatureCache, content_hashes, default_cache_f
 from toolkit.features.pipeline import Pipeline, pipeline_for
 from toolkit.features.spec import FeatureSpec
 from toolkit.features.windows import Windows
+from toolkit.fewer_tokens.patchout import Patchout
 from toolkit.model import AudioClassifier, Pooling
 from toolkit.peft.base import PeftMethod
 from toolkit.program import Program
@@ -149,7 +150,12 @@ class Experiment:
         """
         self._check_input()
         backbone = self.source.load(self.options.max_length)
-        return AudioClassifier(backbone, self.method, num_classes, self.options.pooling)
+        options = self.options
+        model = AudioClassifier(
+            backbone, self.method, num_classes, options.pooling, merge_tokens=options.merge_tokens
+        )
+        model.drop_patches(options.patchout)
+        return model
 
     def introduce(self) -> None:
         """Print what will run, after building the model once to see that it can be built.
@@ -274,6 +280,15 @@ class Options(Settings):
         "cuts them",
     )
     pooling: Pooling = setting("all", "how tokens become the vector that the head reads")
+    patchout: Patchout | None = setting(
+        None,
+        "patches dropped in training: a share, or {time: share, frequency: share}; none: none is",
+    )
+    merge_tokens: int | None = setting(
+        None,
+        "tokens that merge into similar ones in every block, also in prediction; none: none does",
+        minimum=1,
+    )
     epochs: int = setting(1, "passes over the training clips", minimum=1)
     batch_size: int = setting(32, "clips per update", minimum=1)
     lr: float = setting(0.001, "peak learning rate", minimum=0)
@@ -300,7 +315,7 @@ class Options(Settings):
     test_only: bool = setting(False, "evaluate the best checkpoints again")
     overwrite: bool = setting(False, "replace another run in the output folder; False refuses it")
 
-    ADDED: ClassVar[tuple[str, ...]] = ("windows", "overwrite")
+    ADDED: ClassVar[tuple[str, ...]] = ("windows", "overwrite", "patchout", "merge_tokens")
     """Options that configurations written for version 0.1 lack."""
 
     @classmethod
@@ -319,7 +334,10 @@ class Options(Settings):
         augment = values["augment"]
         if not isinstance(augment, list) or not all(callable(a) for a in augment):
             raise ConfigError("'augment' must be a list of augmentations; [] for none")
-        return cls(**{name: values[name] for name in names if name in values})
+        given = {name: values[name] for name in names if name in values}
+        if given.get("patchout") is not None:
+            given["patchout"] = Patchout.from_plain(given["patchout"], "patchout")
+        return cls(**given)
 
     def added_defaults(self) -> list[str]:
         """The options in `ADDED` that have their default values."""
