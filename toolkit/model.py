@@ -202,7 +202,7 @@ class AudioClassifier(nn.Module):
             raise ConfigError(
                 "patches are dropped before tokens merge: leave `block` at 0, or `merge_tokens` out"
             )
-        self.patchout = patchout and PatchDropper(self.backbone, patchout, block)
+        self.patchout = None if patchout is None else PatchDropper(self.backbone, patchout, block)
 
     def loss(
         self,

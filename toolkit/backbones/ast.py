@@ -60,7 +60,8 @@ class ASTBackbone(Backbone):
     @property
     def heads(self) -> int:
         """Heads of the attention."""
-        count: int = self.model.config.num_attention_heads
+        config: Any = self.model.config
+        count: int = config.num_attention_heads
         return count
 
     def attend(self, block: int, tokens: Tensor, bias: Tensor | None = None) -> Tensor:

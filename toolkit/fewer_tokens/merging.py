@@ -1,5 +1,6 @@
 """Token merging: similar tokens become one in every block (Bolya et al., arXiv:2210.09461)."""
 
+import functools
 from typing import Any
 
 from torch import Tensor, nn
@@ -80,9 +81,8 @@ def merge_in_blocks(backbone: Backbone, count: int) -> None:
         )
     _refuse_neighbours(backbone)
     for site in backbone.sites("block"):
-        insertion.around_stock(
-            site, lambda block, number=site.block: MergingBlock(block, backbone, number, count)
-        )
+        make = functools.partial(MergingBlock, backbone=backbone, number=site.block, count=count)
+        insertion.around_stock(site, make)
 
 
 def _refuse_neighbours(backbone: Backbone) -> None:

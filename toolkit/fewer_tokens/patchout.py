@@ -116,7 +116,7 @@ class PatchDropper(nn.Module):
         self._backbone[0].context.reductions.append(dropped)
         return (dropped(tokens), *others), options
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _draw(self, device: torch.device) -> Dropped:
         backbone = self._backbone[0]
         front = backbone.prefix_tokens + backbone.prompt_tokens
