@@ -202,7 +202,9 @@ class AudioClassifier(nn.Module):
             raise ConfigError(
                 "patches are dropped before tokens merge: leave `block` at 0, or `merge_tokens` out"
             )
-        self.patchout = None if patchout is None else PatchDropper(self.backbone, patchout, block)
+        self.patchout = None
+        if patchout is not None:
+            self.patchout = PatchDropper(self.backbone, patchout, block).train(self.training)
 
     def loss(
         self,

@@ -157,7 +157,7 @@ def written_out(ast: Any, features: Tensor, count: int) -> Tensor:
     x = ast.embeddings(features[None])[0]
     sizes = torch.ones(len(x))
     heads = ast.config.num_attention_heads
-    for layer in ast.layers:
+    for layer in map(unwrapped, ast.layers):
         normed = layer.layernorm_before(x)
         attention = layer.attention
         q, k, v = (

@@ -165,6 +165,16 @@ def test_patches_may_be_dropped_further_up(name: str) -> None:
     assert below[1] == above[1] == below[0]
 
 
+def test_a_model_in_eval_mode_reads_all_patches_at_once() -> None:
+    model = classifier({"name": "lora"}).eval()
+    seen = entering(model, 0)
+    model.drop_patches(KINDS["single"])
+    features, _ = tiny_batch(model.backbone)
+    model(features)
+    model.train()(features)
+    assert seen == [12, 7]
+
+
 def test_a_whole_backbone_that_trains_drops_patches_too() -> None:
     model = classifier({"name": "full"})
     seen = entering(model, 0)
