@@ -1,5 +1,6 @@
 """Token merging: the matching, exact where tokens are equal, every method, bundles, refusals."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,17 @@ def test_every_method_trains_saves_and_merges_into_weights(config: dict[str, Any
         method.merge(model.backbone)
         with torch.no_grad():
             torch.testing.assert_close(model(features), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_copy_merges_and_drops_its_own_tokens() -> None:
+    model = classifier({"name": "lora"}, merge_tokens=1)
+    model.drop_patches(Patchout(share=0.5))
+    features, _ = tiny_batch(model.backbone)
+    twin = copy.deepcopy(model).train()
+    twin(features).sum().backward()
+    assert [merge.before for merge in merges(twin)] == [7, 6] and not merges(model)
+    with torch.no_grad():
+        assert torch.equal(twin.eval()(features), model.eval()(features))
 
 
 def test_after_patchout_the_rest_merges() -> None:

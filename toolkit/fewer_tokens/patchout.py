@@ -5,7 +5,6 @@ from typing import Any, Self
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from toolkit.backbones.base import Backbone
 from toolkit.errors import ConfigError
@@ -98,9 +97,8 @@ class PatchDropper(nn.Module):
                 f"{patchout} drops nothing of a grid of {f} x {t} patches: raise the shares, or "
                 "set `patchout` to null"
             )
-        self._handle: RemovableHandle = backbone.site(
-            block, "block"
-        ).module.register_forward_pre_hook(self._drop, with_kwargs=True)
+        entrance = backbone.site(block, "block").module
+        self._handle = entrance.register_forward_pre_hook(self._drop, with_kwargs=True)
 
     def remove(self) -> None:
         """Leave all patches from now on."""
