@@ -8,7 +8,7 @@
 
 `speed` times training steps on the architecture of AST-base (500 frames, 50 classes, random
 weights). All settings take turns on the same model, and the ratios are medians over the rounds.
-`--backbone ast_tiny` times the embedded one instead.
+`--backbone ast_tiny` times the embedded one instead, as `accuracy` trains it.
 
 `accuracy` trains the embedded small AST with each method and setting on `--per_class` clips per
 class of the three training folds, with SpecAugment and everything else equal, and scores the whole
@@ -29,8 +29,9 @@ from typing import Any
 
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
-from validation import Validation, add_arguments, schedule, train_missing
+from validation import FRAMES, Validation, add_arguments, schedule, train_missing
 
 import toolkit
 from toolkit.backbones.ast import AST, ASTTiny
@@ -39,7 +40,7 @@ from toolkit.data.augment import SpecAugment
 from toolkit.fewer_tokens.patchout import Patchout
 from toolkit.model import AudioClassifier
 from toolkit.registry import CORPORA
-from toolkit.study.report.statistics import t_interval
+from toolkit.study.report.statistics import FEWEST, t_interval
 from toolkit.training.experiment import main
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -56,10 +57,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """What is compared: patches dropped one by one, or in rows and columns of the grid, in training;
 or a share of the patches merged into others behind the last block, equally many in every block."""
 
+KINDS = {"": "o-", "in rows": "s--", "merged": "^:"}
+"""What a setting says behind its share -> how its curve is drawn."""
+
 METHODS = {"adapter": "adapter", "lora": "lora", "soft_moa": "softmoa"}
 """Registered name -> the file that holds its learning rate."""
 
-BASE_FRAMES, CLASSES = 500, 50
+LENGTHS = {"ast_base": 500, "ast_tiny": FRAMES}
+"""Backbone -> frames that it reads."""
+
+CLASSES = 50
 
 
 def build(backbone: Backbone, method: str, setting: str) -> AudioClassifier:
@@ -86,8 +93,8 @@ def base_backbone(name: str) -> Backbone:
     """AST-base with random weights, or the embedded one."""
     torch.manual_seed(0)
     if name == "ast_tiny":
-        return ASTTiny().load(BASE_FRAMES)
-    return AST().wrap(ASTModel(ASTConfig()), ASTFeatureExtractor(), BASE_FRAMES)
+        return ASTTiny().load(LENGTHS[name])
+    return AST().wrap(ASTModel(ASTConfig()), ASTFeatureExtractor(), LENGTHS[name])
 
 
 class Stopwatch:
@@ -104,7 +111,8 @@ class Stopwatch:
         model = next(iter(self.models.values()))
         assert model is not None
         generator = torch.Generator().manual_seed(0)
-        shape = (options.batch, BASE_FRAMES, model.backbone.features.width)
+        spec = model.backbone.features
+        shape = (options.batch, spec.rows, spec.width)
         self.features = torch.randn(shape, generator=generator)
         self.labels = torch.arange(options.batch) % CLASSES
 
@@ -125,8 +133,7 @@ class Stopwatch:
 
 def measure_speed(options: argparse.Namespace) -> None:
     """Time the steps of all methods and settings."""
-    file = options.output / "speed.json"
-    found: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.is_file() else {}
+    found = speeds(options.output, options.backbone)
     settings = list(dict.fromkeys(("all", *options.settings)))
     for method in options.methods:
         watch = Stopwatch(method, settings, options)
@@ -143,8 +150,21 @@ def measure_speed(options: argparse.Namespace) -> None:
             for setting, taken in times.items()
         }
         print(method, found[method], flush=True)
+    file = speed_file(options.output, options.backbone)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def speed_file(output: Path, backbone: str) -> Path:
+    """Where the ratios of a backbone are kept."""
+    return output / f"speed_{backbone}.json"
+
+
+def speeds(output: Path, backbone: str) -> dict[str, dict[str, float]]:
+    """Method -> setting -> how many times faster than with all tokens; empty if not measured."""
+    file = speed_file(output, backbone)
+    found: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.is_file() else {}
+    return found
 
 
 # Accuracy
@@ -186,46 +206,49 @@ def measure_accuracy(options: argparse.Namespace) -> None:
 def page(output: Path) -> list[str]:
     """All numbers that there are so far."""
     lines = ["# Fewer tokens", ""]
-    if (output / "speed.json").is_file():
-        found: dict[str, dict[str, float]] = json.loads((output / "speed.json").read_text())
-        lines += ["## Time per training step, AST-base's architecture", ""]
-        lines += [f"| setting | {' | '.join(found)} |", f"|---|{'--:|' * len(found)}"]
-        for setting in SETTINGS:
-            cells = [f"{of[setting]:.2f}" if setting in of else "" for of in found.values()]
-            if any(cells):
-                lines.append(f"| {setting} | {' | '.join(cells)} |")
-        lines += [
-            "",
-            "Times faster than with all tokens: medians of steps that took turns on one core, on "
-            f"{BASE_FRAMES} frames.",
-            "",
-        ]
+    for backbone, frames in LENGTHS.items():
+        found = speeds(output, backbone)
+        if found:
+            lines += [f"## Time per training step, {backbone}", ""]
+            lines += [f"| setting | {' | '.join(found)} |", f"|---|{'--:|' * len(found)}"]
+            for setting in SETTINGS:
+                cells = [f"{of[setting]:.2f}" if setting in of else "" for of in found.values()]
+                if any(cells):
+                    lines.append(f"| {setting} | {' | '.join(cells)} |")
+            lines += [
+                "",
+                "How many times faster a step is than with all tokens: medians of steps that took "
+                f"turns on the same cores, on {frames} frames.",
+                "",
+            ]
     if (output / "runs.csv").is_file():
-        lines += accuracies(pd.read_csv(output / "runs.csv"))
+        lines += accuracies(pd.read_csv(output / "runs.csv"), speeds(output, "ast_tiny"))
+        draw(pd.read_csv(output / "runs.csv"), speeds(output, "ast_tiny"), output / "curves.svg")
+        lines += [f"![Accuracy against speed]({output.name}/curves.svg)", ""]
     lines.append("Generated by `tools/bench_tokens.py`: do not edit.")
     return lines
 
 
-def accuracies(runs: pd.DataFrame) -> list[str]:
-    """Mean accuracies, and their differences from all tokens with 95 % intervals."""
+def accuracies(runs: pd.DataFrame, faster: dict[str, dict[str, float]]) -> list[str]:
+    """Mean accuracies beside the speed of a step, and their differences from all tokens."""
     lines = ["## Accuracy on validation folds of ESC-50, embedded small AST", ""]
     lines += [
-        "| method | setting | trainings | accuracy % | difference from all | 95 % interval |",
-        "|---|---|--:|--:|--:|--:|",
+        "| method | setting | times faster | trainings | accuracy % | difference from all | "
+        "95 % interval |",
+        "|---|---|--:|--:|--:|--:|--:|",
     ]
     for method, part in runs.groupby("method", sort=False):
         table = 100 * part.pivot(index=["fold", "seed"], columns="setting", values="accuracy")
         for setting in [s for s in SETTINGS if s in table]:
-            pairs = (table[setting] - table["all"]).dropna() if "all" in table else table[[]]
-            cells = [str(method), setting, str(table[setting].count())]
-            cells.append(f"{table[setting].mean():.1f}")
-            if setting != "all" and len(pairs):
-                interval = t_interval(pairs.to_numpy())
-                cells += [
-                    f"{interval.mean:+.1f}", f"{interval.low:+.1f} to {interval.high:+.1f}",
-                ]  # fmt: skip
-            else:
+            speed = faster.get(str(method), {}).get(setting)
+            cells = [str(method), setting, "" if speed is None else f"{speed:.2f}"]
+            cells += [str(table[setting].count()), f"{table[setting].mean():.1f}"]
+            pairs = (table[setting] - table["all"]).dropna() if "all" in table else table[setting]
+            if setting == "all" or "all" not in table or len(pairs) < FEWEST:
                 cells += ["", ""]
+            else:
+                found = t_interval(pairs.to_numpy())
+                cells += [f"{found.mean:+.1f}", f"{found.low:+.1f} to {found.high:+.1f}"]
             lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
@@ -236,6 +259,27 @@ def accuracies(runs: pd.DataFrame) -> list[str]:
         "",
     ]
     return lines
+
+
+def draw(runs: pd.DataFrame, faster: dict[str, dict[str, float]], file: Path) -> None:
+    """Accuracy against the speed of a step: a curve per method and kind of setting."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    means = 100 * runs.groupby(["method", "setting"])["accuracy"].mean()
+    for method, of in faster.items():
+        for kind, marker in KINDS.items():
+            settings = [s for s in SETTINGS if s == "all" or s.partition("% ")[2] == kind]
+            points = [
+                (of[s], means[method, s]) for s in settings if s in of and (method, s) in means
+            ]
+            if len(points) > 1:
+                axes.plot(
+                    *zip(*points, strict=True), marker, label=f"{method}, {kind or 'one by one'}"
+                )
+    axes.set(xlabel="times faster per training step", ylabel="accuracy on validation folds, %")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.savefig(file)
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -254,7 +298,7 @@ def parser() -> argparse.ArgumentParser:
     speed = parts.add_parser("speed", help="time training steps")
     speed.add_argument("--rounds", type=int, default=3)
     speed.add_argument("--batch", type=int, default=2)
-    speed.add_argument("--backbone", default="ast_base", choices=["ast_base", "ast_tiny"])
+    speed.add_argument("--backbone", default="ast_base", choices=list(LENGTHS))
     speed.set_defaults(measure=measure_speed)
     accuracy = parts.add_parser("accuracy", help="train on ESC-50")
     add_arguments(accuracy)
