@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from toolkit.description import describe as describe
     from toolkit.description import list_registered as list_registered
     from toolkit.errors import ToolkitError as ToolkitError
+    from toolkit.fewer_tokens.patchout import Patchout as Patchout
     from toolkit.inference.clips import read_clips as read_clips
     from toolkit.inference.embed import embed as embed
     from toolkit.inference.predict import Prediction as Prediction
@@ -35,6 +36,7 @@ _HOMES = {
     "AudioClassifier": "toolkit.model",
     "Backbone": "toolkit.backbones.base",
     "Bundle": "toolkit.bundle",
+    "Patchout": "toolkit.fewer_tokens.patchout",
     "Prediction": "toolkit.inference.predict",
     "RoleMap": "toolkit.backbones.own",
     "ToolkitError": "toolkit.errors",

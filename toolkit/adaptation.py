@@ -18,6 +18,7 @@ def adapt(
     num_classes: int = 0,
     *,
     pooling: Pooling = "mean",
+    merge_tokens: int | None = None,
     roles: RoleMap | None = None,
     **settings: Any,
 ) -> AudioClassifier:
@@ -32,6 +33,8 @@ def adapt(
         method: registered name, such as `"soft_moa"`, or a method that was made before.
         num_classes: C; 0 (the default) makes no head, and the model returns pooled tokens [B, d].
         pooling: how tokens become one vector; see `AudioClassifier`.
+        merge_tokens: tokens that merge into similar ones in every block, in training and in
+            prediction (spectrogram transformers only); None: none does.
         roles: where the parts of an `nn.Module` of your own are.
         settings: settings of the method; `toolkit.describe("peft", method)` lists them.
 
@@ -73,4 +76,4 @@ def adapt(
         made = method
     else:
         raise ConfigError(f"{method!r} is not a method: give its name, such as 'lora'")
-    return AudioClassifier(adapted, made, num_classes, pooling)
+    return AudioClassifier(adapted, made, num_classes, pooling, merge_tokens=merge_tokens)

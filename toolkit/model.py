@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from toolkit.backbones.base import Backbone
 from toolkit.errors import BundleError, ConfigError, did_you_mean, listed
+from toolkit.fewer_tokens.merging import merge_in_blocks
+from toolkit.fewer_tokens.patchout import PatchDropper, Patchout
 from toolkit.parameters import ParameterCount
 from toolkit.peft import insertion
 from toolkit.peft.base import PeftMethod
@@ -21,20 +23,21 @@ POOLINGS: tuple[str, ...] = get_args(Pooling)
 
 
 def masked_mean(
-    tokens: Tensor, mask: Tensor | None, begin: int = 0, end: int | None = None
+    tokens: Tensor, weights: Tensor | None, begin: int = 0, end: int | None = None
 ) -> Tensor:
     """The mean [B, d] of the real tokens among those from `begin` to `end`; zero if none is real.
 
     Args:
         tokens: [B, M, d].
-        mask: [B, M], True where a token is real; None: all are.
+        weights: [B, M], what each token counts: True where it is real, or how many patches it
+            stands for; None: all the same.
         begin, end: bounds of a slice.
     """
     tokens = tokens[:, begin:end]
-    if mask is None:
+    if weights is None:
         return tokens.mean(dim=1)
-    weights = mask[:, begin:end, None].to(tokens.dtype)
-    return (tokens * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+    factors = weights[:, begin:end, None].to(tokens.dtype)
+    return (tokens * factors).sum(dim=1) / factors.sum(dim=1).clamp(min=1)
 
 
 class WeightedLayers(nn.Module):
@@ -61,13 +64,13 @@ class WeightedLayers(nn.Module):
     def _mean(self, tokens: Tensor) -> Tensor:
         backbone = self._backbone[0]
         front = backbone.prefix_tokens + backbone.prompt_tokens
-        return masked_mean(tokens, backbone.context.mask, front)
+        return masked_mean(tokens, backbone.context.weights(tokens), front)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """The backbone's output [B, M, d] -> [B, d]."""
         backbone = self._backbone[0]
         front = backbone.prefix_tokens + backbone.prompt_tokens * backbone.context.rate
-        last = masked_mean(tokens, backbone.context.output_mask, front)
+        last = masked_mean(tokens, backbone.context.output_weights(tokens), front)
         layers = [*(insertion.take(tap) for tap in self._taps), last]
         return torch.einsum("l,lbd->bd", self.weights.softmax(dim=0), torch.stack(layers))
 
@@ -83,14 +86,24 @@ class AudioClassifier(nn.Module):
             tokens, e.g. CLS and DIST), `first` (CLS alone), `all` (mean over every token, as the
             papers' code does), with prompts `prompts` or `prompts+patches`, and `weighted` (mean
             over the patches of a learned mean of all layers).
+        merge_tokens: tokens that merge into similar ones in every block; None: none does.
+
+    Attributes:
+        patchout: drops patches in training; see `drop_patches`.
 
     Raises:
-        ConfigError: the method cannot work on the backbone, the backbone is already adapted, or
-            there is nothing to pool.
+        ConfigError: the method cannot work on the backbone, the backbone is already adapted,
+            there is nothing to pool, or tokens cannot merge.
     """
 
     def __init__(
-        self, backbone: Backbone, method: PeftMethod, num_classes: int, pooling: Pooling
+        self,
+        backbone: Backbone,
+        method: PeftMethod,
+        num_classes: int,
+        pooling: Pooling,
+        *,
+        merge_tokens: int | None = None,
     ) -> None:
         super().__init__()
         if pooling not in POOLINGS:
@@ -116,7 +129,10 @@ class AudioClassifier(nn.Module):
                 f"pooling '{pooling}' needs a method with prompts, which "
                 f"'{method.registered_name}' is not; use mean, cls, first or all"
             )
-        self.backbone = backbone
+        if merge_tokens is not None:
+            merge_in_blocks(backbone, merge_tokens)
+        self.backbone, self.merge_tokens = backbone, merge_tokens
+        self.patchout: PatchDropper | None = None
         self.layers = WeightedLayers(backbone) if pooling == "weighted" else None
         self.head: nn.Module = (
             nn.Linear(backbone.dim, num_classes) if num_classes else nn.Identity()
@@ -203,6 +219,30 @@ class AudioClassifier(nn.Module):
         logits: Tensor = self(self.backbone.features.normalise(rows, lengths), lengths)
         return logits
 
+    def drop_patches(self, patchout: Patchout | None, block: int = 0) -> None:
+        """In train mode, drop patches in front of a block; evaluation always reads all of them.
+
+        Special tokens and prompts are never dropped, and all clips of a batch lose the same
+        patches (Koutini et al., arXiv:2110.05069). This replaces an earlier call.
+
+        Args:
+            patchout: which patches; None: none.
+            block: the block, from 0.
+
+        Raises:
+            ConfigError: the backbone has no grid of patches, nothing would be dropped, or tokens
+                merge below that block.
+        """
+        if self.patchout is not None:
+            self.patchout.remove()
+        if patchout is not None and block and self.merge_tokens is not None:
+            raise ConfigError(
+                "patches are dropped before tokens merge: leave `block` at 0, or `merge_tokens` out"
+            )
+        self.patchout = None
+        if patchout is not None:
+            self.patchout = PatchDropper(self.backbone, patchout, block).train(self.training)
+
     def loss(
         self,
         rows: Tensor,
@@ -237,7 +277,10 @@ class AudioClassifier(nn.Module):
         return torch.stack(list(losses.values())).sum()
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """Tokens [B, M, d] of the latest batch -> [B, d]; padding is left out."""
+        """Tokens [B, M, d] of the latest batch -> [B, d]; padding is left out.
+
+        A merged token counts as the patches that it stands for.
+        """
         context = self.backbone.context
         if self.layers is not None:
             mixed: Tensor = self.layers(tokens)
@@ -253,7 +296,7 @@ class AudioClassifier(nn.Module):
             "prompts": (special, patches),
             "prompts+patches": (special, None),
         }[self.pooling]
-        return masked_mean(tokens, context.output_mask, begin, end)
+        return masked_mean(tokens, context.output_weights(tokens), begin, end)
 
     def train(self, mode: bool = True) -> "AudioClassifier":
         """Set the mode of inserted modules and the head; a frozen backbone stays in eval mode."""

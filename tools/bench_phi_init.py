@@ -14,23 +14,17 @@ output folder.
 """
 
 import argparse
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from validation import Validation, add_arguments, train_missing
 
 import toolkit
-from toolkit.data.few_shot import few_shot
-from toolkit.data.manifest import Manifest
-from toolkit.features.batch import Batch, collate
-from toolkit.features.cache import FeatureCache, default_cache_folder
-from toolkit.features.pipeline import pipeline_for
 from toolkit.model import AudioClassifier
 from toolkit.peft.soft_moa import PhiInit
 from toolkit.registry import CORPORA
@@ -38,79 +32,25 @@ from toolkit.study.report.statistics import t_interval
 from toolkit.training.experiment import main
 
 STARTS: tuple[str, ...] = get_args(PhiInit)
-FRAMES, BATCH, LR = 248, 16, 0.015
-COLUMNS = ["phi_init", "fold", "seed", "accuracy", "loss"]
+LR = 0.015
 
 
-class Bench:
-    """One comparison: the features of all clips, and how to train on them."""
-
-    def __init__(self, manifest: Manifest, epochs: int, per_class: int) -> None:
-        self.manifest, self.epochs, self.per_class = manifest, epochs, per_class
-        spec = self.backbone().features
-        self.collate = collate(spec)
-        pipeline = pipeline_for(spec)
-        self.rows = {name: row for row, name in enumerate(manifest.clips["id"])}
-        self.cache: FeatureCache = pipeline.cache(manifest.clips, spec, default_cache_folder())
-
-    @staticmethod
-    def backbone() -> Any:
-        """A fresh copy of the embedded small AST."""
-        return toolkit.load_backbone("ast_tiny", max_length=FRAMES)
-
-    def accuracy_and_loss(self, start: str, fold: int, seed: int) -> tuple[float, float]:
-        """Train once; the accuracy and the mean loss on the validation fold."""
-        train, valid = self.clips(fold, seed)
-        torch.manual_seed(seed)
-        model = toolkit.adapt(
-            self.backbone(), "soft_moa", len(self.manifest.classes), pooling="all", phi_init="lecun"
-        )
-        redraw(model, start, seed)
-        self.fit(model, train, seed)
-        model.eval()
-        with torch.inference_mode():
-            scored = [(model.logits(b.features), b.labels) for b in self.batches(valid)]
-        logits, labels = (torch.cat(part) for part in zip(*scored, strict=True))
-        loss = torch.nn.functional.cross_entropy(logits, labels)
-        return (logits.argmax(dim=1) == labels).float().mean().item(), loss.item()
-
-    def clips(self, fold: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """The training clips, and those of the validation fold."""
-        (split,) = [s for s in self.manifest.splits if s.valid == fold]
-        train = self.manifest.of_folds(list(split.train))
-        return (
-            few_shot(train, self.per_class, seed, self.manifest.classes),
-            self.manifest.of_folds([fold]),
-        )
-
-    def fit(self, model: AudioClassifier, train: pd.DataFrame, seed: int) -> None:
-        """AdamW as in the recipe, with a cosine decay to zero."""
-        optimizer = torch.optim.AdamW(
-            model.method.parameter_groups(model.trainable(), LR),
-            betas=(0.9, 0.98),
-            eps=1e-6,
-            weight_decay=0.1,
-        )
-        steps = self.epochs * -(-len(train) // BATCH)
-        decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        order = np.random.default_rng(seed)
-        model.train()
-        for _ in range(self.epochs):
-            for batch in self.batches(train.iloc[order.permutation(len(train))]):
-                loss = model.loss(batch.features, batch.labels, task="one_class")
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                decay.step()
-
-    def batches(self, clips: pd.DataFrame) -> Iterator[Batch]:
-        """The clips in their order."""
-        examples = [
-            {"id": clip.id, "features": self.cache[self.rows[clip.id]], "label": clip.label}
-            for clip in clips.itertuples()
-        ]
-        for first in range(0, len(examples), BATCH):
-            yield self.collate(examples[first : first + BATCH])
+def accuracy_and_loss(
+    validation: Validation, start: str, fold: int, seed: int
+) -> tuple[float, float]:
+    """Train once; the accuracy and the mean loss on the validation fold."""
+    train, valid = validation.clips(fold, seed)
+    torch.manual_seed(seed)
+    model = toolkit.adapt(
+        validation.backbone(),
+        "soft_moa",
+        len(validation.manifest.classes),
+        pooling="all",
+        phi_init="lecun",
+    )
+    redraw(model, start, seed)
+    validation.fit(model, train, seed, LR)
+    return validation.score(model, valid)
 
 
 def redraw(model: AudioClassifier, start: str, seed: int) -> None:
@@ -118,7 +58,7 @@ def redraw(model: AudioClassifier, start: str, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         other = toolkit.adapt(
-            Bench.backbone(), "soft_moa", model.num_classes, pooling="all", phi_init=start
+            Validation.backbone(), "soft_moa", model.num_classes, pooling="all", phi_init=start
         )
     drawn = {name: tensor for name, tensor in other.state().items() if name.endswith(".phi")}
     state: dict[str, Tensor] = model.state()
@@ -159,26 +99,18 @@ def summary(runs: pd.DataFrame, options: argparse.Namespace) -> list[str]:
 
 def run(arguments: Sequence[str]) -> None:
     """Train what is missing until the time is over; sum up when nothing is."""
-    began = time.monotonic()
     options = parser().parse_args(arguments)
-    options.output.mkdir(parents=True, exist_ok=True)
-    file = options.output / "runs.csv"
-    runs = pd.read_csv(file) if file.is_file() else pd.DataFrame(columns=COLUMNS)
-    done = set(runs[COLUMNS[:3]].itertuples(index=False, name=None))
     manifest = CORPORA.create("esc50").manifest(options.data)
-    folds = manifest.folds if options.folds is None else options.folds
-    planned = [(s, f, seed) for seed in options.seeds for f in folds for s in STARTS]
-    missing = [key for key in planned if key not in done]
-    bench = Bench(manifest, options.epochs, options.per_class)
-    for position, key in enumerate(missing):
-        if options.seconds is not None and time.monotonic() - began > options.seconds:
-            print(f"{len(missing) - position} trainings are left: run the same command again")
-            return
-        found = bench.accuracy_and_loss(*key)
-        line = pd.DataFrame([[*key, *found]], columns=COLUMNS).round(5)
-        line.to_csv(file, mode="a", header=not file.is_file(), index=False)
-        print(line.to_string(index=False, header=False), flush=True)
-    runs = pd.read_csv(file).set_index(COLUMNS[:3]).loc[planned].reset_index()
+    validation = Validation(manifest, options.epochs, options.per_class)
+    runs = train_missing(
+        options.output / "runs.csv",
+        ("phi_init", "fold", "seed"),
+        [(s, f, n) for n in options.seeds for f in options.folds or manifest.folds for s in STARTS],
+        lambda start, fold, seed: accuracy_and_loss(validation, start, fold, seed),
+        options.seconds,
+    )
+    if runs is None:
+        return
     text = "\n".join(summary(runs, options)) + "\n"
     options.output.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)
@@ -186,17 +118,8 @@ def run(arguments: Sequence[str]) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-
-    def numbers(text: str) -> list[int]:
-        return [int(number) for number in text.split(",")]
-
     made = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    made.add_argument("--data", type=Path, required=True)
-    made.add_argument("--folds", type=numbers, help="validation folds; default: all")
-    made.add_argument("--seeds", type=numbers, default=[1, 2])
-    made.add_argument("--epochs", type=int, default=5)
-    made.add_argument("--per_class", type=int, default=8)
-    made.add_argument("--seconds", type=float, help="start no further training after this time")
+    add_arguments(made)
     made.add_argument("--output", type=Path, default=Path("docs/results/phi_init"))
     return made
 

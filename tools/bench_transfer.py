@@ -26,8 +26,8 @@ import pandas as pd
 import torch
 from torch.nn import functional
 from transformers import ASTConfig, ASTModel
+from validation import RECIPE, schedule
 
-from toolkit import config
 from toolkit.backbones.ast import TINY
 from toolkit.config import parse_spec
 from toolkit.data.manifest import Corpus, Manifest
@@ -37,10 +37,9 @@ from toolkit.features.audio import read_audio
 from toolkit.features.log_mel import log_mel
 from toolkit.registry import CORPORA
 from toolkit.results import RunResult
-from toolkit.training.experiment import EMBEDDED, Experiment, main
+from toolkit.training.experiment import Experiment, main
 from toolkit.training.folds import cross_validate
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "ESC50"
 METHODS = ["linear", "bitfit", "lora", "adapter", "softmoa", "densemoa", "full"]
 BASELINE = "log-mel statistics"
 RATE = 16000
@@ -112,13 +111,6 @@ def result_of(
     for key, value in {**schedule(method), **benchmark.overrides, **options.schedule}.items():
         command += [f"--{key}", str(value)]
     return cross_validate(Experiment.from_command_line(str(RECIPE / "train.py"), command))
-
-
-def schedule(method: str) -> dict[str, Any]:
-    """Epochs, batch size and learning rate of the embedded demonstration."""
-    command = config.parse_command_line([f"hparams/{method}.yaml"])
-    values = config.load(command, RECIPE, layers=[EMBEDDED]).values
-    return {key: values[key] for key in ("epochs", "batch_size", "lr")}
 
 
 def baseline(benchmark: Benchmark, data: Path) -> list[float]:

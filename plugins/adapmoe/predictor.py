@@ -71,6 +71,6 @@ def at_entrance(backbone: Backbone, see: Callable[[Tensor], None]) -> RemovableH
     def hook(module: nn.Module, inputs: Any, output: Any) -> None:
         tokens = output[0] if isinstance(output, tuple) else output
         front = backbone.prefix_tokens + backbone.prompt_tokens
-        see(masked_mean(tokens, backbone.context.mask, front))
+        see(masked_mean(tokens, backbone.context.weights(tokens), front))
 
     return backbone.tokens.module.register_forward_hook(hook)

@@ -43,6 +43,7 @@ class SwitchMixture(RoutedMixture):
         if pack is None:
             return x.new_zeros(())
         gates = self.router(x, self.mask)
+        self.router.count(self.sizes(x))
         if self.recording:
             self.records.append(self._metrics(x, gates))
         return pack.mix(x, gates[..., : pack.num_experts])
@@ -53,7 +54,7 @@ class SwitchMixture(RoutedMixture):
         return False
 
     def _metrics(self, x: Tensor, gates: Tensor) -> dict[str, Tensor]:
-        found = pass_metrics(self.router, x, self.mask, gates)
+        found = pass_metrics(self.router, x, self.mask, gates, self.sizes(x))
         more = (0, self.most - len(self.alive))
         return {name: functional.pad(t, more) if t.ndim else t for name, t in found.items()}
 

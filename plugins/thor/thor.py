@@ -192,7 +192,7 @@ class StochasticMixture(Mixture):
         if self.training:
             return self._through_drawn(x)
         gates = self.gates(x)
-        self._record(gates)
+        self._record(x, gates)
         return self.merged(x) if self.infer == "merge" else self.experts.mix(x, gates)
 
     def _through_drawn(self, x: Tensor) -> Tensor:
@@ -204,15 +204,15 @@ class StochasticMixture(Mixture):
         self.draws += functional.one_hot(counted, number).sum(dim=0)
         if self.draw == "batch":
             shares = rearrange(draws.repeat_interleave(clips // passes), "b -> b 1")
-            self._record(stochastic.one_hot(shares, number, x))
+            self._record(x, stochastic.one_hot(shares, number, x))
             return self.experts.shared_out(x, draws)
         gates = stochastic.one_hot(draws, number, x)
-        self._record(gates)
+        self._record(x, gates)
         return self.experts.mix(x, gates)
 
-    def _record(self, gates: Tensor) -> None:
+    def _record(self, x: Tensor, gates: Tensor) -> None:
         if self.recording:
-            self.records.append(dense.metrics(self.real(gates)))
+            self.records.append(dense.metrics(self.real(gates), self.real_sizes(x)))
 
     def gates(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Gates [B, T, E] in evaluation; for `merge`, those of the mean of all experts."""

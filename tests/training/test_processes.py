@@ -16,6 +16,7 @@ from toolkit import plugins, processes
 from toolkit.data.augment import Augmentation, Mixup, SpecAugment
 from toolkit.data.sampling import TrainingBatches, evaluation_batches
 from toolkit.features.batch import Batch, padded
+from toolkit.fewer_tokens.patchout import Patchout
 from toolkit.model import AudioClassifier
 from toolkit.registry import PEFT
 from toolkit.task import ONE_CLASS
@@ -48,7 +49,14 @@ def loader(model: AudioClassifier, batches: Any) -> DataLoader[Any]:
     return DataLoader(range(TRAINED), batch_sampler=batches, collate_fn=collate)
 
 
-def train(name: str, family: str, augment: list[Augmentation], rank: int, world: int) -> Any:
+def train(
+    name: str,
+    family: str,
+    augment: list[Augmentation],
+    rank: int,
+    world: int,
+    patchout: Patchout | None = None,
+) -> Any:
     """Two epochs of a method: its tensors, and the predictions for the validation clip."""
     torch.manual_seed(0)
     method = PEFT.create({"name": name, **SETTINGS.get(name, {})})
@@ -56,6 +64,7 @@ def train(name: str, family: str, augment: list[Augmentation], rank: int, world:
     for module in model.backbone.modules():  # attention drops out without `functional.dropout`
         if isinstance(getattr(module, "dropout", None), float):
             module.dropout = 0.0
+    model.drop_patches(patchout)
     optimizer = functools.partial(torch.optim.SGD, lr=0.05)
     plan = TrainingPlan(2, 0.05, optimizer, 0.0, 0.0, augment, 3, ONE_CLASS)
     brain = ClassificationBrain(
@@ -73,6 +82,9 @@ def everything(family: str, rank: int, world: int) -> dict[str, Any]:
     found = {name: train(name, family, augment, rank, world) for name, augment in runs.items()}
     augmented: list[Augmentation] = [SpecAugment(8, 20), Mixup(0.5, 0.5)]
     found["lora, augmented"] = train("lora", family, augmented, rank, world)
+    if family == "ast":
+        for patchout in (Patchout(time=0.4, frequency=0.5), Patchout(share=0.5)):
+            found[f"lora, {patchout}"] = train("lora", family, [], rank, world, patchout)
     return found
 
 

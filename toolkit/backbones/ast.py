@@ -9,7 +9,7 @@ from torch.nn import functional
 from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
 from transformers.masking_utils import create_bidirectional_mask
 
-from toolkit.backbones.base import Backbone, numbered
+from toolkit.backbones.base import Backbone, numbered, unwrapped
 from toolkit.backbones.extractor import SAMPLE_RATES, Derived, Ignored, Number, OneOf
 from toolkit.backbones.stock import StockSource
 from toolkit.errors import ConfigError
@@ -36,6 +36,8 @@ ROLES = {
 class ASTBackbone(Backbone):
     """AST behind roles; tokens are CLS, distillation, then patches in frequency-major order."""
 
+    splits_blocks = True
+
     def encode(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Turn normalised log-mel frames [B, T, F] into tokens [B, 2 + patches, d].
 
@@ -61,6 +63,25 @@ class ASTBackbone(Backbone):
             for size, stride in zip(sizes, strides, strict=True)
         )
         return f, t
+
+    @property
+    def heads(self) -> int:
+        """Heads of the attention."""
+        config: Any = self.model.config
+        count: int = config.num_attention_heads
+        return count
+
+    def attend(self, block: int, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Attention and its residual."""
+        layer: Any = unwrapped(self.site(block, "block").module)
+        attended: Tensor = layer.attention(layer.layernorm_before(tokens), bias)[0]
+        return tokens + layer.dropout(attended)
+
+    def feed(self, block: int, tokens: Tensor) -> Tensor:
+        """Feed-forward and its residual."""
+        layer: Any = unwrapped(self.site(block, "block").module)
+        fed: Tensor = layer.mlp(layer.layernorm_after(tokens))
+        return tokens + layer.dropout(fed)
 
     @torch.no_grad()
     def zero_positions(self) -> None:

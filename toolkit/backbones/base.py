@@ -156,11 +156,14 @@ class Backbone(nn.Module, ABC):
         adapted_by: the method that was applied to it; None: it is as it was loaded.
         prompt_tokens: number of learned tokens that a method has put before the patches.
         tokens, final: the sites of the embedding and of the final norm.
-        context: which tokens of the current batch are real.
+        context: which tokens of the current batch are real, and which were dropped or merged.
 
     Raises:
         BackboneError: a path of the map does not exist in the model.
     """
+
+    splits_blocks: ClassVar[bool] = False
+    """Whether `attend` and `feed` make the halves of a block, so that tokens may merge between."""
 
     def __init__(
         self,
@@ -219,8 +222,7 @@ class Backbone(nn.Module, ABC):
 
     def _begin(self, batch: Tensor, lengths: Tensor | None) -> Tensor | None:
         """Forget what the context says of the batch before; the lengths of all passes."""
-        self.context.frames = None
-        self.context.front = self.prefix_tokens + self.prompt_tokens
+        self.context.begin(self.prefix_tokens + self.prompt_tokens)
         if lengths is None:
             return None
         return lengths.to(batch.device).repeat(len(batch) // len(lengths))
@@ -357,6 +359,27 @@ class Backbone(nn.Module, ABC):
     def grid(self) -> tuple[int, int] | None:
         """Patches (f, t) behind the special tokens, frequency-major; None if there is no grid."""
         return None
+
+    @property
+    def heads(self) -> int:
+        """Heads of the attention; every backbone that splits its blocks defines it."""
+        raise TypeError(f"{type(self).__name__} must define heads")
+
+    def attend(self, block: int, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
+        """The first half of a block: attention and its residual, wrappers included.
+
+        Every backbone that splits its blocks defines it.
+
+        Args:
+            block: number of the block.
+            tokens: [B, M, d].
+            bias: [B, 1, 1, M], added to the logits of the keys; None: nothing is.
+        """
+        raise TypeError(f"{type(self).__name__} must define attend()")
+
+    def feed(self, block: int, tokens: Tensor) -> Tensor:
+        """The second half of a block: feed-forward and its residual; as `attend`."""
+        raise TypeError(f"{type(self).__name__} must define feed()")
 
     def zero_positions(self) -> None:
         """Set the position table to zero, as the papers' reference code does.

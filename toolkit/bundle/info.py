@@ -89,6 +89,7 @@ class BundleInfo:
             the user's own code where the backbone is.
         tools: what tools changed in the trained mixture, in order.
         windows: which windows of a clip count that is longer than the backbone reads.
+        merge_tokens: tokens that merge into others in every block; None: none does.
     """
 
     format: int
@@ -105,11 +106,14 @@ class BundleInfo:
     pipeline: NamedSettings | None = None
     tools: list[ToolChange] = dataclasses.field(default_factory=list)
     windows: Windows = "average"
+    merge_tokens: int | None = None
 
     def __post_init__(self) -> None:
         check_classes(self.classes)
         if type(self.features.get("max_length")) is not int:
             raise ShapeError("features.max_length should be a number of frames")
+        if self.merge_tokens is not None and self.merge_tokens < 1:
+            raise ShapeError(f"merge_tokens should be above 0, not {self.merge_tokens}")
 
     @property
     def max_length(self) -> int:

@@ -120,7 +120,9 @@ def load_bundle(
     pipeline = None if info.backbone is None else _pipeline(folder, info, frozen.features)
     _require_size(folder, info, frozen, sum(tensor.numel() for tensor in weights.values()))
     method = PEFT.create(info.peft.as_dict())
-    model = AudioClassifier(frozen, method, len(info.classes), info.pooling)
+    model = AudioClassifier(
+        frozen, method, len(info.classes), info.pooling, merge_tokens=info.merge_tokens
+    )
     for change in info.tools:
         _restructure(folder, model, change)
     model.load_state(weights)

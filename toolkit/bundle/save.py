@@ -102,6 +102,7 @@ def save_bundle(
         pipeline=None if pipeline is None else pipeline.named(),
         tools=list(tools),
         windows=windows,
+        merge_tokens=model.merge_tokens,
     )
     with new_folder(folder, BUNDLE) as made:
         (made / WEIGHTS).write_bytes(weights)

@@ -66,7 +66,7 @@ def _override(tree: dict[str, Any], key: str, value: Any) -> None:
     """Set a dotted key; every step but the last must lead to a mapping or a list."""
     *path, last = key.split(".")
     node: Any = tree
-    if path and path[0] in REGISTRIES and tree.get(path[0], "") is None:
+    if path and tree.get(path[0], "") is None:
         tree[path[0]] = {}  # `--pipeline.name x` where there was none
     if len(path) == 1 and path[0] in REGISTRIES and last == "name":
         old = tree.get(path[0])

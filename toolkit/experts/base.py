@@ -8,6 +8,7 @@ E experts, S slots per expert, T tokens.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from einops import rearrange, repeat
@@ -34,6 +35,8 @@ class Experts(nn.Module, ABC):
     """
 
     context: TokenContext | None = None
+    convolves: ClassVar[bool] = False
+    """Whether the middle part mixes neighbouring tokens."""
 
     def __init__(self, num_experts: int, dim: int, width: int, widening: int = 1) -> None:
         super().__init__()

@@ -1,5 +1,7 @@
 """Conformer experts: the convolution module of the Conformer, narrowed to a bottleneck."""
 
+from typing import ClassVar
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -20,6 +22,8 @@ class Conformer(Experts):
         kernel: width k of the depthwise convolution, in tokens.
         norm: apply the inner layer norm (the reference code for AST discards its result).
     """
+
+    convolves: ClassVar[bool] = True
 
     def __init__(
         self, num_experts: int, dim: int, width: int, kernel: int, norm: bool = True

@@ -1,5 +1,7 @@
 """Convpass experts (Jie and Deng, arXiv:2207.07039): a bottleneck with a convolution in it."""
 
+from typing import ClassVar
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -14,7 +16,8 @@ class Convpass(Experts):
     The convolution mixes the r channels of an expert over neighbouring tokens and starts as an
     identity. Without a grid it is one-dimensional, of width 3, over the sequence (what the papers'
     code intends). With a grid it is 3 x 3 over the patches, as in the original; the special tokens
-    in front then pass through its centre only.
+    in front then pass through its centre only. Where patchout has dropped mel bands and times, the
+    grid is that of the patches left; where it has dropped single patches, zeros stand in for them.
 
     Args:
         num_experts, dim, width: as for `Experts`.
@@ -23,6 +26,8 @@ class Convpass(Experts):
         prefix_tokens: special tokens in front of the patches.
         convolve: use the convolution (the reference code discards its result).
     """
+
+    convolves: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -70,8 +75,13 @@ class Convpass(Experts):
     def _over_grid(self, channels: Tensor, grid: tuple[int, int]) -> Tensor:
         """Convolve the patches of [B, C, prefix + f t] over their grid."""
         prefix, patches = channels.tensor_split([self.prefix_tokens], dim=2)
-        f, t = grid
+        dropped = None if self.context is None else self.context.dropped
+        if dropped is not None:
+            patches = patches if dropped.grid else dropped.spread(patches)
+        f, t = (dropped and dropped.grid) or grid
         image = self.conv(rearrange(patches, "b c (f t) -> b c f t", f=f, t=t)).flatten(2)
+        if dropped is not None and not dropped.grid:
+            image = image[:, :, dropped.kept]
         points = rearrange(prefix, "b c p -> (b p) c 1 1")  # images of one pixel
         points = rearrange(self.conv(points), "(b p) c 1 1 -> b c p", b=len(channels))
         return torch.cat([points, image], dim=2)

@@ -48,7 +48,9 @@ def embed(
         windows = "average"
 
         def pool(tokens: Tensor) -> Tensor:
-            return masked_mean(tokens, backbone.context.output_mask, backbone.prefix_tokens)
+            return masked_mean(
+                tokens, backbone.context.output_weights(tokens), backbone.prefix_tokens
+            )
 
     spec = backbone.features
 

@@ -222,7 +222,7 @@ class Recorder(nn.Module):
         recording: whether `forward` appends to `records` in this pass: it is switched on, and the
             batch has real tokens.
         records: one mapping of detached tensors per forward pass.
-        context: which tokens of a batch are real; None: all are.
+        context: which tokens of a batch are real, and which have merged; None: all are real.
     """
 
     context: TokenContext | None = None
@@ -245,6 +245,15 @@ class Recorder(nn.Module):
     def mask(self) -> Tensor | None:
         """[B, T], True where a token of the present batch is real; None: all of them are."""
         return None if self.context is None else self.context.mask
+
+    def sizes(self, tokens: Tensor) -> Tensor | None:
+        """[B, T], how many patches each of the tokens [B, T, d] stands for; None: one each."""
+        return None if self.context is None else self.context.sizes(tokens)
+
+    def real_sizes(self, tokens: Tensor) -> Tensor | None:
+        """The sizes [N] of the present batch's real tokens; None: one patch each."""
+        sizes = self.sizes(tokens)
+        return None if sizes is None else self.real(sizes)
 
     def real(self, values: Tensor) -> Tensor:
         """What belongs to the present batch's real tokens: [B, T, ...] -> [N, ...]."""

@@ -45,5 +45,5 @@ class DenseMixture(RoutedMixture):
         """[B, T, d] -> [B, T, d]."""
         gates = self.gates(x)
         if self.recording:
-            self.records.append(dense.metrics(self.real(gates)))
+            self.records.append(dense.metrics(self.real(gates), self.real_sizes(x)))
         return self.experts.mix(x, gates)

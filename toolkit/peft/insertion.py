@@ -206,6 +206,14 @@ def reparametrise(site: Site, name: str, module: nn.Module) -> None:
     site.replace(Reparametrised(site.module, name, module))
 
 
+def around_stock(site: Site, make: Callable[[nn.Module], nn.Module]) -> None:
+    """Put what `make` makes of the stock module at `site` in its place, inside all wrappers."""
+    parent, attribute = site.parent, site.attribute
+    while hasattr(getattr(parent, attribute), WRAPPED):
+        parent, attribute = getattr(parent, attribute), WRAPPED
+    setattr(parent, attribute, make(getattr(parent, attribute)))
+
+
 def tap(site: Site, reduce: Callable[[Tensor], Tensor] | None = None) -> Tap:
     """Keep what enters the module at `site` in every pass; read it with `take`.
 

@@ -46,7 +46,7 @@ class Ladder(nn.Module):
         dim: token width d of the backbone.
         width: of the side network.
         heads: of its attention.
-        context: which tokens are real.
+        context: which tokens are real, and which were dropped or merged between two rungs.
     """
 
     def __init__(
@@ -81,6 +81,8 @@ class Ladder(nn.Module):
         side = self.blocks[0](self.downs[0](states[0]), src_key_padding_mask=padding)
         shares = torch.sigmoid(self.gates / TEMPERATURE)
         for rung in range(1, len(states)):
-            mixed = torch.lerp(self.downs[rung](states[rung]), side, shares[rung - 1])
+            read = self.downs[rung](states[rung])
+            side = self.context.followed(side, read.shape[1])
+            mixed = torch.lerp(read, side, shares[rung - 1])
             side = self.blocks[rung](mixed, src_key_padding_mask=padding)
-        return norm(x) + self.up(side)
+        return norm(x) + self.up(self.context.followed(side, x.shape[1]))

@@ -129,7 +129,7 @@ class SoftMixture(Mixture):
             mask = self.mask
         routing, x = self.route(x, mask)
         if self.recording:
-            self.records.append(soft.metrics(routing, mask))
+            self.records.append(soft.metrics(routing, mask, self.sizes(x)))
         return routing.tokens(self.experts(routing.slots(x)))
 
     def gates(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -168,12 +168,14 @@ class SoftMixture(Mixture):
     def route(self, x: Tensor, mask: Tensor | None = None) -> tuple[soft.SoftRouting, Tensor]:
         """Route tokens [B, T, d]; returns the routing and the tokens of which slots are made."""
         phi: Tensor = self.phi
+        sizes = self.sizes(x)
         scale = self.scale
         if scale is not None and self.over_experts:
             x, phi = soft.normalised_over_experts(x, phi, scale)
             scale = None
         noise = self.noise if self.training else 0.0
-        return soft.route(x, phi, scale=scale, mask=mask, noise_std=noise), x
+        routing = soft.route(x, phi, scale=scale, mask=mask, sizes=sizes, noise_std=noise)
+        return routing, x
 
 
 def initialise(phi: Tensor, start: PhiInit) -> None:

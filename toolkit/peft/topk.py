@@ -115,8 +115,9 @@ class TopKMixture(RoutedMixture):
         if mask is None:
             mask = self.mask
         gates = self.router(x, mask)
+        self.trained_router.count(self.sizes(x))
         if self.recording:
-            self.records.append(pass_metrics(self.router, x, mask, gates))
+            self.records.append(pass_metrics(self.router, x, mask, gates, self.sizes(x)))
         return self.experts.mix_chosen(x, gates)
 
     @property
@@ -130,7 +131,7 @@ class TopKMixture(RoutedMixture):
 
 
 def pass_metrics(
-    router: Router, x: Tensor, mask: Tensor | None, gates: Tensor
+    router: Router, x: Tensor, mask: Tensor | None, gates: Tensor, sizes: Tensor | None
 ) -> dict[str, Tensor]:
     """Statistics of a pass: the trained router's probabilities, and the gates that tools left.
 
@@ -138,9 +139,10 @@ def pass_metrics(
         router: a top-k router, perhaps inside others that tools have put around it.
         x, mask: as it was given them.
         gates: what it returned, [B, T, E].
+        sizes: [B, T], how many patches each token stands for; None: one each.
     """
     routing = cast(topk.TopKRouter, router.trained).routing_of(x, mask)
-    return topk.metrics(dataclasses.replace(routing, gates=gates))
+    return topk.metrics(dataclasses.replace(routing, gates=gates, sizes=sizes))
 
 
 def forget(optimizer: Optimizer, parameters: Iterable[Tensor], experts: Tensor) -> None:

@@ -67,8 +67,19 @@ def entropy(probabilities: Tensor) -> Tensor:
     return -(probabilities * probabilities.clamp(min=tiny).log()).sum(dim=-1)
 
 
-def metrics(gates: Tensor) -> dict[str, Tensor]:
+def mean(values: Tensor, weights: Tensor | None = None) -> Tensor:
+    """The mean of values [N, ...] over N, with weights [N] or without."""
+    if weights is None:
+        return values.mean(dim=0)
+    return torch.einsum("n, n ... -> ...", weights.to(values.dtype) / weights.sum(), values)
+
+
+def metrics(gates: Tensor, weights: Tensor | None = None) -> dict[str, Tensor]:
     """Statistics of a gate, averaged over clips and tokens; detached.
+
+    Args:
+        gates: [..., E].
+        weights: [...], what each token counts; None: all the same.
 
     Returns:
         load: [E], mean gate of each expert; sums to 1.
@@ -77,4 +88,8 @@ def metrics(gates: Tensor) -> dict[str, Tensor]:
     gates = gates.detach()
     experts = gates.shape[-1]
     entropy = torch.special.entr(gates).sum(dim=-1) / math.log(max(experts, 2))
-    return {"load": gates.flatten(0, -2).mean(dim=0), "gate_entropy": entropy.mean()}
+    flat = None if weights is None else weights.flatten()
+    return {
+        "load": mean(gates.flatten(0, -2), flat),
+        "gate_entropy": mean(entropy.flatten(), flat),
+    }

@@ -14,6 +14,7 @@ from einops import einsum, rearrange
 from torch import Tensor
 from torch.nn import functional
 
+from toolkit.routing import dense
 from toolkit.routing.precision import wide, without_autocast
 
 
@@ -44,6 +45,7 @@ def route(
     *,
     scale: Tensor | None = None,
     mask: Tensor | None = None,
+    sizes: Tensor | None = None,
     noise_std: float = 0.0,
 ) -> SoftRouting:
     """Compute dispatch and combine weights from the logits x phi, in float32.
@@ -56,6 +58,8 @@ def route(
             normalised tokens; slots are means of the tokens themselves.
         mask: [B, T], True where a token is real; padding is left out of every slot. The slots of
             a clip without real tokens are zero.
+        sizes: [B, T], how many patches each token stands for; a token has so many times its share
+            of every slot. None: one each.
         noise_std: standard deviation of Gaussian noise added to the logits.
     """
     with without_autocast(x):
@@ -67,6 +71,8 @@ def route(
         if noise_std > 0:
             logits = logits + noise_std * torch.randn_like(logits)
         combine = rearrange(logits, "b t e s -> b t (e s)").softmax(dim=-1).view_as(logits)
+        if sizes is not None:
+            logits = logits + rearrange(sizes.log(), "b t -> b t 1 1")
         if mask is None:
             return SoftRouting(dispatch=logits.softmax(dim=1), combine=combine)
         real = rearrange(mask, "b t -> b t 1 1")
@@ -91,12 +97,15 @@ def normalised_over_experts(x: Tensor, phi: Tensor, scale: Tensor) -> tuple[Tens
         return tokens.to(x.dtype), phi
 
 
-def metrics(routing: SoftRouting, mask: Tensor | None = None) -> dict[str, Tensor]:
+def metrics(
+    routing: SoftRouting, mask: Tensor | None = None, sizes: Tensor | None = None
+) -> dict[str, Tensor]:
     """Statistics of a routing, averaged over clips and tokens; detached.
 
     Args:
         routing: of tokens [B, T, d].
         mask: [B, T], True where a token is real; None: all are.
+        sizes: [B, T], how many patches each token counts for; None: one each.
 
     Returns:
         load: [E], share of the output that each expert makes; sums to 1.
@@ -114,9 +123,11 @@ def metrics(routing: SoftRouting, mask: Tensor | None = None) -> dict[str, Tenso
     if mask is None:
         mask = torch.ones_like(dispatch[..., 0], dtype=torch.bool)
     tokens = mask.sum(dim=1, keepdim=True)
+    weights = None if sizes is None else sizes[mask]
+    used = routing.combine.detach()[mask].sum(dim=-1)
     return {
-        "load": routing.combine.detach()[mask].sum(dim=-1).mean(dim=0),
-        "combine_entropy": (_entropy(combine[mask]) / math.log(max(slots, 2))).mean(),
+        "load": dense.mean(used, weights),
+        "combine_entropy": dense.mean(_entropy(combine[mask]), weights) / math.log(max(slots, 2)),
         "dispatch_entropy": (_entropy(dispatch.mT) / tokens.clamp(min=2).log()).mean(),
         "slot_similarity": (others / max(slots * (slots - 1), 1)).mean(),
     }

@@ -35,6 +35,7 @@ class TopKRouting:
         chosen: [B, T, E], bool: the token's k experts before any is dropped for lack of capacity.
         gates: [B, T, E], the factors of the experts' outputs; zero where not chosen or dropped.
         real: [B, T], bool, tokens that are not padding.
+        sizes: [B, T], how many patches each token stands for; None: one each.
     """
 
     logits: Tensor
@@ -42,6 +43,12 @@ class TopKRouting:
     chosen: Tensor
     gates: Tensor
     real: Tensor
+    sizes: Tensor | None = None
+
+    @property
+    def weights(self) -> Tensor:
+        """[B, T], what each token counts in a mean: its size, and 0 if it is padding."""
+        return self.real.to(self.logits.dtype) if self.sizes is None else self.real * self.sizes
 
 
 class TopKRouter(Router):
@@ -105,6 +112,11 @@ class TopKRouter(Router):
         if self.training and self.routing is not None:
             return self.routing
         return self.route(x, mask)
+
+    def count(self, sizes: Tensor | None) -> None:
+        """Say how many patches each token of the training pass just made stands for, [B, T]."""
+        if self.training and self.routing is not None and sizes is not None:
+            self.routing = dataclasses.replace(self.routing, sizes=sizes)
 
     def take_routing(self) -> TopKRouting:
         """Return the routing of the last training pass and forget it.
@@ -179,9 +191,10 @@ def balance(routing: TopKRouting) -> Tensor:
     It is 1 where all experts get equally many tokens. For k > 1 every choice counts (GShard counts
     only the first choices). The shares are those of the whole batch, over all processes of a job.
     """
-    chosen = routing.chosen.flatten(0, 1).sum(dim=0).to(routing.probabilities.dtype)
-    sums = (routing.probabilities * routing.real[..., None]).flatten(0, 1).sum(dim=0)
-    tokens = routing.real.sum()[None].to(sums.dtype)
+    weights = routing.weights[..., None].to(routing.probabilities.dtype)
+    chosen = (routing.chosen * weights).flatten(0, 1).sum(dim=0)
+    sums = (routing.probabilities * weights).flatten(0, 1).sum(dim=0)
+    tokens = weights.sum()[None]
     chosen, sums, tokens = processes.total(torch.cat([chosen, sums, tokens])).split(
         [len(chosen), len(sums), 1]
     )
@@ -192,17 +205,17 @@ def balance(routing: TopKRouting) -> Tensor:
 
 def z_loss(routing: TopKRouting) -> Tensor:
     """Mean squared log-sum-exp of the logits, which keeps them small (ST-MoE, eq. 5)."""
-    return _mean(routing.logits.logsumexp(dim=-1).square(), routing.real)
+    return _mean(routing.logits.logsumexp(dim=-1).square(), routing.weights)
 
 
 def entropy(routing: TopKRouting) -> Tensor:
     """Mean entropy of a token's softmax in nats; minimising it sharpens the routing (SEER-MoE)."""
-    return _mean(dense.entropy(routing.probabilities), routing.real)
+    return _mean(dense.entropy(routing.probabilities), routing.weights)
 
 
-def _mean(values: Tensor, real: Tensor) -> Tensor:
-    """The mean over the real tokens of all processes."""
-    sums = torch.stack([(values * real).sum(), real.sum().to(values.dtype)])
+def _mean(values: Tensor, weights: Tensor) -> Tensor:
+    """The weighted mean over the tokens of all processes."""
+    sums = torch.stack([(values * weights).sum(), weights.sum().to(values.dtype)])
     total, tokens = processes.total(sums)
     return total / tokens.clamp(min=1)
 
@@ -219,14 +232,15 @@ def metrics(routing: TopKRouting) -> dict[str, Tensor]:
         unused: share of these that no token chose.
     """
     probabilities, used = routing.probabilities.detach(), routing.gates.detach() > 0
-    counts = used.flatten(0, 1).sum(dim=0).float()
+    counts = (used * routing.weights[..., None]).flatten(0, 1).sum(dim=0).float()
     alive = torch.isfinite(routing.logits).flatten(0, 1).any(dim=0)
-    dense_metrics = dense.metrics(probabilities[routing.real])
+    sizes = None if routing.sizes is None else routing.sizes[routing.real]
+    dense_metrics = dense.metrics(probabilities[routing.real], sizes)
     return {
         "load": counts / counts.sum().clamp(min=1),
         "importance": dense_metrics["load"],
         "gate_entropy": dense_metrics["gate_entropy"],
-        "active_mean": counts.sum() / routing.real.sum().clamp(min=1),
+        "active_mean": counts.sum() / routing.weights.sum().clamp(min=1),
         "alive": alive.sum().float(),
         "unused": ((counts == 0) & alive).sum() / alive.sum(),
     }

@@ -64,6 +64,7 @@ def tiny_classifier(
     *,
     noise: float = 0.0,
     pooling: Pooling = "all",
+    merge_tokens: int | None = None,
 ) -> AudioClassifier:
     """A tiny classifier of `CLASSES` classes.
 
@@ -72,11 +73,12 @@ def tiny_classifier(
         seed: of all that the method draws; the backbone is always the same.
         family: of the backbone.
         noise: standard deviation of what is added to every trainable tensor.
-        pooling: see `AudioClassifier`.
+        pooling, merge_tokens: see `AudioClassifier`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AudioClassifier(tiny_backbone(family=family), method, CLASSES, pooling)
+        backbone = tiny_backbone(family=family)
+        model = AudioClassifier(backbone, method, CLASSES, pooling, merge_tokens=merge_tokens)
         with torch.no_grad():
             for parameter in model.trainable().values():
                 parameter.add_(noise * torch.randn_like(parameter))

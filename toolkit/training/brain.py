@@ -89,9 +89,9 @@ class History:
 class ClassificationBrain(sb.Brain):
     """Trains a classifier and evaluates it; every clip counts once with any number of processes.
 
-    Augmentation is drawn from (seed, epoch, step), every other random number of a step (dropout, a
-    router's noise) from (seed, epoch, step, rank), and the learning rate is a function of the
-    step, so an interrupted run continues exactly where it stopped.
+    Augmentation and patchout are drawn from (seed, epoch, step), every other random number of a
+    step (dropout, a router's noise) from (seed, epoch, step, rank), and the learning rate is a
+    function of the step, so an interrupted run continues exactly where it stopped.
 
     Args:
         model: the classifier.
@@ -162,6 +162,9 @@ class ClassificationBrain(sb.Brain):
         features, targets = self._prepare(batch)
         features, targets = self._augmented(features, targets)
         plan, method, backbone = self.plan, self.model.method, self.model.backbone
+        if self.model.patchout is not None:  # all processes drop the same patches
+            drawn = derive_seed(plan.seed, self.epoch, self.step, 0, 1)
+            self.model.patchout.generator = torch.Generator().manual_seed(drawn)
         objective = BatchObjective(plan.task, targets, plan.label_smoothing, plan.class_weights)
         forward = functools.partial(self.modules.model, lengths=batch.lengths)
         losses = method.training_losses(backbone, forward, features, objective)

@@ -27,6 +27,7 @@ from toolkit.features.cache_folder import GIGABYTE, make_room
 from toolkit.features.pipeline import Pipeline, pipeline_for
 from toolkit.features.spec import FeatureSpec
 from toolkit.features.windows import Windows
+from toolkit.fewer_tokens.patchout import Patchout
 from toolkit.model import AudioClassifier, Pooling
 from toolkit.peft.base import PeftMethod
 from toolkit.program import Program
@@ -152,7 +153,12 @@ class Experiment:
         """
         self._check_input()
         backbone = self.source.load(self.options.max_length)
-        return AudioClassifier(backbone, self.method, num_classes, self.options.pooling)
+        options = self.options
+        model = AudioClassifier(
+            backbone, self.method, num_classes, options.pooling, merge_tokens=options.merge_tokens
+        )
+        model.drop_patches(options.patchout)
+        return model
 
     def introduce(self) -> None:
         """Print what will run, after building the model once to see that it can be built.
@@ -292,6 +298,15 @@ class Options(Settings):
         "cuts them",
     )
     pooling: Pooling = setting("all", "how tokens become the vector that the head reads")
+    patchout: Patchout | None = setting(
+        None,
+        "patches dropped in training: a share, or {time: share, frequency: share}; none: none is",
+    )
+    merge_tokens: int | None = setting(
+        None,
+        "tokens that merge into similar ones in every block, also in prediction; none: none does",
+        minimum=1,
+    )
     epochs: int = setting(1, "passes over the training clips", minimum=1)
     batch_size: int = setting(32, "clips per update", minimum=1)
     lr: float = setting(0.001, "peak learning rate", minimum=0)
@@ -319,7 +334,7 @@ class Options(Settings):
     overwrite: bool = setting(False, "replace another run in the output folder; False refuses it")
 
     ADDED: ClassVar[tuple[str, ...]] = (
-        "windows", "overwrite", "reuse", "cache_gigabytes",
+        "windows", "overwrite", "reuse", "cache_gigabytes", "patchout", "merge_tokens",
     )  # fmt: skip
     """Options that configurations written for version 0.1 lack."""
 
@@ -339,7 +354,10 @@ class Options(Settings):
         augment = values["augment"]
         if not isinstance(augment, list) or not all(callable(a) for a in augment):
             raise ConfigError("'augment' must be a list of augmentations; [] for none")
-        return cls(**{name: values[name] for name in names if name in values})
+        given = {name: values[name] for name in names if name in values}
+        if given.get("patchout") is not None:
+            given["patchout"] = Patchout.from_plain(given["patchout"], "patchout")
+        return cls(**given)
 
     def added_defaults(self) -> list[str]:
         """The options in `ADDED` that have their default values."""

@@ -73,7 +73,7 @@ class Identity:
             if values.get("reuse", "auto") in ("auto", "off"):  # where it is exact
                 values["reuse"] = "off"
         ignored = {*ignored, *(WHERE if self.content else ())}
-        ignored |= {key for key in Options.ADDED if key not in old and _is_default(key, new)}
+        ignored |= {k for k in Options.ADDED if not _of(k, old) and _is_default(k, _of(k, new))}
         return [
             f"{key}: {old.get(key, 'not set')} there, {new.get(key, 'not set')} now"
             for key in sorted(old.keys() | new)
@@ -215,9 +215,13 @@ def _plain(flat: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _is_default(option: str, values: dict[str, Any]) -> bool:
-    default = Options.__dataclass_fields__[option].default
-    return bool(values.get(option, default) == default)
+def _of(option: str, values: dict[str, Any]) -> dict[str, Any]:
+    """The values of an option and of what is in it."""
+    return {key: value for key, value in values.items() if key.split(".")[0] == option}
+
+
+def _is_default(option: str, said: dict[str, Any]) -> bool:
+    return said in ({}, {option: Options.__dataclass_fields__[option].default})
 
 
 def _sources(experiment: Experiment) -> Iterator[tuple[str, str]]:

@@ -91,7 +91,11 @@ def look(bundle: Bundle, window: Tensor) -> tuple[list[LayerView], Tensor]:
     seen: list[LayerView] = []
 
     def see(site: str, mixture: Mixture, x: Tensor) -> None:
-        weights = {name: w[0].float().cpu() for name, w in mixture.token_weights(x).items()}
+        weights = mixture.token_weights(x)
+        owners, sizes = backbone.context.owners(x), backbone.context.sizes(x)
+        if owners is not None and sizes is not None:  # each patch has its part of a merged token
+            weights = {name: _unmerged(name, w, owners, sizes) for name, w in weights.items()}
+        weights = {name: w[0].float().cpu() for name, w in weights.items()}
         grid = backbone.grid or (1, x.shape[1] - special)
         seen.append(LayerView(site, weights, special, grid))
 
@@ -103,6 +107,17 @@ def look(bundle: Bundle, window: Tensor) -> tuple[list[LayerView], Tensor]:
             "name the bundle of one, such as soft_moa"
         )
     return seen, bundle.probabilities(logits)[0]
+
+
+def _unmerged(name: str, weights: Tensor, owners: Tensor, sizes: Tensor) -> Tensor:
+    """The weights [B, K, E, S] of tokens as those of the M tokens that merged into them.
+
+    Dispatch weights, which sum to 1 over tokens, are shared out.
+    """
+    if name == "dispatch":
+        weights = weights / sizes[..., None, None]
+    index = owners[..., None, None].expand(-1, -1, *weights.shape[2:])
+    return weights.gather(1, index)
 
 
 def training_record(folder: Path, test_fold: int | None) -> list[EpochRecord]:
