@@ -11,6 +11,7 @@ from toolkit import plugins, testing
 from toolkit.backbones.base import Backbone
 from toolkit.backbones.own import OwnBackbone, RoleMap
 from toolkit.errors import ConfigError
+from toolkit.fewer_tokens.patchout import Patchout
 from toolkit.model import AudioClassifier, Pooling
 from toolkit.peft import insertion
 from toolkit.peft.base import PeftMethod
@@ -323,3 +324,32 @@ def test_a_pass_that_misses_the_block_says_so(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(type(part.backbone), "encode", lambda self, features, lengths: features)
     with pytest.raises(ConfigError, match="does not come to its block 0"):
         part.states(testing.tiny_batch(part.backbone)[0])
+
+
+def test_patches_that_are_dropped_below_the_line_forbid_reuse() -> None:
+    """Above it they are dropped from what is reused."""
+    model = testing.tiny_classifier(PEFT.create({"name": "lora", "layers": "last 1"}), noise=0.1)
+    model.drop_patches(Patchout(share=0.5))
+    with pytest.raises(ConfigError, match=r"set `patchout.block` to 1, or use `reuse: off`"):
+        model.frozen_part()
+    model.drop_patches(Patchout(share=0.5, block=1))
+    assert model.patchout is not None
+    features, _ = testing.tiny_batch(model.backbone)
+    part = model.eval().frozen_part()
+    states = part.collate(part.states(features))
+    found = []
+    for given in (None, part):
+        model.reuse(given)
+        model.patchout.generator = torch.Generator().manual_seed(0)
+        found.append(model.train()(features if given is None else states))
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-5)
+
+
+def test_tokens_that_merge_forbid_reuse() -> None:
+    backbone = testing.tiny_backbone()
+    model = AudioClassifier(
+        backbone, PEFT.create({"name": "linear_probe"}), 3, "mean", merge_tokens=2
+    )
+    for part in (model.frozen_part, model.pooled_part):
+        with pytest.raises(ConfigError, match="set `merge_tokens` to null"):
+            part()

@@ -179,7 +179,9 @@ class AudioClassifier(nn.Module):
         Raises:
             ConfigError: there is none; the message gives the reason.
         """
-        return FrozenPart(self.backbone, self.method)
+        part = FrozenPart(self.backbone, self.method)
+        self._require_all_tokens(part.block)
+        return part
 
     def pooled_part(self) -> PooledPart:
         """The same, of a model of which the final norm and the head train at most.
@@ -189,7 +191,24 @@ class AudioClassifier(nn.Module):
         """
         if self.layers is not None:
             raise ConfigError("the weights of the layers train")
+        self._require_all_tokens(self.backbone.depth)
         return PooledPart(self.backbone, self.method, self.pool, self.pooling)
+
+    def _require_all_tokens(self, block: int) -> None:
+        """Refuse to reuse what is below a block if tokens merge or patches are dropped there."""
+        if self.merge_tokens is not None:
+            raise ConfigError(
+                "tokens that merge in the frozen blocks cannot be reused: set `merge_tokens` to "
+                "null, or use `reuse: off`"
+            )
+        dropped = None if self.patchout is None else self.patchout.patchout.block
+        if dropped is not None and dropped < block:
+            raise ConfigError(
+                f"patchout drops patches in front of block {dropped}, and {block} blocks are "
+                "frozen: "
+                + ("" if block == self.backbone.depth else f"set `patchout.block` to {block}, or ")
+                + "use `reuse: off`"
+            )
 
     @property
     def reads_states(self) -> bool:
@@ -219,15 +238,14 @@ class AudioClassifier(nn.Module):
         logits: Tensor = self(self.backbone.features.normalise(rows, lengths), lengths)
         return logits
 
-    def drop_patches(self, patchout: Patchout | None, block: int = 0) -> None:
+    def drop_patches(self, patchout: Patchout | None) -> None:
         """In train mode, drop patches in front of a block; evaluation always reads all of them.
 
         Special tokens and prompts are never dropped, and all clips of a batch lose the same
         patches (Koutini et al., arXiv:2110.05069). This replaces an earlier call.
 
         Args:
-            patchout: which patches; None: none.
-            block: the block, from 0.
+            patchout: which patches, and in front of which block; None: none.
 
         Raises:
             ConfigError: the backbone has no grid of patches, nothing would be dropped, or tokens
@@ -235,13 +253,14 @@ class AudioClassifier(nn.Module):
         """
         if self.patchout is not None:
             self.patchout.remove()
-        if patchout is not None and block and self.merge_tokens is not None:
+        if patchout is not None and patchout.block and self.merge_tokens is not None:
             raise ConfigError(
-                "patches are dropped before tokens merge: leave `block` at 0, or `merge_tokens` out"
+                "patches are dropped before tokens merge: set `patchout.block` to 0, or "
+                "`merge_tokens` to null"
             )
         self.patchout = None
         if patchout is not None:
-            self.patchout = PatchDropper(self.backbone, patchout, block).train(self.training)
+            self.patchout = PatchDropper(self.backbone, patchout).train(self.training)
 
     def loss(
         self,

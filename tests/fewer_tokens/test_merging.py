@@ -253,7 +253,7 @@ def test_after_patchout_the_rest_merges() -> None:
     model.train()(features).sum().backward()
     assert [merge.before for merge in merges(model)] == [7, 6]
     with pytest.raises(ConfigError, match="before tokens merge"):
-        model.drop_patches(Patchout(share=0.5), block=1)
+        model.drop_patches(Patchout(share=0.5, block=1))
 
 
 def test_in_low_precision() -> None:

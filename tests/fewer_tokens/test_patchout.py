@@ -1,5 +1,6 @@
 """Patchout: which patches are left, with every method, off in evaluation."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -157,7 +158,7 @@ def test_patches_may_be_dropped_further_up(name: str) -> None:
     below, above = entering(model, 0), entering(model, 1)
     features, _ = tiny_batch(model.backbone)
     model.drop_patches(KINDS["single"])
-    model.drop_patches(KINDS["single"], block=1)
+    model.drop_patches(dataclasses.replace(KINDS["single"], block=1))
     model.train()(features)
     assert below[0] - above[0] == 5
     model.drop_patches(None)
@@ -244,7 +245,7 @@ def test_a_share_that_drops_nothing_and_a_block_that_is_not_there_are_refused() 
     with pytest.raises(ConfigError, match="drops nothing of a grid of 2 x 5"):
         model.drop_patches(Patchout(frequency=0.2))
     with pytest.raises(ConfigError, match="blocks 0 to 1"):
-        model.drop_patches(Patchout(share=0.5), block=2)
+        model.drop_patches(Patchout(share=0.5, block=2))
 
 
 def test_it_is_part_of_the_public_interface() -> None:

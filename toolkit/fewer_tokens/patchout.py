@@ -25,6 +25,9 @@ class Patchout(Settings):
     share: float = setting(
         0.0, "share of the patches that is dropped one by one (unstructured)", minimum=0, below=1
     )
+    block: int = setting(
+        0, "in front of which block, from 0; those below read all patches", minimum=0
+    )
 
     @classmethod
     def from_plain(cls, value: Any, where: str) -> Self:
@@ -64,8 +67,7 @@ class PatchDropper(nn.Module):
 
     Args:
         backbone: already adapted.
-        patchout: which patches.
-        block: the block.
+        patchout: which patches, and where.
 
     Attributes:
         generator: of the draws; None: torch's own.
@@ -75,7 +77,7 @@ class PatchDropper(nn.Module):
             dropped.
     """
 
-    def __init__(self, backbone: Backbone, patchout: Patchout, block: int = 0) -> None:
+    def __init__(self, backbone: Backbone, patchout: Patchout) -> None:
         super().__init__()
         if backbone.grid is None:
             raise ConfigError(
@@ -83,12 +85,12 @@ class PatchDropper(nn.Module):
                 f"'{backbone.name}' has no grid of patches: set `patchout` to null, or use a "
                 "spectrogram transformer such as ast"
             )
-        if not 0 <= block < backbone.depth:
+        if patchout.block >= backbone.depth:
             raise ConfigError(
-                f"patchout in front of block {block}: the backbone has blocks 0 to "
+                f"patchout in front of block {patchout.block}: the backbone has blocks 0 to "
                 f"{backbone.depth - 1}"
             )
-        self.patchout, self.block, self.grid = patchout, block, backbone.grid
+        self.patchout, self.grid = patchout, backbone.grid
         self.generator: Generator | None = None
         self._backbone = (backbone,)  # in a tuple: a reference, not a child
         f, t = self.grid
@@ -97,7 +99,7 @@ class PatchDropper(nn.Module):
                 f"{patchout} drops nothing of a grid of {f} x {t} patches: raise the shares, or "
                 "set `patchout` to null"
             )
-        entrance = backbone.site(block, "block").module
+        entrance = backbone.site(patchout.block, "block").module
         self._handle = entrance.register_forward_pre_hook(self._drop, with_kwargs=True)
 
     def remove(self) -> None:
