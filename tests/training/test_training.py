@@ -231,7 +231,7 @@ def test_real_sound(real_data: Path, tmp_path: Path) -> None:
         "--debug", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "400 clips, 10 classes, 5 folds" in done.stdout
+    assert "400 clips, 10 classes, folds 1, 2, 3, 4, 5; tested: fold 1" in done.stdout
 
 
 def test_nan_is_refused_with_the_remedy(corpus: Path, tmp_path: Path) -> None:
