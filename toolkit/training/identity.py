@@ -23,6 +23,7 @@ from toolkit.files import write_atomically
 from toolkit.results import RUN_FILE, read_run
 from toolkit.settings import Settings
 from toolkit.source_code import source_digest
+from toolkit.training import precision
 from toolkit.training.experiment import Experiment, Options
 from toolkit.training.volatile import VOLATILE, WHERE
 from toolkit.typed_json import read_json, write_json
@@ -69,6 +70,9 @@ class Identity:
         if new.get("pipeline", "") is None and old.get("pipeline.name") in DEFAULT_PIPELINES:
             old["pipeline"] = old.pop("pipeline.name")  # 0.1 named what is the default since
             new["pipeline"] = old["pipeline"]
+        for key in precision.OPTIONS:
+            if new.get(key) == precision.AUTO:  # a run that continues keeps what it began with
+                new[key] = old.get(key, precision.AUTO)
         ignored = {*ignored, *(WHERE if self.content else ())}
         ignored |= {key for key in Options.ADDED if key not in old and _is_default(key, new)}
         return [
