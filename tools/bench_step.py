@@ -30,6 +30,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from typing import Any
 
 import torch
 from rivals import HuggingFaceLoRA, floor_seconds, loop_over_experts, wait
@@ -84,7 +85,7 @@ class Conditions:
             ConfigError: no such condition.
         """
         known = {field.name: field.type for field in dataclasses.fields(cls)}
-        values: dict[str, bool | int] = {}
+        values: dict[str, Any] = {}
         for part in text.split("+") if text else ():
             name, _, value = part.partition("=")
             if name not in known or (known[name] is int) != value.isdigit():
@@ -119,7 +120,7 @@ def measure(spec: str, backbone: str, batch: int, steps: int, device: str) -> di
         assert frozen.grid is not None
         tokens = frozen.prefix_tokens + frozen.grid[0] * frozen.grid[1]
         seconds = floor_seconds(frozen.model.config, tokens, batch, device)
-        return {"seconds": seconds / batch, "peak": 0.0, "trained": 0}
+        return {"seconds": seconds / batch, "first": 0.0, "peak": 0.0, "trained": 0}
     method, _, text = spec.partition("@")
     conditions = Conditions.of(text)
     model = build(method, backbone, conditions).to(device)
@@ -145,6 +146,7 @@ def measure(spec: str, backbone: str, batch: int, steps: int, device: str) -> di
     peak = torch.cuda.max_memory_allocated(device) if kind == "cuda" else peak_memory()
     return {
         "seconds": min(seconds[WARM_UP:]) / batch,
+        "first": seconds[0],
         "peak": peak / 2**30,
         "trained": sum(p.numel() for p in parameters)
         - sum(p.numel() for p in model.get_submodule("head").parameters()),
@@ -185,15 +187,22 @@ def main() -> None:
                 command += ["--device", options.device]
                 run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
                 found[spec].append(json.loads(run.stdout.splitlines()[-1]))
-    print("| method | parameters trained | s per clip | vs. the first | vs. the floor | peak GiB |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "| method | parameters trained | s per clip | vs. the first | vs. the floor | peak GiB "
+        "| s of the first step |"
+    )
+    print("|---|---|---|---|---|---|---|")
     for spec in (FLOOR, *specs):
         seconds = statistics.median(row["seconds"] for row in found[spec])
         first = _median_ratio(found[spec], found[specs[0]])
         floor = _median_ratio(found[FLOOR], found[spec])
         peak = statistics.median(row["peak"] for row in found[spec])
         trained = int(found[spec][0]["trained"])
-        print(f"| {spec} | {trained:,} | {seconds:.3f} | {first:.2f} | {floor:.0%} | {peak:.2f} |")
+        begin = statistics.median(row["first"] for row in found[spec])
+        print(
+            f"| {spec} | {trained:,} | {seconds:.4f} | {first:.2f} | {floor:.0%} | {peak:.2f} "
+            f"| {begin:.1f} |"
+        )
 
 
 def _everything() -> list[str]:

@@ -327,7 +327,7 @@ class Backbone(nn.Module, ABC):
             tensor = plain(tensors[name])
             digest.update(f"{name} {tuple(tensor.shape)} {kind}".encode())
             if not tensor.is_meta:
-                digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+                digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
 

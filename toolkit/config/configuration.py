@@ -30,8 +30,8 @@ class Configuration:
 
     def changed(self, values: Mapping[str, Any]) -> "Configuration":
         """The same configuration with other plain values at some outermost keys."""
-        text = dump(parse(self.text, "the configuration") | values)
-        return dataclasses.replace(self, values=self.values | values, text=text)
+        text = dump({**parse(self.text, "the configuration"), **values})
+        return dataclasses.replace(self, values={**self.values, **values}, text=text)
 
     def digest(self, ignore: Sequence[str] = ()) -> str:
         """Hash of all values except those under the top-level keys in `ignore`."""
