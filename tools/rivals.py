@@ -82,7 +82,9 @@ def _one(experts: Experts, e: int, x: Tensor) -> Tensor:
     return nn.functional.linear(hidden, experts.up[e], experts.up_bias[e])
 
 
-def floor_seconds(config: ASTConfig, tokens: int, batch: int, repeats: int = 3) -> float:
+def floor_seconds(
+    config: ASTConfig, tokens: int, batch: int, device: str, repeats: int = 3
+) -> float:
     """Seconds per step for the matrix products that every method on a frozen backbone needs.
 
     These are the output of every linear layer and the gradient of its input, and attention forward
@@ -91,23 +93,30 @@ def floor_seconds(config: ASTConfig, tokens: int, batch: int, repeats: int = 3) 
     d, hidden, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
     rows = batch * tokens
     products = {(d, d): 4, (d, hidden): 1, (hidden, d): 1}  # linear layers of one block
-    seconds = 0.0
+    seconds, random = 0.0, partial(torch.randn, device=device)
+    fastest = partial(_fastest, device=device, repeats=repeats)
     for (inner, outer), count in products.items():
-        x, weight = torch.randn(rows, inner), torch.randn(inner, outer)
-        gradient = torch.randn(rows, outer)
-        seconds += count * _fastest(partial(torch.matmul, x, weight), repeats)
-        seconds += count * _fastest(partial(torch.matmul, gradient, weight.T), repeats)
-    q = torch.randn(batch * heads, tokens, d // heads)
-    scores = torch.randn(batch * heads, tokens, tokens)
-    seconds += 3 * _fastest(lambda: q @ q.mT, repeats)  # scores, and their gradient by values
-    seconds += 3 * _fastest(lambda: scores @ q, repeats)  # output, gradients of q and k
+        x, weight, gradient = random(rows, inner), random(inner, outer), random(rows, outer)
+        seconds += count * fastest(partial(torch.matmul, x, weight))
+        seconds += count * fastest(partial(torch.matmul, gradient, weight.T))
+    q = random(batch * heads, tokens, d // heads)
+    scores = random(batch * heads, tokens, tokens)
+    seconds += 3 * fastest(lambda: q @ q.mT)  # scores, and their gradient by values
+    seconds += 3 * fastest(lambda: scores @ q)  # output, gradients of q and k
     return config.num_hidden_layers * seconds
 
 
-def _fastest(function: Callable[[], object], repeats: int) -> float:
+def wait(device: str) -> None:
+    """Wait until a device has computed what it was given."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _fastest(function: Callable[[], object], device: str, repeats: int) -> float:
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
         function()
+        wait(device)
         times.append(time.perf_counter() - start)
     return min(times[1:])

@@ -169,6 +169,7 @@ def train_supernet(experiment: Experiment) -> tuple[Fold, AudioClassifier]:
         fresh=options.debug,
         overwrite=options.overwrite,
     ) as output:
+        experiment = output.settled(experiment)
         experiment.introduce()
         manifest = experiment.manifest()
         require_same(experiment, manifest, output)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from toolkit import backbones
-from toolkit.errors import BackboneError
+from toolkit.errors import BackboneError, ConfigError
 
 WIDTH, HEADS, DEPTH, BINS, FRAMES = 128, 2, 2, 32, 64
 
@@ -98,6 +98,19 @@ def test_another_length_and_stride(tmp_path: Path) -> None:
     assert backbone.grid == (3, 4)
     with torch.no_grad():
         assert backbone(torch.zeros(1, 40, BINS)).shape == (1, 2 + 12, WIDTH)
+
+
+def test_the_first_blocks_alone(tmp_path: Path) -> None:
+    tensors = checkpoint()
+    settings = {"name": "ssast", "source": write(tensors, tmp_path)}
+    source = backbones.create({**settings, "depth": 1})
+    alone = {n: t for n, t in tensors.items() if not n.startswith("module.v.blocks.1.")}
+    (tmp_path / "alone").mkdir()
+    expected = backbones.create({"name": "ssast", "source": write(alone, tmp_path / "alone")})
+    assert source.load(FRAMES).fingerprint == expected.load(FRAMES).fingerprint
+    assert source.architecture(FRAMES).stock == source.load(FRAMES).stock
+    with pytest.raises(ConfigError, match="more than the 2 blocks"):
+        backbones.create({**settings, "depth": DEPTH + 1}).spec(FRAMES)
 
 
 @pytest.mark.parametrize("change", ["missing", "extra"])

@@ -26,10 +26,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from toolkit.backbones.quantised import is_quantised, plain, quantise, require_torchao
 from toolkit.errors import BackboneError, ConfigError
 from toolkit.features.spec import FeatureSpec
 from toolkit.padding import TokenContext
-from toolkit.settings import Settings
+from toolkit.settings import Settings, setting
 
 LINEAR_ROLES = ("attn.q", "attn.k", "attn.v", "attn.o", "ffn.up", "ffn.down")
 Placement = Literal["mhsa", "ffn", "both"]
@@ -42,6 +43,8 @@ NOT_IN_SHAPES = (
     "depths", "enable_fusion", "enable_patch_layer_norm",
 )  # fmt: skip
 """Keys of stock configurations that change what is computed and that no tensor's shape shows."""
+
+Weights = Literal["float32", "int8"]
 
 WRAPPED = "wrapped"
 """The attribute under which an inserted wrapper keeps the module that it wraps."""
@@ -459,10 +462,11 @@ class Backbone(nn.Module, ABC):
             if until is None or self.position(name) < until
         }
         for name in sorted(tensors):
-            tensor = tensors[name]
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            kind = "int8" if is_quantised(tensors[name]) else tensors[name].dtype
+            tensor = plain(tensors[name])
+            digest.update(f"{name} {tuple(tensor.shape)} {kind}".encode())
             if not tensor.is_meta:
-                digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+                digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
 
@@ -479,6 +483,15 @@ class BackboneSource(Settings, ABC):
 
     features: ClassVar[type[FeatureSpec]]
 
+    weights: Weights = setting(
+        "float32", "how the frozen linear layers in the blocks are kept; int8 needs torchao"
+    )
+
+    def check(self) -> None:
+        """Refuse int8 weights where torchao is missing."""
+        if self.weights == "int8":
+            require_torchao()
+
     def load(self, max_length: int) -> Backbone:
         """A fresh copy of the backbone with its weights, in eval mode.
 
@@ -494,9 +507,18 @@ class BackboneSource(Settings, ABC):
         key = (type(self), repr(self), max_length, self.version())
         if key not in _READ:
             _READ.clear()
-            _READ[key] = self.read(max_length)
+            _READ[key] = self._read_and_quantised(max_length)
         backbone = copy.deepcopy(_READ[key])
         backbone.source = self
+        return backbone
+
+    def _read_and_quantised(self, max_length: int) -> Backbone:
+        backbone = self.read(max_length)
+        if self.weights == "int8":
+            backbone.requires_grad_(False)
+            for site in backbone.sites("block"):
+                quantise(site.module)
+            backbone.fingerprint = backbone.fingerprint_now()
         return backbone
 
     @abstractmethod

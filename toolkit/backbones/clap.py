@@ -10,7 +10,7 @@ from transformers import ClapAudioConfig, ClapAudioModel, ClapFeatureExtractor
 from toolkit.backbones.base import Backbone
 from toolkit.backbones.extractor import Derived, Ignored, Number, OneOf
 from toolkit.backbones.stock import StockSource, require_length
-from toolkit.errors import BackboneError
+from toolkit.errors import BackboneError, ConfigError
 from toolkit.features import mel
 from toolkit.features.mel import Padding
 from toolkit.features.spec import FRAMES_PER_SECOND, WaveformSpec
@@ -164,6 +164,23 @@ class Clap(StockSource):
             frequency_max=float(extractor.frequency_max),
             padding=cast(Padding, extractor.padding),  # one of these: `extractor_keys`
         )
+
+    def limit_depth(self, config: ClapAudioConfig, depth: int) -> None:
+        """Leave out blocks of the last stage; the final norm fits no other.
+
+        Raises:
+            ConfigError: it has fewer blocks, or `depth` leaves out a whole stage.
+        """
+        *earlier, last = config.depths
+        least = sum(earlier) + 1
+        self.require_depth(depth, sum(earlier) + last)
+        if depth < least:
+            raise ConfigError(
+                f"'depth' {depth} ends before the last stage of {self.checkpoint}, and the tokens "
+                "of earlier stages are narrower than its final norm: use `--backbone.depth "
+                f"{least}` or more"
+            )
+        config.depths = [*earlier, depth - sum(earlier)]
 
     def wrap(
         self, model: ClapAudioModel, extractor: ClapFeatureExtractor, max_length: int

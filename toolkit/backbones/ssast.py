@@ -49,13 +49,14 @@ class SSAST(ASTSource):
 
     def spec(self, max_length: int) -> FbankSpec:
         """Log-mel frames; the file says how many mel bands."""
-        config = configuration(self._read(), self.source)
+        config = self._shortened(configuration(self._read(), self.source))
         return self.feature_spec(config, ASTFeatureExtractor(), max_length)
 
     def read(self, max_length: int) -> ASTBackbone:
         """The encoder of the authors' file, as an AST of transformers."""
         tensors = self._read()
         config = configuration(tensors, self.source)
+        self._shortened(config)  # refuses a depth that it does not have
         self._without_weights(config)  # refuses sizes that no memory holds
         require_finite(tensors, self.source)
         model = ASTModel(config)
@@ -66,11 +67,12 @@ class SSAST(ASTSource):
                 f"{self.source} is not a whole SSAST ({str(error).splitlines()[-1].strip()}): "
                 "fetch it again from github.com/YuanGongND/ssast"
             ) from None
-        return self.wrap(model.eval(), ASTFeatureExtractor(), max_length)
+        return self.wrap(self._cut(model).eval(), ASTFeatureExtractor(), max_length)
 
     def architecture(self, max_length: int) -> ASTBackbone:
         """The backbone on the meta device; the file says its size."""
-        model = self._without_weights(configuration(self._read(), self.source))
+        config = self._shortened(configuration(self._read(), self.source))
+        model = self._without_weights(config)
         with torch.device("meta"):
             return self.wrap(model.eval(), ASTFeatureExtractor(), max_length)
 

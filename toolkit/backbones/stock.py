@@ -3,6 +3,7 @@
 A family says which classes, how its checkpoints differ from them, and where its roles are.
 """
 
+import copy
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 from transformers.utils import logging
 
 from toolkit.backbones.base import Backbone, BackboneSource
@@ -19,6 +21,7 @@ from toolkit.backbones.hub import hub_is_reachable
 from toolkit.backbones.weights import require_finite, require_size, require_weights
 from toolkit.errors import BackboneError, ConfigError, first_line, listed
 from toolkit.features.spec import FeatureSpec
+from toolkit.settings import setting
 
 NOISE = 0.1
 """Standard deviation of what is added to every weight of a tiny backbone."""
@@ -50,6 +53,10 @@ class StockSource(BackboneSource, ABC):
     tiny_extractor: ClassVar[dict[str, Any]] = {}
     tiny_length: ClassVar[int]
 
+    depth: int | None = setting(
+        None, "number of blocks to use, from the first; none: all", minimum=1
+    )
+
     @property
     def checkpoint(self) -> str:
         """Hub id, or a folder written by `save_pretrained`: the setting `source`."""
@@ -74,6 +81,27 @@ class StockSource(BackboneSource, ABC):
             ConfigError: it cannot read so many frames.
         """
 
+    def limit_depth(self, config: Any, depth: int) -> None:
+        """Change a stock configuration to that of its first `depth` blocks.
+
+        Raises:
+            ConfigError: it has fewer blocks, or cannot be cut there.
+        """
+        self.require_depth(depth, config.num_hidden_layers)
+        config.num_hidden_layers = depth
+
+    def require_depth(self, depth: int, most: int) -> None:
+        """Refuse a depth beyond the blocks of the checkpoint.
+
+        Raises:
+            ConfigError: `depth` is more than `most`.
+        """
+        if depth > most:
+            raise ConfigError(
+                f"'depth' {depth} is more than the {most} blocks of {self.checkpoint}: use "
+                f"`--backbone.depth {most}` or less"
+            )
+
     def version(self) -> Hashable:
         """Sizes and times of the files of a local checkpoint."""
         place = Path(self.checkpoint)
@@ -86,7 +114,7 @@ class StockSource(BackboneSource, ABC):
 
     def spec(self, max_length: int) -> FeatureSpec:
         """What the backbone reads, from the checkpoint's configuration files alone."""
-        config = self._config()
+        config = self._shortened(self._config())
         return self.feature_spec(config, self._extractor(config), max_length)
 
     def read(self, max_length: int) -> Backbone:
@@ -96,6 +124,7 @@ class StockSource(BackboneSource, ABC):
             BackboneError: the checkpoint cannot be found, or is not a whole model of this family.
         """
         config = self._config()
+        self._shortened(config)  # refuses a depth that it does not have
         extractor = self._extractor(config)
         shapes = self._without_weights(config)
         if Path(self.checkpoint).is_dir():
@@ -111,7 +140,7 @@ class StockSource(BackboneSource, ABC):
                 f"missing or of another shape: {listed(sorted(lost))}"
             )
         require_finite(model.state_dict(), self.checkpoint)
-        return self.wrap(model.eval(), extractor, max_length)
+        return self.wrap(self._cut(model).eval(), extractor, max_length)
 
     def architecture(self, max_length: int) -> Backbone:
         """The backbone on the meta device; a hub id stands for the family's base size."""
@@ -120,7 +149,7 @@ class StockSource(BackboneSource, ABC):
             extractor = self._extractor(config)
         else:
             config, extractor = self.config_class(**self.options), self.extractor_class()
-        model = self._without_weights(config)
+        model = self._without_weights(self._shortened(config))
         with torch.device("meta"):
             return self.wrap(model.eval(), extractor, max_length)
 
@@ -135,6 +164,20 @@ class StockSource(BackboneSource, ABC):
             return self.extractor_class()
         keys = self.extractor_keys
         return checked_extractor(self.extractor_class, said, keys, config, self.checkpoint)
+
+    def _shortened(self, config: Any) -> Any:
+        """A copy of a stock configuration with the wanted number of blocks."""
+        shortened = copy.deepcopy(config)
+        if self.depth is not None:
+            self.limit_depth(shortened, self.depth)
+        return shortened
+
+    def _cut(self, model: Any) -> Any:
+        """A stock model without the blocks beyond the wanted depth."""
+        if self.depth is not None:
+            self.limit_depth(model.config, self.depth)
+            remove_missing(model, self._without_weights(model.config))
+        return model
 
     def _without_weights(self, config: Any) -> Any:
         """The stock model on the meta device."""
@@ -207,3 +250,11 @@ def require_length(max_length: int, most: int, family: str) -> None:
             f"'max_length' {max_length} is more than the {most} frames of 10 ms that '{family}' "
             f"reads: use `--max_length {most}` or less"
         )
+
+
+def remove_missing(model: nn.Module, smaller: nn.Module) -> None:
+    """Remove from the lists of modules in a model what a smaller model of its class lacks."""
+    kept = {name for name, _ in smaller.named_modules()}
+    for path, modules in list(model.named_modules()):
+        if isinstance(modules, nn.ModuleList) and path in kept:
+            del modules[sum(f"{path}.{number}" in kept for number in range(len(modules))) :]

@@ -219,13 +219,22 @@ def _frozen(
             )
         return OwnBackbone(backbone, roles)
     if backbone is not None:
-        return backbones.load_backbone(backbone, info.max_length)
+        return _elsewhere(info, backbone)
     if info.backbone is None:
         raise BundleError(
             f"{folder} was trained on a module of your own: give it to `load_bundle` as "
             "`backbone`, with its `roles`"
         )
     return backbones.create(info.backbone.as_dict()).load(info.max_length)
+
+
+def _elsewhere(info: BundleInfo, name: str) -> Backbone:
+    """The backbone of a name, a folder or a hub id, with the settings of the recorded one but for
+    its source."""
+    known = backbones.create({"name": name}).as_dict()
+    recorded = {} if info.backbone is None else info.backbone.settings
+    settings = {k: v for k, v in recorded.items() if k in known and k != "source"}
+    return backbones.load_backbone(name, info.max_length, **settings)
 
 
 def _require_stock(folder: Path, info: BundleInfo, backbone: Backbone) -> None:

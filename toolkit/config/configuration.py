@@ -3,10 +3,10 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from toolkit.config.tree import Tagged, parse
+from toolkit.config.tree import Tagged, dump, parse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +27,11 @@ class Configuration:
     def flat(self) -> dict[str, Any]:
         """Dotted key -> plain value; see `flatten`."""
         return flatten(self.text)
+
+    def changed(self, values: Mapping[str, Any]) -> "Configuration":
+        """The same configuration with other plain values at some outermost keys."""
+        text = dump({**parse(self.text, "the configuration"), **values})
+        return dataclasses.replace(self, values={**self.values, **values}, text=text)
 
     def digest(self, ignore: Sequence[str] = ()) -> str:
         """Hash of all values except those under the top-level keys in `ignore`."""

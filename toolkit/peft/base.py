@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from toolkit.backbones.base import Backbone, Placement, Site
+from toolkit.backbones.quantised import is_quantised
 from toolkit.errors import ConfigError
 from toolkit.padding import TokenContext
 from toolkit.peft import insertion
@@ -101,6 +102,7 @@ class PeftMethod(Settings, ABC):
             backbone.zero_positions()
         self.insert(backbone)
         self._refuse_nothing(backbone)
+        self._refuse_training_int8(backbone)
         backbone.adapted_by = self.registered_name
         for module in insertion.inserted(backbone):
             if isinstance(module, Recorder):
@@ -118,6 +120,13 @@ class PeftMethod(Settings, ABC):
                 f"the method '{self.registered_name}' inserts nothing and trains nothing of the "
                 f"backbone '{backbone.name}', so a linear probe would be trained: insert modules "
                 "in `insert`, for example with `insertion.parallel`"
+            )
+
+    def _refuse_training_int8(self, backbone: Backbone) -> None:
+        if any(p.requires_grad and is_quantised(p) for p in backbone.parameters()):
+            raise ConfigError(
+                f"the method '{self.registered_name}' trains weights of the backbone "
+                f"'{backbone.name}', which int8 cannot: load it with `weights: float32`"
             )
 
     def train_final_norm(self, backbone: Backbone) -> None:

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from toolkit.backbones.base import Site
+from toolkit.backbones.quantised import plain
 from toolkit.peft.base import insertion
 from toolkit.peft.lora import LoRA, LowRank, norm_of_rows
 from toolkit.registry import PEFT
@@ -35,7 +36,7 @@ class Magnitude(LowRank):
 
     def __init__(self, linear: nn.Linear, rank: int, scale: float, dropout: float) -> None:
         super().__init__(linear.in_features, linear.out_features, rank, scale, dropout)
-        self.magnitude = nn.Parameter(norm_of_rows(linear.weight.detach()).clone())
+        self.magnitude = nn.Parameter(norm_of_rows(plain(linear.weight.detach())).clone())
 
     def forward(self, x: Tensor, linear: nn.Linear) -> Tensor:  # type: ignore[override]
         """[..., in] -> [..., out], in place of `linear`."""
@@ -46,7 +47,7 @@ class Magnitude(LowRank):
     def factor(self, linear: nn.Linear) -> Tensor:
         """Learned length over present length of each row, [out]."""
         with torch.no_grad():
-            length = norm_of_rows(linear.weight + self.delta())
+            length = norm_of_rows(plain(linear.weight) + self.delta())
         # A row of zeros, as in pruned checkpoints, has no direction and stays zero.
         return self.magnitude / length.clamp(min=torch.finfo(length.dtype).tiny)
 

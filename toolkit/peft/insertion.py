@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.backbones.base import WRAPPED, Backbone, Site
+from toolkit.backbones.quantised import is_quantised
 from toolkit.errors import ConfigError, ToolkitError
 
 
@@ -271,6 +272,11 @@ def merge(backbone: Backbone, method: str) -> None:
         raise ConfigError(
             f"'{method}' cannot be merged: what it adds is not linear in what the backbone's "
             "weights compute; use it unmerged"
+        )
+    if any(is_quantised(p) for wrapper, _ in foldable for p in wrapper.wrapped.parameters()):
+        raise ConfigError(
+            f"'{method}' cannot be merged into weights in int8, which would be rounded again: load "
+            "the backbone with `weights: float32`, or use it unmerged"
         )
     for wrapper, part in foldable:
         wrapper.original = {n: p.detach().clone() for n, p in wrapper.wrapped.named_parameters()}

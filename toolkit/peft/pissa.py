@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from toolkit.backbones.base import Site
+from toolkit.backbones.quantised import plain
 from toolkit.errors import ConfigError
 from toolkit.peft.lora import LoRA, LowRank
 from toolkit.registry import PEFT
@@ -43,7 +44,8 @@ class Principal(LowRank):
     def __init__(self, linear: nn.Linear, rank: int, scale: float) -> None:
         super().__init__(linear.in_features, linear.out_features, rank, scale)
         if not linear.weight.is_meta:
-            u, s, v = torch.linalg.svd(linear.weight.detach().float(), full_matrices=False)
+            weight = plain(linear.weight.detach())
+            u, s, v = torch.linalg.svd(weight.float(), full_matrices=False)
             root = (s[:rank] / scale).sqrt()
             with torch.no_grad():
                 self.down.weight.copy_(root[:, None] * v[:rank])

@@ -25,6 +25,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from toolkit import processes, system
+from toolkit.backbones.quantised import is_quantised
 from toolkit.data.augment import Augmentation, augmented
 from toolkit.data.sampling import TrainingBatches, derive_seed
 from toolkit.errors import RunError
@@ -239,8 +240,12 @@ class ClassificationBrain(sb.Brain):
         if self.distributed_launch:
             on_gpu = self.device_type == "cuda"
             join_batch_norms(self.model)
-            empty = [n for n, p in self.model.named_parameters() if p.numel() == 0]
-            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, empty)
+            own = [  # all processes read the same weights in int8
+                name
+                for name, parameter in self.model.named_parameters()
+                if parameter.numel() == 0 or is_quantised(parameter)
+            ]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, own)
             self.modules["model"] = DistributedDataParallel(
                 self.model,
                 device_ids=[torch.device(self.device)] if on_gpu else None,

@@ -5,14 +5,14 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pandas as pd
 import speechbrain as sb
 import torch
-from speechbrain.utils.distributed import ddp_barrier, if_main_process
+from speechbrain.utils.distributed import ddp_barrier, ddp_broadcast, if_main_process
 from torch import Tensor
 
 from toolkit import backbones, config, places, plugins
@@ -34,6 +34,7 @@ from toolkit.program import Program
 from toolkit.registry import CORPORA, PEFT, PIPELINES
 from toolkit.settings import Settings, setting
 from toolkit.task import Task
+from toolkit.training import precision
 from toolkit.training.brain import TrainingPlan
 from toolkit.training.trial import try_augmentations, try_optimizer, try_views
 
@@ -259,8 +260,30 @@ class Experiment:
             class_weights=class_weights,
         )
 
+    def settled(self, continued: Mapping[str, Any] | None = None) -> "Experiment":
+        """The experiment with a precision in the place of each `auto`.
+
+        Args:
+            continued: the configuration of the run that it continues, in the main process; that
+                run's precisions stay. None: it begins.
+        """
+        names = [n for n in precision.OPTIONS if getattr(self.options, n) == precision.AUTO]
+        if not names:
+            return self
+        chosen: dict[str, str] = {}
+        if if_main_process():
+            kept = {n: continued[n] for n in names if continued and n in continued}
+            choice = precision.fastest(self.device, self.cache_folder)
+            chosen = dict.fromkeys(names, choice.name) | kept
+            for name, value in chosen.items():
+                reason = "as the run here began" if name in kept else choice.reason
+                say(f"{name}: {value} ({reason})")
+        configuration = self.configuration.changed(ddp_broadcast(chosen))
+        options = Options.of(configuration.values)
+        return dataclasses.replace(self, configuration=configuration, options=options)
+
     def run_opts(self) -> dict[str, Any]:
-        """The run options of SpeechBrain."""
+        """The run options of SpeechBrain; the experiment is settled."""
         names = (
             "precision", "eval_precision", "compile", "grad_accumulation_factor",
             "max_grad_norm", "ckpt_interval_minutes",
@@ -319,7 +342,9 @@ class Options(Settings):
     )
     balanced_sampling: bool = setting(False, "draw clips so that all classes are equally frequent")
     device: str | None = setting(None, "cpu, cuda, cuda:1; none: a GPU if there is one")
-    precision: str = setting("fp32", "fp32, bf16 or fp16 (GPU only)")
+    precision: str = setting(
+        "fp32", "fp32, bf16, fp16 (GPU only), or auto: bf16 where it is native and faster"
+    )
     eval_precision: str = setting("fp32", "precision in evaluation")
     compile: bool = setting(False, "use torch.compile")
     num_workers: int = setting(0, "loader processes", minimum=0)
@@ -379,8 +404,8 @@ class Options(Settings):
             raise ConfigError(
                 "`--overwrite` removes what `--test_only` would test: leave one of them out"
             )
-        for name in ("precision", "eval_precision"):
-            value, known = getattr(self, name), ("fp32", "bf16", "fp16")
+        for name in precision.OPTIONS:
+            value, known = getattr(self, name), ("fp32", "bf16", "fp16", precision.AUTO)
             if value not in known:
                 raise ConfigError(f"'{name}' must be one of {known}{did_you_mean(value, known)}")
             if value == "fp16" and self._is_cpu():

@@ -58,6 +58,7 @@ def _cross_validate(experiment: Experiment, output: OutputFolder) -> RunResult:
         say(f"This run is finished and stays as it is; its results are in {output.path}.")
         say(summary(done))
         return done
+    experiment = output.settled(experiment)
     experiment.introduce()
     manifest = experiment.manifest()
     require_same(experiment, manifest, output)

@@ -23,6 +23,7 @@ from toolkit.files import write_atomically
 from toolkit.results import RUN_FILE, read_run
 from toolkit.settings import Settings
 from toolkit.source_code import source_digest
+from toolkit.training import precision
 from toolkit.training.experiment import Experiment, Options
 from toolkit.training.volatile import VOLATILE, WHERE
 from toolkit.typed_json import read_json, write_json
@@ -72,6 +73,9 @@ class Identity:
         for values in (old, new):
             if values.get("reuse", "auto") in ("auto", "off"):  # where it is exact
                 values["reuse"] = "off"
+        for key in precision.OPTIONS:
+            if new.get(key) == precision.AUTO:  # a run that continues keeps what it began with
+                new[key] = old.get(key, precision.AUTO)
         ignored = {*ignored, *(WHERE if self.content else ())}
         ignored |= {k for k in Options.ADDED if not _of(k, old) and _is_default(k, _of(k, new))}
         return [

@@ -42,6 +42,7 @@ from toolkit.results import (
     read_run,
 )
 from toolkit.training import identity
+from toolkit.training.experiment import Experiment
 from toolkit.training.identity import Identity
 
 PREDICTIONS = "predictions.csv"
@@ -96,6 +97,7 @@ class OutputFolder:
         overwrite: bool = False,
     ) -> None:
         self.path, self._configuration = path, configuration
+        self._continued: dict[str, Any] | None = None
         self._fresh, self._overwrite, self._begun = fresh, overwrite, False
         self._identity: Identity | None = None
         self.replaces = False
@@ -114,6 +116,7 @@ class OutputFolder:
                         [] if found is None else found.changed_configuration(self._configuration)
                     )
                     identity.refuse_changes(self.path, "another configuration", changed)
+                    self._continued = None if found is None else found.configuration
             self.replaces = ddp_broadcast(self.replaces)
             held.enter_context(self._logged())
             self._held = held.pop_all()
@@ -136,6 +139,13 @@ class OutputFolder:
             if not self._overwrite:
                 raise
             self.replaces = True
+
+    def settled(self, experiment: Experiment) -> Experiment:
+        """The experiment with its precision chosen, which a run that continues keeps; the folder
+        will record it."""
+        settled = experiment.settled(self._continued)
+        self._configuration = settled.configuration
+        return settled
 
     def require(self, now: Identity) -> str | None:
         """Refuse a folder whose run had other clips, another backbone or another source, and

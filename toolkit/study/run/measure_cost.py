@@ -169,7 +169,8 @@ def _wait(device: str) -> None:
 
 def run(arguments: Sequence[str]) -> None:
     """Measure the configuration of a recipe's command line and print it as JSON."""
-    print(to_json(measure(Experiment.from_command_line(arguments[0], arguments[1:]))))
+    experiment = Experiment.from_command_line(arguments[0], arguments[1:])
+    print(to_json(measure(experiment.settled())))
 
 
 if __name__ == "__main__":
