@@ -16,6 +16,7 @@ LEVELS = [
         "literal_text",
         "parameters",
         "places",
+        "postponed",
         "processes",
         "system",
         "typed_json",

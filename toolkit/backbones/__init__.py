@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from toolkit.backbones.lean import without_unused_parts
 from toolkit.errors import BackboneError
 from toolkit.registry import BACKBONES
 
@@ -43,8 +44,9 @@ def create(config: Mapping[str, Any]) -> "BackboneSource":
     if not isinstance(name, str):
         return BACKBONES.create(config)  # says that a name is needed
     if name not in BACKBONES.names() and ("/" in name or Path(name).is_dir()):
-        return BACKBONES.create({**config, "name": _family(name), "source": name})
-    return BACKBONES.create(config)
+        config = {**config, "name": _family(name), "source": name}
+    with without_unused_parts():
+        return BACKBONES.create(config)
 
 
 def _family(source: str) -> str:

@@ -16,6 +16,7 @@ from toolkit.backbones.base import Backbone, BackboneSource
 from toolkit.backbones.checkpoint import FAULTS, read_config, stock_config, unusable
 from toolkit.backbones.extractor import ExtractorKeys, checked_extractor, read_extractor
 from toolkit.backbones.hub import hub_is_reachable
+from toolkit.backbones.lean import without_unused_parts
 from toolkit.backbones.weights import require_finite, require_size, require_weights
 from toolkit.errors import BackboneError, ConfigError, first_line, listed
 from toolkit.features.spec import FeatureSpec
@@ -170,16 +171,17 @@ class StockSource(BackboneSource, ABC):
         logging.set_verbosity_error()  # what it reports of names and shapes is said below
         place, name = self.checkpoint, self.model_class.__name__
         try:
-            found: tuple[Any, dict[str, Any]] = self.model_class.from_pretrained(
-                place,
-                config=config,
-                local_files_only=not hub_is_reachable(),
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                dtype=torch.float32,
-                key_mapping=self.renamed or None,
-                weights_only=True,
-            )
+            with without_unused_parts():
+                found: tuple[Any, dict[str, Any]] = self.model_class.from_pretrained(
+                    place,
+                    config=config,
+                    local_files_only=not hub_is_reachable(),
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,
+                    dtype=torch.float32,
+                    key_mapping=self.renamed or None,
+                    weights_only=True,
+                )
         except pickle.UnpicklingError:
             raise BackboneError(
                 f"'{place}' holds weights in a pickle with more in it than tensors, which is never "

@@ -10,7 +10,7 @@ from toolkit.bundle import Bundle
 from toolkit.device import require_device
 from toolkit.errors import BundleError, DataError
 from toolkit.features.pipeline import Pipeline
-from toolkit.inference.clips import Clip, listed, name_of, windows_of
+from toolkit.inference.clips import Clip, listed
 from toolkit.inference.windows import evaluating, in_windows
 
 
@@ -52,22 +52,14 @@ class Prediction:
         ]
 
 
-def predict_each(
-    bundle: Bundle, clips: Iterable[Clip], device: str = "cpu", batch_size: int = 16
-) -> Iterator[Prediction | DataError]:
-    """As `predict`, but goes on after a clip that cannot be read, in whose place the error is."""
-    for clip in listed(clips):
-        try:
-            yield from predict(bundle, [clip], device, batch_size)
-        except DataError as error:
-            yield error
-
-
 def predict(
     bundle: Bundle, clips: Iterable[Clip], device: str = "cpu", batch_size: int = 16
 ) -> Iterator[Prediction]:
     """Classify clips; one that is longer than the backbone reads is cut into windows, of which
     those count that counted when the bundle was tested (`Bundle.windows`).
+
+    Clips are read ahead, and short ones are computed together: the first prediction comes when a
+    batch is full, or the clips end.
 
     Args:
         bundle: from `load_bundle`.
@@ -76,14 +68,26 @@ def predict(
         batch_size: windows computed at once.
 
     Returns:
-        an iterator over one prediction per clip, in the order of the clips; each is computed when
-        it is asked for.
+        an iterator over one prediction per clip, in the order of the clips.
 
     Raises:
         BundleError: the bundle is of a module of your own, whose input is not made from audio.
         ConfigError: the device is not there.
         DataError: a file that cannot be read, or an array that is not sound (when it is its turn).
     """
+    return map(_or_raise, predict_each(bundle, clips, device, batch_size))
+
+
+def _or_raise(found: Prediction | DataError) -> Prediction:
+    if isinstance(found, DataError):
+        raise found
+    return found
+
+
+def predict_each(
+    bundle: Bundle, clips: Iterable[Clip], device: str = "cpu", batch_size: int = 16
+) -> Iterator[Prediction | DataError]:
+    """As `predict`, but goes on after a clip that cannot be read, in whose place the error is."""
     if not isinstance(bundle, Bundle):
         raise BundleError(
             f"`predict` needs a bundle, not {type(bundle).__name__}: save the model with "
@@ -96,18 +100,24 @@ def predict(
 @torch.inference_mode()
 def _predictions(
     bundle: Bundle, pipeline: Pipeline, clips: Iterable[Clip], device: str, batch_size: int
-) -> Iterator[Prediction]:
-    spec, classes = bundle.features, bundle.classes
-    for number, clip in enumerate(clips, start=1):
-        cut = windows_of(clip, number, pipeline, spec)
-        with evaluating(bundle.model, device):
-            logits = in_windows(cut, spec, bundle.model.logits, device, batch_size, bundle.windows)
-        windows = bundle.probabilities(logits)
-        if not bool(windows.isfinite().all()):
-            raise DataError(
-                f"{name_of(clip, number)}: the model gives probabilities that are not numbers"
-            )
-        mean = windows.mean(dim=0)
-        [found] = bundle.task.predictions([mean.tolist()])
-        labels = [classes[i] for i in (found if isinstance(found, tuple) else (found,))]
-        yield Prediction(name_of(clip, number), classes, labels, mean, windows)
+) -> Iterator[Prediction | DataError]:
+    model = bundle.model
+
+    def compute(rows: Tensor, lengths: Tensor | None) -> Tensor:
+        with evaluating(model, device):
+            return model.logits(rows, lengths)
+
+    for clip in in_windows(
+        clips, pipeline, bundle.features, compute, device, batch_size, bundle.windows
+    ):
+        yield clip.error or _prediction(bundle, clip.name, clip.results)
+
+
+def _prediction(bundle: Bundle, name: str, logits: Tensor) -> Prediction | DataError:
+    windows = bundle.probabilities(logits)
+    if not bool(windows.isfinite().all()):
+        return DataError(f"{name}: the model gives probabilities that are not numbers")
+    mean = windows.mean(dim=0)
+    [found] = bundle.task.predictions([mean.tolist()])
+    labels = [bundle.classes[i] for i in (found if isinstance(found, tuple) else (found,))]
+    return Prediction(name, bundle.classes, labels, mean, windows)
