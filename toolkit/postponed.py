@@ -6,6 +6,8 @@
 Inside the block, such a module and those below it are only stood in for; the first use of a name
 that was imported from one of them imports it. What never uses them never waits for them, and
 everything else works as it did. A module that is imported already is used as it is.
+
+Decorators that only mark a function for their module (`MARKS`) are applied when it is imported.
 """
 
 import importlib
@@ -14,9 +16,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
-from types import ModuleType
-from typing import Any
+from importlib.machinery import ModuleSpec, PathFinder
+from types import FunctionType, ModuleType
+from typing import Any, Union
+
+MARKS = {"torch._dynamo": ("allow_in_graph", "assume_constant_result")}
+"""Module -> its decorators that return the function itself, marked."""
 
 
 class StandIn(ModuleType):
@@ -42,9 +47,14 @@ class Postponed:
             return getattr(importlib.import_module(self.module), self.name)
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and not self._is_imported():  # `typing` only looks
+            raise AttributeError(name)
         return getattr(self._found(), name)
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
+        if self._marks(arguments) and not self._is_imported():
+            _MARKED.functions.append((self, arguments[0]))
+            return arguments[0]
         return self._found()(*arguments, **options)
 
     def __instancecheck__(self, instance: object) -> bool:
@@ -57,10 +67,15 @@ class Postponed:
         return (self._found(),)
 
     def __or__(self, other: Any) -> Any:
-        return self._found() | other
+        return Union[self, other]  # noqa: UP007
 
     def __ror__(self, other: Any) -> Any:
-        return other | self._found()
+        return Union[other, self]  # noqa: UP007
+
+    def _marks(self, arguments: tuple[Any, ...]) -> bool:
+        """Whether a call with these arguments marks a function."""
+        known = self.name in MARKS.get(self.module, ())
+        return known and len(arguments) == 1 and isinstance(arguments[0], FunctionType)
 
     def _is_imported(self) -> bool:
         """Whether anything can be of a class of this name: its module has been imported."""
@@ -95,6 +110,35 @@ class _Finder(MetaPathFinder, Loader):
         """Do nothing: a stand-in has no code."""
 
 
+class _Marked(MetaPathFinder):
+    """Marks functions as soon as the module is imported that they are marked for."""
+
+    def __init__(self) -> None:
+        self.functions: list[tuple[Postponed, FunctionType]] = []
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        """The module, which marks the functions when it has been executed."""
+        if not any(mark.module == name for mark, _ in self.functions):
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def execute_and_mark(module: ModuleType) -> None:
+            execute(module)
+            own = [(mark, function) for mark, function in self.functions if mark.module == name]
+            self.functions = [pair for pair in self.functions if pair not in own]
+            for mark, function in own:
+                getattr(module, mark.name)(function)
+
+        spec.loader.exec_module = execute_and_mark  # type: ignore[method-assign]
+        return spec
+
+
+_MARKED = _Marked()
+
+
 @contextmanager
 def postponed(*names: str) -> Iterator[None]:
     """Import these modules, and those below them, only when what they bring is used.
@@ -110,6 +154,8 @@ def postponed(*names: str) -> Iterator[None]:
     finally:
         sys.meta_path.remove(finder)
         _remove_stand_ins()
+        if _MARKED.functions and _MARKED not in sys.meta_path:
+            sys.meta_path.insert(0, _MARKED)
 
 
 @contextmanager
