@@ -10,8 +10,9 @@ Four things, with interleaved rounds and medians:
 - from the command of a recipe to its first training batch, with the features in the cache (bar:
   8 s);
 - predictions of many files of 5 s per second, beside the model alone on batches of rows that are
-  in memory (bar: 0.9 of it), and the memory that is added from a tenth of the files to all;
-- memory that is added from a recording of a tenth of `--minutes` to one of `--minutes`.
+  in memory (bar: 0.9 of it), and by how much a tenth of the files, and then all of them, raise the
+  peak of memory;
+- the same for a recording of a tenth of `--minutes`, and then of `--minutes`.
 
 Files are noise in a temporary folder (44.1 kHz WAV); the bundle is an untrained linear probe.
 """
@@ -27,13 +28,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import psutil
 import soundfile
 import torch
 
 import toolkit
 from toolkit.bundle import Bundle
 from toolkit.inference.clips import read_clips
+from toolkit.system import peak_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 RATE, SECONDS, BATCH = 44_100, 5, 16
@@ -74,16 +75,17 @@ def timed(function: Callable[[], object]) -> float:
 
 def run(*words: object) -> None:
     """Run Python in a new process, quietly."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, *map(str, words)]
-    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+    subprocess.run(command, check=True, env=environment, capture_output=True)
 
 
 def commands(bundle: Path, scratch: Path, rounds: int) -> None:
     """Print how soon commands end or begin to train."""
-    file, recipe = scratch / "one.wav", ROOT / "recipes" / "ESC-50" / "train.py"
+    file, recipe = scratch / "one.wav", ROOT / "recipes" / "ESC50" / "train.py"
     write_noise(file, SECONDS)
-    train = [FIRST_BATCH, recipe, "hparams/linear_probe.yaml", "--cache_folder", scratch / "cache"]
+    train = [FIRST_BATCH, recipe, "hparams/linear.yaml", "--cache_folder", scratch / "cache"]
     train += ["--overwrite", "True", "--noprogressbar", "True", "--output_folder", scratch / "run"]
     run("-c", *train)  # fills the cache
     base, predict, first = [], [], []
@@ -139,10 +141,10 @@ def predict_all(bundle: Bundle, paths: list[Path]) -> None:
 
 
 def added_memory(function: Callable[[], object]) -> float:
-    """MiB that the process is larger after a call than before."""
-    before = psutil.Process().memory_info().rss
+    """MiB by which a call raises the peak of this process."""
+    before = peak_memory()
     function()
-    return float(psutil.Process().memory_info().rss - before) / 2**20
+    return (peak_memory() - before) / 2**20
 
 
 def main() -> None:
