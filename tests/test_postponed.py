@@ -65,7 +65,7 @@ def test_a_class_that_is_postponed_can_be_extended_and_annotate(package: Path) -
     assert isinstance(3, user.Kind | int) and not isinstance("", int | user.Kind)
     assert "heavy" not in sys.modules
 
-    class Own(user.Kind):  # type: ignore[misc]
+    class Own(user.Kind):  # type: ignore[name-defined, misc]
         pass
 
     assert issubclass(Own, importlib.import_module("heavy").Kind)

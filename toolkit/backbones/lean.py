@@ -20,7 +20,7 @@ UNUSED = (
     "torch.distributed._composable",
     "torch.distributed.checkpoint",
 )
-"""Modules that transformers imports -> where it would use them."""
+"""Modules that transformers imports for other models, for training or for several devices."""
 
 
 def without_unused_parts() -> AbstractContextManager[None]:
