@@ -14,6 +14,7 @@ from recipe import ROOT
 from torch.distributions import Bernoulli, Categorical, kl_divergence
 
 from toolkit.bundle import load_bundle
+from toolkit.data.balance import balanced_class_weights, balanced_clip_weights
 from toolkit.data.corpora.miniature import write_tones
 from toolkit.data.few_shot import few_shot
 from toolkit.data.sampling import TrainingBatches
@@ -21,14 +22,7 @@ from toolkit.features.audio import read_audio
 from toolkit.features.cache import Segment, segments_of
 from toolkit.metrics import average_precision, average_recall
 from toolkit.results import RunResult, read_fold, read_run
-from toolkit.task import (
-    ONE_CLASS,
-    SEVERAL_CLASSES,
-    TASKS,
-    Task,
-    balanced_class_weights,
-    balanced_clip_weights,
-)
+from toolkit.task import ONE_CLASS, SEVERAL_CLASSES, TASKS, Task
 from toolkit.training.experiment import Experiment
 from toolkit.training.folds import cross_validate
 

@@ -1,9 +1,12 @@
 """Metrics of classification, from a table of predictions."""
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
+
+if TYPE_CHECKING:  # pandas is slow to import
+    import pandas as pd
 
 
 def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.ndarray:
@@ -12,7 +15,7 @@ def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_classes: int
     return cells.reshape(num_classes, num_classes)
 
 
-def accuracy(predictions: pd.DataFrame) -> float:
+def accuracy(predictions: "pd.DataFrame") -> float:
     """Share of clips whose `prediction` is their `truth`; NaN without clips."""
     return float((predictions["prediction"] == predictions["truth"]).mean())
 

@@ -134,6 +134,8 @@ class Registry(Generic[T]):
         spec = find_spec(self.package)
         for folder in (spec and spec.submodule_search_locations) or ():
             for file in sorted(Path(folder).glob("*.py")):
+                if b".register(" not in file.read_bytes():  # parsing takes longer
+                    continue
                 for variable, entry in read_entries(file, f"{self.package}.{file.stem}"):
                     if variable == self.variable:
                         self.add(entry)

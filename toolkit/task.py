@@ -7,15 +7,13 @@ of the library knows neither softmax nor sigmoid, and calls the official metric 
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from toolkit.data.manifest import Manifest, class_matrix
 from toolkit.errors import ConfigError, did_you_mean
 from toolkit.metrics import (
     accuracy,
@@ -24,6 +22,11 @@ from toolkit.metrics import (
     confusion_matrix,
     per_class_accuracy,
 )
+
+if TYPE_CHECKING:  # pandas is slow to import
+    import pandas as pd
+
+    from toolkit.data.manifest import Manifest
 
 PRESENT = 0.5
 """The probability from which a class counts as predicted where a clip may have several."""
@@ -118,18 +121,20 @@ class Task(ABC):
     def predictions(self, probabilities: list[list[float]]) -> Sequence[Label]:
         """What is predicted for each clip, in the form of `truths`."""
 
-    def table(self, truths: Sequence[Label], probabilities: list[list[float]]) -> pd.DataFrame:
+    def table(self, truths: Sequence[Label], probabilities: list[list[float]]) -> "pd.DataFrame":
         """A table of predictions, one row per clip, that `score` and `evaluate` read."""
+        import pandas as pd
+
         predictions = self.predictions(probabilities)
         columns = {"truth": truths, "prediction": predictions, "probabilities": probabilities}
         return pd.DataFrame(columns)
 
     @abstractmethod
-    def score(self, predictions: pd.DataFrame) -> float:
+    def score(self, predictions: "pd.DataFrame") -> float:
         """The metric of a table with `truth`, `prediction` and `probabilities`, 0 to 1."""
 
     @abstractmethod
-    def evaluate(self, predictions: pd.DataFrame, count: int) -> Evaluation:
+    def evaluate(self, predictions: "pd.DataFrame", count: int) -> Evaluation:
         """Everything that is said about a table of predictions with C = `count` classes."""
 
 
@@ -179,11 +184,11 @@ class OneClass(Task):
         """The most probable class of each clip."""
         return [max(range(len(p)), key=p.__getitem__) for p in probabilities]
 
-    def score(self, predictions: pd.DataFrame) -> float:
+    def score(self, predictions: "pd.DataFrame") -> float:
         """Accuracy."""
         return accuracy(predictions)
 
-    def evaluate(self, predictions: pd.DataFrame, count: int) -> Evaluation:
+    def evaluate(self, predictions: "pd.DataFrame", count: int) -> Evaluation:
         """Accuracy, unweighted average recall (UAR), and the confusion matrix."""
         matrix = confusion_matrix(
             predictions["truth"].to_numpy(), predictions["prediction"].to_numpy(), count
@@ -245,18 +250,18 @@ class SeveralClasses(Task):
         """The classes with a probability of at least `PRESENT`."""
         return [tuple(i for i, p in enumerate(row) if p >= PRESENT) for row in probabilities]
 
-    def score(self, predictions: pd.DataFrame) -> float:
+    def score(self, predictions: "pd.DataFrame") -> float:
         """Average precision, mean over the classes that have clips; NaN if none has any."""
         scores = [score for score in _precisions(predictions) if score is not None]
         return float(np.mean(scores)) if scores else float("nan")
 
-    def evaluate(self, predictions: pd.DataFrame, count: int) -> Evaluation:
+    def evaluate(self, predictions: "pd.DataFrame", count: int) -> Evaluation:
         """The average precision of each class, and its mean."""
         score = self.score(predictions)
         return Evaluation(score, {self.metric: score}, _precisions(predictions), None)
 
 
-def _precisions(predictions: pd.DataFrame) -> list[float | None]:
+def _precisions(predictions: "pd.DataFrame") -> list[float | None]:
     """The average precision of each class; None for a class without clips."""
     scores = np.array(predictions["probabilities"].tolist())
     truth = np.zeros(scores.shape, dtype=bool)
@@ -283,7 +288,7 @@ def task_named(name: str) -> Task:
     return TASKS[name]
 
 
-def task_of(manifest: Manifest) -> Task:
+def task_of(manifest: "Manifest") -> Task:
     """The task that a corpus asks for."""
     return SEVERAL_CLASSES if manifest.multi_label else ONE_CLASS
 
@@ -316,28 +321,3 @@ class BatchObjective:
     def divergence(self, logits: Tensor, other: Tensor) -> Tensor:
         """How far two predictions for the batch differ, a scalar (`Task.divergence`)."""
         return self.task.divergence(logits, other)
-
-
-def balanced_class_weights(labels: pd.Series, count: int) -> Tensor:
-    """Weights [C] for the loss: N / (K n_c), N the labels, n_c those of class c.
-
-    K is the number of classes with any; scikit-learn calls these weights `class_weight="balanced"`
-    (King and Zeng, 2001). A class without labels has the weight 1: it can still be predicted,
-    wrongly, and keeps its part of the loss.
-    """
-    counts = class_matrix(labels, count).sum(axis=0)
-    present = (counts > 0).sum()
-    weights = np.divide(counts.sum(), present * counts, out=np.ones(count), where=counts > 0)
-    return torch.tensor(weights, dtype=torch.float32)
-
-
-def balanced_clip_weights(labels: pd.Series, count: int) -> Tensor:
-    """Relative chances [N] of each clip to be drawn: the sum of 1 / n_c over its classes.
-
-    A clip without a class is drawn like one of the most frequent class (arXiv:2104.01778, 3.1).
-    """
-    held = class_matrix(labels, count)
-    counts = held.sum(axis=0)
-    weights = (held / np.maximum(counts, 1)).sum(axis=1)
-    weights[weights == 0] = 1 / max(counts.max(), 1)
-    return torch.from_numpy(weights)

@@ -15,10 +15,9 @@ import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -29,6 +28,9 @@ from toolkit.features.cache_folder import FEATURES, FOLDER_OF, Use, disk_errors
 from toolkit.features.mapped_rows import MappedRows, Rows, checksum
 from toolkit.files import errors_name, locked, new_folder, write_atomically
 from toolkit.own_folders import remove
+
+if TYPE_CHECKING:  # pandas is slow to import
+    import pandas as pd
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +47,7 @@ class Segment(NamedTuple):
     stop: float | None = None
 
 
-def segments_of(clips: pd.DataFrame) -> list[Segment]:
+def segments_of(clips: "pd.DataFrame") -> list[Segment]:
     """The segments of a manifest's clips (columns `path` and, if given, `start` and `stop`)."""
     if "start" not in clips:
         return [Segment(path) for path in clips["path"]]

@@ -9,10 +9,9 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -25,6 +24,9 @@ from toolkit.features.windows import is_sliver, split_windows
 from toolkit.registry import PIPELINES
 from toolkit.settings import Settings
 from toolkit.source_code import source_digest
+
+if TYPE_CHECKING:  # pandas is slow to import
+    import pandas as pd
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +167,7 @@ class Pipeline(Settings, ABC):
             )
 
     def cache(
-        self, clips: pd.DataFrame, spec: FeatureSpec, root: Path, build: bool = True
+        self, clips: "pd.DataFrame", spec: FeatureSpec, root: Path, build: bool = True
     ) -> FeatureCache:
         """The features of all clips, computed now unless they are on disk.
 

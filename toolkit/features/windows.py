@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from torch import Tensor
+
+if TYPE_CHECKING:  # pandas is slow to import
+    import pandas as pd
 
 Windows = Literal["average", "first"]
 """Of a clip that is longer than the backbone reads: the mean over all of its windows counts, or its
@@ -43,8 +45,8 @@ def split_windows(rows: Tensor, length: int) -> list[Tensor]:
 
 
 def with_windows(
-    clips: pd.DataFrame, rows: NDArray[np.int64], length: int, windows: Windows
-) -> pd.DataFrame:
+    clips: "pd.DataFrame", rows: NDArray[np.int64], length: int, windows: Windows
+) -> "pd.DataFrame":
     """A table of windows: the rows of the clips, each as often as it has windows.
 
     Args:

@@ -36,8 +36,10 @@ def windows_of(clip: Clip, number: int, pipeline: Pipeline, spec: FeatureSpec) -
     """
     name = name_of(clip, number)
     if isinstance(clip, str | Path):
-        return pipeline.windows(waveform_blocks(clip, spec.sample_rate), spec, name)
-    return pipeline.windows([_waveform(clip, name, spec.sample_rate)], spec, name)
+        blocks = waveform_blocks(clip, spec.sample_rate)
+    else:
+        blocks = iter([_waveform(clip, name, spec.sample_rate)])
+    yield from pipeline.windows(blocks, spec, name)
 
 
 def rows_of(clip: Clip, number: int, pipeline: Pipeline, spec: FeatureSpec) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from toolkit.backbones.base import Backbone
 from toolkit.bundle import Bundle
 from toolkit.features.windows import Windows
-from toolkit.inference.clips import Clip, own_pipeline, several, windows_of
+from toolkit.inference.clips import Clip, own_pipeline, several
 from toolkit.inference.windows import evaluating, in_windows
 from toolkit.model import masked_mean
 
@@ -48,20 +48,17 @@ def embed(
         windows = "average"
 
         def pool(tokens: Tensor) -> Tensor:
-            return masked_mean(
-                tokens, backbone.context.output_weights(tokens), backbone.prefix_tokens
-            )
+            return masked_mean(tokens, backbone.context.output_mask, backbone.prefix_tokens)
 
     spec = backbone.features
 
     def compute(rows: Tensor, lengths: Tensor | None) -> Tensor:
         return pool(backbone(spec.normalise(rows, lengths), lengths))
 
+    clips = several(clips)
     with evaluating(whole, device):
         found = [
-            in_windows(
-                windows_of(clip, number, pipeline, spec), spec, compute, device, batch_size, windows
-            ).mean(dim=0)
-            for number, clip in enumerate(several(clips), start=1)
+            clip.results.mean(dim=0)
+            for clip in in_windows(clips, pipeline, spec, compute, device, batch_size, windows)
         ]
     return torch.stack(found).float() if found else torch.empty(0, backbone.dim)

@@ -1,8 +1,7 @@
 """Prediction with a bundle: clips -> labels and probabilities, long clips in windows."""
 
 import dataclasses
-import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -10,7 +9,8 @@ from torch import Tensor
 from toolkit.bundle import Bundle
 from toolkit.device import require_device
 from toolkit.errors import BundleError, DataError
-from toolkit.inference.clips import Clip, name_of, several, windows_of
+from toolkit.features.pipeline import Pipeline
+from toolkit.inference.clips import Clip, several
 from toolkit.inference.windows import evaluating, in_windows
 
 
@@ -52,26 +52,14 @@ class Prediction:
         ]
 
 
-def predict_each(
-    bundle: Bundle, clips: Iterable[Clip], device: str = "cpu", batch_size: int = 16
-) -> Iterator[Prediction | DataError]:
-    """As `predict`, but goes on after a clip that cannot be read, in whose place the error is."""
-    compute = _prediction(bundle, device, batch_size)
-
-    def attempt(number: int, clip: Clip) -> Prediction | DataError:
-        try:
-            return compute(number, clip)
-        except DataError as error:
-            return error
-
-    return itertools.starmap(attempt, enumerate(several(clips), start=1))
-
-
 def predict(
     bundle: Bundle, clips: Iterable[Clip], device: str = "cpu", batch_size: int = 16
 ) -> Iterator[Prediction]:
     """Classify clips; one that is longer than the backbone reads is cut into windows, of which
     those count that counted when the bundle was tested (`Bundle.windows`).
+
+    Clips are read ahead, and short ones are computed together: the first prediction comes when a
+    batch is full, or the clips end.
 
     Args:
         bundle: from `load_bundle`.
@@ -80,40 +68,56 @@ def predict(
         batch_size: windows computed at once.
 
     Returns:
-        an iterator over one prediction per clip, in the order of the clips; each is computed when
-        it is asked for.
+        an iterator over one prediction per clip, in the order of the clips.
 
     Raises:
         BundleError: the bundle is of a module of your own, whose input is not made from audio.
         ConfigError: the device is not there.
         DataError: a file that cannot be read, or an array that is not sound (when it is its turn).
     """
-    return itertools.starmap(
-        _prediction(bundle, device, batch_size), enumerate(several(clips), start=1)
-    )
+    return map(_or_raise, predict_each(bundle, clips, device, batch_size))
 
 
-def _prediction(bundle: Bundle, device: str, batch_size: int) -> Callable[[int, Clip], Prediction]:
-    """What predicts a clip, given its number; raises what `predict` raises."""
+def _or_raise(found: Prediction | DataError) -> Prediction:
+    if isinstance(found, DataError):
+        raise found
+    return found
+
+
+def predict_each(
+    bundle: Bundle, clips: Iterable[Clip], device: str = "cpu", batch_size: int = 16
+) -> Iterator[Prediction | DataError]:
+    """As `predict`, but goes on after a clip that cannot be read, in whose place the error is."""
     if not isinstance(bundle, Bundle):
         raise BundleError(
             f"`predict` needs a bundle, not {type(bundle).__name__}: save the model with "
             "`save_bundle` and load it with `load_bundle`"
         )
     require_device(device)
-    pipeline, spec, classes = bundle.reader, bundle.features, bundle.classes
+    return _predictions(bundle, bundle.reader, several(clips), device, batch_size)
 
-    @torch.inference_mode()
-    def compute(number: int, clip: Clip) -> Prediction:
-        cut, name = windows_of(clip, number, pipeline, spec), name_of(clip, number)
-        with evaluating(bundle.model, device):
-            logits = in_windows(cut, spec, bundle.model.logits, device, batch_size, bundle.windows)
-        windows = bundle.probabilities(logits)
-        if not bool(windows.isfinite().all()):
-            raise DataError(f"{name}: the model gives probabilities that are not numbers")
-        mean = windows.mean(dim=0)
-        [found] = bundle.task.predictions([mean.tolist()])
-        labels = [classes[i] for i in (found if isinstance(found, tuple) else (found,))]
-        return Prediction(name, classes, labels, mean, windows)
 
-    return compute
+@torch.inference_mode()
+def _predictions(
+    bundle: Bundle, pipeline: Pipeline, clips: Iterable[Clip], device: str, batch_size: int
+) -> Iterator[Prediction | DataError]:
+    model = bundle.model
+
+    def compute(rows: Tensor, lengths: Tensor | None) -> Tensor:
+        with evaluating(model, device):
+            return model.logits(rows, lengths)
+
+    for clip in in_windows(
+        clips, pipeline, bundle.features, compute, device, batch_size, bundle.windows
+    ):
+        yield clip.error or _prediction(bundle, clip.name, clip.results)
+
+
+def _prediction(bundle: Bundle, name: str, logits: Tensor) -> Prediction | DataError:
+    windows = bundle.probabilities(logits)
+    if not bool(windows.isfinite().all()):
+        return DataError(f"{name}: the model gives probabilities that are not numbers")
+    mean = windows.mean(dim=0)
+    [found] = bundle.task.predictions([mean.tolist()])
+    labels = [bundle.classes[i] for i in (found if isinstance(found, tuple) else (found,))]
+    return Prediction(name, bundle.classes, labels, mean, windows)

@@ -12,6 +12,7 @@ from torch.utils.data import Sampler
 
 from toolkit.bundle import Origin, save_bundle
 from toolkit.bundle.info import hash_of
+from toolkit.data.balance import balanced_class_weights, balanced_clip_weights
 from toolkit.data.few_shot import few_shot
 from toolkit.data.manifest import Manifest
 from toolkit.data.sampling import TrainingBatches, derive_seed, evaluation_batches
@@ -23,7 +24,7 @@ from toolkit.features.spec import FRAMES_PER_SECOND
 from toolkit.features.state_store import StateStore
 from toolkit.features.windows import Windows, window_bounds, with_windows
 from toolkit.results import FoldResult, RunResult, read_run, write_fold
-from toolkit.task import Task, balanced_class_weights, balanced_clip_weights, task_of
+from toolkit.task import Task, task_of
 from toolkit.training.aggregate import keep, sum_up, summary
 from toolkit.training.brain import ClassificationBrain, TrainingPlan
 from toolkit.training.checkpoints import AtomicCheckpointer, validation_score
