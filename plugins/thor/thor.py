@@ -150,8 +150,8 @@ class Ledger(nn.Module):
 
     def note(self, consistency: Tensor, variance: Tensor) -> None:
         """Average a training step into the record."""
-        self.consistency.lerp_(consistency.detach(), 0.1)
-        self.variance.lerp_(variance.detach(), 0.1)
+        self.consistency.lerp_(consistency.detach().to(self.consistency), 0.1)
+        self.variance.lerp_(variance.detach().to(self.variance), 0.1)
 
 
 class StochasticMixture(Mixture):
