@@ -318,6 +318,21 @@ def test_a_backbone_that_breaks_it_is_found(monkeypatch: pytest.MonkeyPatch) -> 
         part.verify(features, lengths)
 
 
+def test_a_backbone_that_cannot_start_at_a_block_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Families of plugins from before there was reuse do not define `resume`."""
+    model = made("lora", "wav2vec2_bert", "mean", **LAST)
+    part = model.frozen_part()
+
+    def needs_positions(*_: Any, **options: Any) -> None:
+        raise TypeError("missing a required argument: 'positions'")
+
+    monkeypatch.setattr(model.backbone.site(1, "block").module, "forward", needs_positions)
+    monkeypatch.setattr(model.backbone, "forward", lambda *_: torch.zeros(2, 3, part.backbone.dim))
+    monkeypatch.setattr(part, "states", lambda *_: [torch.zeros(3, part.backbone.dim).numpy()] * 2)
+    with pytest.raises(ConfigError, match=r"fails when it starts at block 1 .*positions.*resume"):
+        part.verify(*batch(model))
+
+
 def test_a_pass_that_misses_the_block_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     part = made("linear_probe").frozen_part()
     monkeypatch.setattr(part, "block", 0)

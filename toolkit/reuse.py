@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from toolkit.backbones.base import Backbone
-from toolkit.errors import ConfigError
+from toolkit.errors import ConfigError, first_line
 from toolkit.peft import insertion
 from toolkit.peft.base import PeftMethod
 
@@ -148,7 +148,7 @@ class FrozenPart:
             ConfigError: these are no such states.
         """
         width = self.backbone.entrance(self.block).in_dim
-        size, rest = divmod(states.shape[1] - self._rows, self._runs)
+        size, rest = divmod(states.shape[-2] - self._rows, self._runs)
         if states.ndim != 3 or states.shape[-1] != width or rest or size < 1:
             raise ConfigError(
                 f"this model reads what `FrozenPart.collate` returns, of width {width}, and not "
@@ -171,7 +171,14 @@ class FrozenPart:
         """
         expected = self.backbone(features, lengths)
         mask = self.backbone.context.output_mask
-        found = self.resume(self.collate(self.states(features, lengths)).to(expected), lengths)
+        states = self.collate(self.states(features, lengths)).to(expected)
+        try:
+            found = self.resume(states, lengths)
+        except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise ConfigError(
+                f"the backbone '{self.backbone.name}' fails when it starts at block {self.block} "
+                f"({first_line(error)}): let it define `resume`, or use `reuse: off`"
+            ) from error
         if mask is not None:
             expected, found = expected[mask], found[:, : mask.shape[1]][mask]
         if expected.shape != found.shape or not torch.allclose(found, expected, 1e-4, 1e-4):
@@ -236,7 +243,7 @@ class PooledPart:
             output = self.backbone(features, lengths)
         finally:
             handle.remove()
-        if seen[-1].shape != output.shape:
+        if not seen or seen[-1].shape != output.shape:
             raise ConfigError(self._follows)
         norm = self._norm
         tokens = functional.layer_norm(seen[-1].float(), norm.normalized_shape, eps=norm.eps)

@@ -9,6 +9,7 @@ from importlib.util import resolve_name
 from io import StringIO
 from pathlib import Path
 from types import FunctionType
+from typing import Any
 
 METHOD_PARTS = ("toolkit.peft", "toolkit.routing", "toolkit.experts")
 """The parts of the library that methods are made of."""
@@ -35,6 +36,12 @@ def source_digest(kind: type | FunctionType) -> str | None:
     for name, code in sorted(_modules(kind.__module__).items()):
         digest.update(f"{name}\n{code}\n".encode())
     return digest.hexdigest()
+
+
+def definition_of(part: Any) -> type | FunctionType:
+    """The class of an object, or the class or function that a partial call is of."""
+    made = getattr(part, "func", part)
+    return made if isinstance(made, type | FunctionType) else type(made)
 
 
 def code_of(text: str) -> str:

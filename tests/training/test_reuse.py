@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import importlib
 import multiprocessing
 import os
 import socket
@@ -15,6 +16,7 @@ import pytest
 import torch
 from recipe import SMALL, TRAIN
 
+from toolkit.data.augment import SpecAugment
 from toolkit.data.synthetic.corpus import write_corpus
 from toolkit.errors import ConfigError, RunError
 from toolkit.features.cache_folder import STATES, caches
@@ -24,6 +26,7 @@ from toolkit.reuse import FrozenPart, PooledPart
 from toolkit.training.brain import ClassificationBrain
 from toolkit.training.experiment import Experiment
 from toolkit.training.folds import cross_validate
+from toolkit.training.states import of_plugins
 
 WIDE = ("soft_moa", "lora", "lst")
 """Configurations that are run with `tools/test --all`; toolkit.testing compares all methods."""
@@ -218,6 +221,17 @@ def test_views_that_cannot_be_are_refused(
 def test_other_values_are_refused(value: str, run: Callable[..., RunResult]) -> None:
     with pytest.raises(ConfigError, match="reuse"):
         run("out", "hparams/linear.yaml", "--reuse", value)
+
+
+def test_states_know_the_code_of_plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "louder_twice.py"
+    file.write_text("def louder(features, targets, generator):\n    return 2 * features, targets\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    parts = SpecAugment(), importlib.import_module("louder_twice").louder
+    before = of_plugins(*parts)
+    file.write_text(file.read_text().replace("2", "3"))
+    assert len(before) == 1
+    assert of_plugins(*parts) != before
 
 
 # Identity, interruption, several processes

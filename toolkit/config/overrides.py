@@ -81,7 +81,10 @@ def _override(tree: dict[str, Any], key: str, value: Any) -> None:
     elif isinstance(inside, dict):
         inside[last] = copy.deepcopy(value)
     else:
-        raise ConfigError(f"'--{key}' leads into '{path[-1]}', which is a single value")
+        raise ConfigError(
+            f"'--{key}' leads into '{path[-1]}', which is a single value: set "
+            f"`--{'.'.join(path)}` itself, or everything in it by name"
+        )
     expand_names(tree)
 
 

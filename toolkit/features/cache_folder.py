@@ -174,15 +174,19 @@ def _lock_file(folder: Path) -> Path:
 
 
 def _last_use(folder: Path) -> float:
-    lock = _lock_file(folder)
-    return max(path.stat().st_mtime for path in (folder, lock) if path.exists())
+    times = [0.0]
+    for path in (folder, _lock_file(folder)):
+        with contextlib.suppress(FileNotFoundError):  # another process removes it
+            times.append(path.stat().st_mtime)
+    return max(times)
 
 
 def _size(folder: Path) -> int:
     size = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # another process removes it
-            size += path.lstat().st_size
+    for place, _, files in os.walk(folder):
+        for name in files:
+            with contextlib.suppress(FileNotFoundError):  # another process removes it
+                size += os.lstat(os.path.join(place, name)).st_size
     return size
 
 

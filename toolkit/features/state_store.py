@@ -164,7 +164,7 @@ class StateStore:
 
     def _is_inside(self, place: Place) -> bool:
         rows = 0 if self._rows is None else len(self._rows)
-        return place.offset >= 0 < place.rows and place.offset + place.rows <= rows
+        return place.offset >= 0 and 0 < place.rows <= rows - place.offset
 
     def _is_intact(self, key: str) -> bool:
         place = self._places[key]
@@ -178,5 +178,5 @@ def _entry(line: bytes) -> tuple[str, Place] | None:
         entry = json.loads(line)
         place = Place(int(entry["offset"]), int(entry["rows"]), int(entry["crc32"]))
         return str(entry["key"]), place
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         return None

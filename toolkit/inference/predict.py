@@ -59,7 +59,8 @@ def predict(
     those count that counted when the bundle was tested (`Bundle.windows`).
 
     Clips are read ahead, and short ones are computed together: the first prediction comes when a
-    batch is full, or the clips end.
+    batch is full (four of them where clips keep their lengths, so that similar ones share a batch),
+    or the clips end.
 
     Args:
         bundle: from `load_bundle`.

@@ -272,12 +272,13 @@ class Experiment:
             return self
         chosen: dict[str, str] = {}
         if if_main_process():
-            kept = {n: continued[n] for n in names if continued and n in continued}
-            choice = precision.fastest(self.device, self.cache_folder)
-            chosen = dict.fromkeys(names, choice.name) | kept
+            chosen = {n: continued[n] for n in names if continued and n in continued}
             for name, value in chosen.items():
-                reason = "as the run here began" if name in kept else choice.reason
-                say(f"{name}: {value} ({reason})")
+                say(f"{name}: {value} (as the run here began)")
+            if new := [name for name in names if name not in chosen]:
+                choice = precision.fastest(self.device, self.cache_folder)
+                say(f"{', '.join(new)}: {choice.name} ({choice.reason})")
+                chosen |= dict.fromkeys(new, choice.name)
         configuration = self.configuration.changed(ddp_broadcast(chosen))
         options = Options.of(configuration.values)
         return dataclasses.replace(self, configuration=configuration, options=options)

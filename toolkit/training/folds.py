@@ -122,7 +122,7 @@ class Job:
         rows: id of a clip -> its position in the cache.
         cache: features of all clips.
         progress: shown over all folds.
-        told: what was said about `reuse`, once for all folds.
+        told: whether folds reuse states, as far as it was said, so that it is said once.
         stores: of states, which all folds read.
     """
 
@@ -134,7 +134,7 @@ class Job:
     rows: pd.Series
     cache: FeatureCache
     progress: Progress
-    told: list[str] = dataclasses.field(default_factory=list)
+    told: set[bool] = dataclasses.field(default_factory=set)
     stores: dict[str, StateStore] = dataclasses.field(default_factory=dict)
 
     @classmethod
@@ -250,17 +250,18 @@ class Fold:
         )
         if self.states is not None:
             brain.read(self.states.part)
-        if not job.told:
-            job.told.append(chosen)
-            if chosen:
-                job.progress.line(chosen)
+        reuses = self.states is not None
+        if chosen and reuses not in job.told:
+            job.told.add(reuses)
+            job.progress.line(chosen)
 
     def _read_by_the_job(self, states: States) -> Iterator[tuple[pd.DataFrame, Reading]]:
         """All windows that this fold and the others read, and how."""
         for train, valid, test in self.job.parts.values():
-            yield self._windows(train, self.options.windows), states.training
-            for clips in (valid, test):
-                yield self._windows(clips, self.options.windows), states.evaluation
+            if not self.options.test_only:
+                yield self._windows(train, self.options.windows), states.training
+                yield self._windows(valid, self.options.windows), states.evaluation
+            yield self._windows(test, self.options.windows), states.evaluation
 
     def _plan(self) -> TrainingPlan:
         """How to train this fold; class weights come from its training clips."""

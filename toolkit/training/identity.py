@@ -10,7 +10,6 @@ import json
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
 from toolkit import __version__
@@ -22,7 +21,7 @@ from toolkit.features.cache import content_hashes, segments_of
 from toolkit.files import write_atomically
 from toolkit.results import RUN_FILE, read_run
 from toolkit.settings import Settings
-from toolkit.source_code import source_digest
+from toolkit.source_code import definition_of, source_digest
 from toolkit.training import precision
 from toolkit.training.experiment import Experiment, Options
 from toolkit.training.volatile import VOLATILE, WHERE
@@ -238,16 +237,10 @@ def _sources(experiment: Experiment) -> Iterator[tuple[str, str]]:
         experiment.source, experiment.corpus, experiment.pipeline, *values["augment"],
         values["optimizer"],
     ):  # fmt: skip
-        kind = _code_of(part)
+        kind = definition_of(part)
         if kind.__module__.partition(".")[0] not in ("toolkit", "torch", "speechbrain"):
             name = part.registered_name if isinstance(part, Settings) else kind.__name__
             yield f"source of {name}", source_digest(kind) or "unknown"
-
-
-def _code_of(part: Any) -> type | FunctionType:
-    """The class of an object, or the class or function that a partial call is of."""
-    made = getattr(part, "func", part)
-    return made if isinstance(made, type | FunctionType) else type(made)
 
 
 def _digest(*texts: str) -> str:

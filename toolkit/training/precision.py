@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from toolkit import system
+from toolkit.features.cache_folder import disk_errors
 from toolkit.files import write_atomically
 
 AUTO = "auto"
@@ -67,7 +68,11 @@ def is_native(device: str) -> bool:
     kind = torch.device(device).type
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return kind == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return (
+        kind == "cpu"
+        and torch.backends.mkldnn.is_available()
+        and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    )
 
 
 def measured_speedup(device: str) -> float:
@@ -101,6 +106,7 @@ def _remembered(device: str, name: str, root: Path) -> float:
         return float(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         speedup = measured_speedup(device)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, f"{speedup:.3f}")
+    with disk_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, f"{speedup:.3f}")
     return speedup

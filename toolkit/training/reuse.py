@@ -50,9 +50,10 @@ def states_of(
         return None, f"reuse: off, because {error}"
     views = f"; training draws from {wanted} augmented views" if states.training.views else ""
     left = f"{size / 1e6:,.0f} MB to compute" if size else "all on disk already"
+    block, depth = states.part.block, model.backbone.depth
+    frozen = f"{block} of {depth} blocks are" if block else "what is in front of the blocks is"
     return states, (
-        f"reuse: on, because {states.part.block} of {model.backbone.depth} blocks are frozen: what "
-        f"they make of each clip is computed once ({left}){views}"
+        f"reuse: on, because {frozen} frozen, and computed once for each clip ({left}){views}"
     )
 
 

@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ from speechbrain.utils.distributed import ddp_barrier, ddp_broadcast, if_main_pr
 from torch import Tensor
 from tqdm import tqdm
 
-from toolkit import processes
+from toolkit import __version__, processes
 from toolkit.data.augment import Augmentation, augmented
 from toolkit.data.sampling import derive_seed
 from toolkit.features.batch import Batch, padded
@@ -30,7 +31,8 @@ from toolkit.features.mapped_rows import Rows
 from toolkit.features.state_store import StateStore
 from toolkit.model import AudioClassifier
 from toolkit.reuse import FrozenPart, PooledPart
-from toolkit.source_code import source_digest
+from toolkit.settings import Settings
+from toolkit.source_code import definition_of, source_digest
 from toolkit.training.experiment import Experiment
 
 
@@ -106,6 +108,8 @@ class States:
             "part": part.fingerprint,
             "features": str(self.spec),
             "rows": experiment.pipeline.row_settings(self.spec),
+            "versions": [__version__, version("transformers")],
+            "plugins": of_plugins(experiment.source, experiment.method, model.backbone),
         }
 
     def size(self, tables: Iterable[tuple[pd.DataFrame, Reading]]) -> int:
@@ -247,14 +251,20 @@ def described(experiment: Experiment) -> dict[str, Any]:
     """What views depend on besides the clip: the augmentation as it is configured, and its source
     if it is not the library's own."""
     configuration = experiment.configuration
-    kinds = [type(augmentation) for augmentation in configuration.values["augment"]]
     return {
         **{key: value for key, value in configuration.flat.items() if key.startswith("augment")},
-        "sources": [
-            None if kind.__module__.startswith("toolkit.") else source_digest(kind)
-            for kind in kinds
-        ],
+        "plugins": of_plugins(*configuration.values["augment"]),
     }
+
+
+def of_plugins(*parts: object) -> list[str]:
+    """What is known of those parts that are not the library's own: their settings and source."""
+    known = ((part, definition_of(part)) for part in parts)
+    return [
+        f"{part if isinstance(part, Settings) else kind.__name__} {source_digest(kind)}"
+        for part, kind in known
+        if not kind.__module__.startswith("toolkit.")
+    ]
 
 
 def _view(augment: Sequence[Augmentation], clip: Tensor, seed: int) -> Tensor:
