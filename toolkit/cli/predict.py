@@ -24,7 +24,7 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--top", type=at_least(1), default=3, help="classes per file (default: 3)")
     command.add_argument("--windows", action="store_true", help="one row per window of long files")
-    command.add_argument("--json", action="store_true", help="all probabilities as JSON")
+    command.add_argument("--json", action="store_true", help="per file a line of JSON, all classes")
     command.add_argument("--backbone", help="the bundle's backbone, if it has moved")
     command.add_argument("--device", default="cpu")
     command.set_defaults(run=predict)

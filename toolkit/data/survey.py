@@ -37,12 +37,10 @@ def check_corpus(corpus: Corpus, folder: Path) -> list[str]:
     if published not in (None, count):
         problems.append(f"{count:,} clips instead of the {published:,} of the published corpus")
     refuse(f"{manifest.corpus} in {folder}", problems)
-    rounds = len(manifest.splits)
-    complete = "complete" if published else "the published number is not known"
+    complete = " (complete)" if published else ""
     return [
-        f"{manifest.corpus}: {count:,} clips ({complete}), {len(manifest.classes)} classes",
-        f"{manifest.parts}; {rounds} round{'s' if rounds > 1 else ''}; no file, group or copy of a "
-        "sound in two of them",
+        f"{manifest.corpus}: {count:,} clips{complete}, {len(manifest.classes)} classes",
+        f"{manifest.parts}: no file, group or copy of a sound is in two of them",
     ]
 
 

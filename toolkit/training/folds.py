@@ -74,6 +74,7 @@ def _cross_validate(experiment: Experiment, output: OutputFolder) -> RunResult:
     ddp_barrier()
     result = read_run(output.path)
     say(summary(result))
+    say(f"results in {output.path}")
     return result
 
 

@@ -10,6 +10,7 @@ from toolkit.features.cache import FeatureCache
 from toolkit.features.cache_folder import GIGABYTE, make_room
 from toolkit.features.state_store import StateStore
 from toolkit.model import AudioClassifier
+from toolkit.reuse import FrozenPart
 from toolkit.training.experiment import Experiment
 from toolkit.training.states import Reading, States
 
@@ -41,19 +42,21 @@ def states_of(
     if wanted == "off":
         return None, ""
     try:
+        part = _frozen_part(experiment, model)
         _require_equal_epochs(experiment)
-        states = _possible(experiment, model, cache, rows, stores)
+        states = _smallest(experiment, model, part, cache, rows, stores)
         size = _with_room(experiment, states, tables(states))
     except ConfigError as error:
         if wanted != "auto":
             raise
         return None, f"reuse: off, because {error}"
     views = f"; training draws from {wanted} augmented views" if states.training.views else ""
-    left = f"{size / 1e6:,.0f} MB to compute" if size else "all on disk already"
-    block, depth = states.part.block, model.backbone.depth
-    frozen = f"{block} of {depth} blocks are" if block else "what is in front of the blocks is"
+    left = f"{size / 1e6:,.1f} MB to compute" if size else "all on disk already"
+    block = states.part.block
+    frozen = f"{block} of {model.backbone.depth} blocks are" if block else "the front end is"
     return states, (
-        f"reuse: on, because {frozen} frozen, and computed once for each clip ({left}){views}"
+        f"reuse: on, because {frozen} frozen: the output for each clip is computed once "
+        f"({left}){views}"
     )
 
 
@@ -68,18 +71,26 @@ def _require_equal_epochs(experiment: Experiment) -> None:
         )
 
 
-def _possible(
+def _frozen_part(experiment: Experiment, model: AudioClassifier) -> FrozenPart:
+    """The part of a model below the first block that trains; refused if nothing is below."""
+    model.eval()
+    part = model.frozen_part()
+    if part.block == 0 and experiment.spec.spectral:
+        raise ConfigError(
+            "the first block trains already (with `--peft.layers 'last 2'` only the last two would)"
+        )
+    return part
+
+
+def _smallest(
     experiment: Experiment,
     model: AudioClassifier,
+    part: FrozenPart,
     cache: FeatureCache,
     rows: pd.Series,
     stores: dict[str, StateStore],
 ) -> States:
     """The smallest states from which the model computes the same."""
-    model.eval()
-    part = model.frozen_part()
-    if part.block == 0 and experiment.spec.spectral:
-        raise ConfigError("the first block trains already: use `reuse: off`")
     try:
         return States(experiment, model, model.pooled_part(), cache, rows, stores)
     except ConfigError:
