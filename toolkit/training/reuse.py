@@ -48,7 +48,9 @@ def states_of(
         if wanted != "auto":
             raise
         return None, f"reuse: off, because {error}"
-    views = f"; training draws from {wanted} augmented views" if states.training.views else ""
+    number = states.training.views
+    views = f"; training draws from {number} augmented views" if number > 1 else ""
+    views = "; training reads one augmented view" if number == 1 else views
     left = f"{size / 1e6:,.0f} MB to compute" if size else "all on disk already"
     return states, (
         f"reuse: on, because {states.part.block} of {model.backbone.depth} blocks are frozen: what "
