@@ -301,6 +301,9 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "another length": lambda f: _edit_index(f, lambda i: i["clips"][3].update(frames=1000)),
     "length of another kind": lambda f: _edit_index(f, lambda i: i["clips"][3].update(frames="9")),
     "another checksum": lambda f: _edit_index(f, lambda i: i["clips"][9].update(crc32=7)),
+    "an endless checksum": lambda f: _edit_index(
+        f, lambda i: i["clips"][9].update(crc32=float("inf"))
+    ),
     "nothing inside": lambda f: [p.unlink() for p in f.iterdir()],
 }
 

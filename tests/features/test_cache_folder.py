@@ -1,5 +1,6 @@
 """The limit of all caches: the oldest that nobody uses goes first."""
 
+import argparse
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from toolkit.cli.cache import clear_caches
 from toolkit.errors import PlaceError
 from toolkit.features.cache import Segment, feature_cache
 from toolkit.features.cache_folder import Use, caches, make_room
@@ -101,3 +103,20 @@ def test_files_of_others_stay(root: Path, add: Callable[[int], Path]) -> None:
     (add(1_000) / "precious.txt").write_text("mine")
     with pytest.raises(PlaceError, match=r"precious\.txt"):
         caches(root)[0].remove()
+
+
+def test_a_cache_with_files_of_others_does_not_keep_the_next_from_going(
+    root: Path, add: Callable[[int], Path]
+) -> None:
+    foreign, ours = add(1_000), add(2_000)
+    (foreign / "precious.txt").write_text("mine")
+    assert make_room(root, 2_000, 7_000)
+    assert foreign.is_dir() and not ours.exists()
+
+
+def test_clearing_goes_on_past_files_of_others(root: Path, add: Callable[[int], Path]) -> None:
+    foreign, ours = add(1_000), add(2_000)
+    (foreign / "precious.txt").write_text("mine")
+    with pytest.raises(PlaceError, match=r"precious\.txt"):
+        clear_caches(argparse.Namespace(cache_folder=root))
+    assert foreign.is_dir() and not ours.exists()

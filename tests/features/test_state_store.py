@@ -125,6 +125,11 @@ DAMAGE = {
     "empty rows": lambda f: (f / "rows.f32").write_bytes(b""),
     "no index": lambda f: (f / "index.jsonl").unlink(),
     "noise in the index": lambda f: (f / "index.jsonl").open("ab").write(b"\xff\x00[1]\nnull\n7\n"),
+    "a place beyond all numbers": lambda f: (
+        (f / "index.jsonl")
+        .open("a")
+        .write('{"key": "d", "offset": 1e999, "rows": 1, "crc32": 0}\n')
+    ),
     "a line without an offset": lambda f: (f / "index.jsonl").open("a").write('{"key": "d"}\n'),
     "nothing inside": lambda f: [p.unlink() for p in f.iterdir() if p.suffix in (".f32", ".jsonl")],
 }

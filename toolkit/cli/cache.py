@@ -54,14 +54,20 @@ def clear_caches(options: argparse.Namespace) -> None:
 
     root = _root(options)
     freed = kept = 0
+    refused: list[PlaceError] = []
     for cache in caches(root):
-        if cache.remove():
-            freed += cache.size
-        else:
-            kept += 1
+        try:
+            if cache.remove():
+                freed += cache.size
+            else:
+                kept += 1
+        except PlaceError as error:  # the others are removed all the same
+            refused.append(error)
     print(f"{_megabytes(freed)} removed from {root}")
     if kept:
         print(f"{kept} in use, and kept")
+    if refused:
+        raise PlaceError("\n".join(map(str, refused)))
 
 
 def _root(options: argparse.Namespace) -> Path:

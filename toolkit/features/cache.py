@@ -207,7 +207,7 @@ def _is_whole(folder: Path, width: int, keys: Collection[str]) -> bool:
                 rows.release()
                 if not whole:
                     break
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         whole = False
     if not whole:
         logger.warning("the feature cache %s is damaged; it is computed again", folder)

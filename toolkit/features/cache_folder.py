@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Self
 
 from toolkit import own_folders
-from toolkit.errors import DataError
+from toolkit.errors import DataError, PlaceError
 from toolkit.os_errors import FULL
 from toolkit.own_folders import Kind
 
@@ -126,7 +126,8 @@ def make_room(root: Path, size: int, limit: int) -> bool:
     for cache in unused:
         if excess <= 0:
             break
-        excess -= cache.size if cache.remove() else 0
+        with contextlib.suppress(PlaceError):  # it holds files of others: the next one must do
+            excess -= cache.size if cache.remove() else 0
     return excess <= 0
 
 

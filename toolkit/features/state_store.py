@@ -173,7 +173,7 @@ class StateStore:
 
 
 def _entry(line: bytes) -> tuple[str, Place] | None:
-    """A line of the index; None if a killed process left a part of one."""
+    """A line of the index; None if it is damaged, or a killed process left a part of one."""
     try:
         entry = json.loads(line)
         place = Place(int(entry["offset"]), int(entry["rows"]), int(entry["crc32"]))

@@ -50,7 +50,9 @@ def states_of(
         if wanted != "auto":
             raise
         return None, f"reuse: off, because {error}"
-    views = f"; training draws from {wanted} augmented views" if states.training.views else ""
+    number = states.training.views
+    views = f"; training draws from {number} augmented views" if number > 1 else ""
+    views = "; training reads one augmented view" if number == 1 else views
     left = f"{size / 1e6:,.1f} MB to compute" if size else "all on disk already"
     block = states.part.block
     frozen = f"{block} of {model.backbone.depth} blocks are" if block else "the front end is"
