@@ -20,9 +20,9 @@ continues where `--seconds` or an interruption ended it, and prints the table at
 import argparse
 import itertools
 import json
-import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -149,10 +149,10 @@ class Bench:
             for cache in caches(self.cache):
                 if cache.kind == STATES:
                     cache.remove()
-        folder = self.output / "run"
-        shutil.rmtree(folder, ignore_errors=True)
-        command = [sys.executable, __file__, "--child", *run.words, "--output_folder", str(folder)]
-        ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        command = [sys.executable, __file__, "--child", *run.words]
+        with tempfile.TemporaryDirectory(dir=self.output) as place:
+            command += ["--output_folder", str(Path(place, "run"))]
+            ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         found: dict[str, float] = json.loads(ended.stdout.splitlines()[-1])
         return found
 

@@ -704,6 +704,11 @@ class TopK(nn.Module):
         super().__init__()
         self.router, self.count = router, count
 
+    @property
+    def trained(self) -> nn.Module:
+        """The router that was trained."""
+        return self.router.trained
+
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """[B, T, d] -> [B, T, E]."""
         gates = self.router(x, mask)

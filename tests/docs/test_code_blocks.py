@@ -105,7 +105,17 @@ def runs(block: Block) -> bool:
     return block.language in RUN and block.reason is None
 
 
-@pytest.mark.parametrize("page", [p for p in pages() if any(map(runs, blocks(p)))], ids=str)
+def rests(page: Path) -> list[pytest.MarkDecorator]:
+    """Marks: pages of plugins, but for one, are run by `tools/test --all` only."""
+    one_of_many = page.parts[0] == "plugins" and page.parts[1] != "topk_moa"
+    return [pytest.mark.wide] if one_of_many else []
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(p, marks=rests(p)) for p in pages() if any(map(runs, blocks(p)))],
+    ids=str,
+)
 def test_blocks_of_page(page: Path, workplace: Path) -> None:
     for package in EXTRAS.get(str(page), ()):
         pytest.importorskip(package)

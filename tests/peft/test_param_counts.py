@@ -55,6 +55,7 @@ def method_of(config: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.skipif(not COUNTS.is_file(), reason=f"the reference's counts are not in {COUNTS}")
+@pytest.mark.wide
 def test_every_configuration_of_the_reference() -> None:
     counts = json.loads(COUNTS.read_text())
     wrong = []
