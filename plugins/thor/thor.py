@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from toolkit import processes
 from toolkit.backbones.base import Backbone, Placement
 from toolkit.experts.base import Experts, by_expert
 from toolkit.padding import TokenContext
@@ -200,6 +201,8 @@ class StochasticMixture(Mixture):
         passes = 1 if clips % PASSES else PASSES
         shape = {"batch": (passes,), "sample": (clips, 1), "token": (clips, tokens)}[self.draw]
         draws = stochastic.uniform_draws(shape, number, x.device)
+        if self.draw == "batch":
+            draws = processes.first(draws)  # the batch of the whole job
         counted = self.real(draws) if self.draw == "token" else draws.flatten()
         self.draws += functional.one_hot(counted, number).sum(dim=0)
         if self.draw == "batch":

@@ -26,8 +26,6 @@ from toolkit.training.brain import ClassificationBrain, TrainingPlan
 from toolkit.training.progress import Progress
 
 TRAINED, BATCH, VALIDATED = 13, 5, 1  # uneven batches, and one clip for all processes to validate
-DRAWN = {"thor": "draws experts of its own in every process"}
-"""Methods whose draws in training are those of a process -> why they are left out."""
 SETTINGS: dict[str, dict[str, Any]] = {
     "topk_moa": {"w_z": 0.1, "w_entropy": 0.1, "w_balance": 0.1},
     "dynmoe": {"w_balance": 0.1, "w_eff": 0.1},
@@ -78,7 +76,7 @@ def train(
 
 def everything(family: str, rank: int, world: int) -> dict[str, Any]:
     """Train all methods one after the other."""
-    runs: dict[str, list[Augmentation]] = {name: [] for name in PEFT.names() if name not in DRAWN}
+    runs: dict[str, list[Augmentation]] = {name: [] for name in PEFT.names()}
     found = {name: train(name, family, augment, rank, world) for name, augment in runs.items()}
     augmented: list[Augmentation] = [SpecAugment(8, 20), Mixup(0.5, 0.5)]
     found["lora, augmented"] = train("lora", family, augmented, rank, world)
